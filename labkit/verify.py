@@ -88,6 +88,7 @@ def _compare_file(
     try:
         if os.pread(target, len(file.header), 0) != file.header:
             raise LabkitError(f"the header of {shown(path)} differs from what the recipe makes")
+        advance(len(file.header))
         update, current = None, None
         for piece in file.pieces:
             if piece.tensor is None:
