@@ -6,26 +6,24 @@ nothing at the final name; a merge that fails or is interrupted takes away what 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 import queue
-import secrets
 import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labkit.atomic_folder import building, explain, flush_folder, put_in_place
 from labkit.errors import LabkitError, shown
 from labkit.layout import (
     BLOCK_ELEMENTS,
@@ -106,7 +104,7 @@ def write(
     others = side_files(plan)
     began = time.time()
     try:
-        with _building(out) as folder:
+        with building(out) as folder:
             merge = _Merge(plan, folder, chosen, link, hashes, progress)
             merge.run(files)
             for name, content in others.items():
@@ -118,10 +116,10 @@ def write(
                 file.require_unchanged()
             receipt = merge.receipt(out, began, others)
             _describe(plan, receipt, folder, merge.read_hashes)
-            _flush_folder(folder)
-            _put_in_place(folder, out)
+            flush_folder(folder)
+            put_in_place(folder, out)
     except OSError as error:
-        raise LabkitError(_explain(error, out)) from error
+        raise LabkitError(explain(error, out)) from error
     return receipt
 
 
@@ -458,38 +456,6 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-@contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """Make a folder beside `out` to build in; take it away again unless it was renamed."""
-    for left in out.parent.glob(f".{_literal(out.name)}.labkit-*"):
-        _remove_if_left(left)
-    folder = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
-    folder.mkdir()
-    # The lock says that someone is still building; it ends with the process, however that ends.
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def _remove_if_left(folder: Path) -> None:
-    """Remove what an interrupted merge left behind, unless its process still runs."""
-    with suppress(OSError):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
-
-
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:
     from labkit.card import model_card
     from labkit.figures import gradient_picture, picture_bytes
@@ -511,42 +477,3 @@ def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) 
     (folder / "receipt.json").write_text(
         json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-
-
-def _flush_folder(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    old = None
-    if out.exists():
-        old = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
-        out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        if old:
-            old.rename(out)
-        raise
-    parent = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-    if old:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _explain(error: OSError, out: Path) -> str:
-    if error.errno in (28, 122):  # no space left, over quota
-        return (
-            f"the disk became full while {shown(out)} was written; nothing is left of it: make "
-            "room, or choose a folder on another disk"
-        )
-    where = f" ({shown(error.filename)})" if error.filename else ""
-    return f"cannot write {shown(out)}: {error.strerror}{where}; nothing is left of it"
