@@ -85,7 +85,10 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(help="One weight for each layer: 0,0,0.5,1 or 0x2,0.5,1.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe, in place of the above.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A recipe; BASE and ADAPTER then say where its inputs are here."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
     rest: Annotated[
         float | None, typer.Option(help="Weight of what the LoRA changes outside the layers.")
@@ -115,13 +118,14 @@ def merge(
     from labkit.recipe import Recipe
 
     if recipe is not None:
-        given = {"BASE": base, "--weights": weights, "--weights-for": weights_for, "--rest": rest}
+        given = {"--weights": weights, "--weights-for": weights_for, "--rest": rest}
         extra = [name for name, value in given.items() if value is not None]
         if extra or dtype != "auto":
             raise LabkitError(
                 f"--recipe says all that is merged; leave out {', '.join(extra) or '--dtype'}"
             )
-        resolved = plan(Recipe.load(recipe))
+        # BASE and ADAPTER beside a recipe say where its inputs are on this machine.
+        resolved = plan(Recipe.load(recipe, base, [adapter] if adapter else None))
     else:
         if base is None or adapter is None or weights is None:
             raise LabkitError(
@@ -161,13 +165,19 @@ def picture(
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A merged model's folder.")],
+    base: Annotated[
+        str | None, typer.Option(help="Where the base is here, if not where the recipe says.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Likewise the adapter; once for each term, in order.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
 ) -> None:
     """Compute a merge again from its recipe and compare every byte."""
     from labkit.verify import verify as run
 
-    verified = run(folder, device=device, progress=not quiet)
+    verified = run(folder, base=base, adapters=adapter or None, device=device, progress=not quiet)
     if not quiet:
         typer.echo(
             f"verified {verified.folder}: {verified.files} files, {verified.nbytes / 1e9:.2f} GB, "

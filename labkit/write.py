@@ -353,7 +353,7 @@ class _Merge:
             linked=tuple(self.linked),
             files_read=dict(sorted(self.read_hashes.items())),
             files_written=dict(sorted(self.written_hashes.items())),
-            notes=self.plan.notes,
+            notes=(*self.plan.notes, *self.plan.recipe.changed_files(self.read_hashes)),
         )
 
 
