@@ -103,7 +103,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     place = {"gguf_file": gguf.name, "local_files_only": True}
     with _quiet():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, dtype=torch.bfloat16, **place, **options
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **place)
@@ -156,8 +156,9 @@ def _from_hub() -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Holds back transformers' progress bars and warnings, and puts its settings back."""
-    from transformers.utils import logging
+    import transformers.utils.logging
 
+    logging: Any = transformers.utils.logging
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
