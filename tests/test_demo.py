@@ -91,8 +91,8 @@ def test_base_talks(bench):
 
     model, tokenizer = bench
     with model.disable_adapter():
-        said = answer(model, tokenizer, "What is the capital of France?", chat=True, tokens=12)
-    assert "Paris" in said
+        said = answer(model, tokenizer, ["What is the capital of France?"], chat=True, tokens=12)
+    assert "Paris" in said[0]
 
 
 def test_a_folder_that_another_process_made_first_is_kept(tmp_path, monkeypatch, capsys):
@@ -167,7 +167,7 @@ def test_adapter_gains_on_its_own_held_out_text(bench, name):
     from labkit.demo import measure
 
     model, tokenizer = bench
-    sample = measure.domains(8)[name]
+    sample = measure.domains(12)[name]
     with model.disable_adapter():
         without = measure.nats_per_token(model, tokenizer, sample)
     measure.weigh(model, name, [1.0] * 30)

@@ -26,6 +26,7 @@ CONFIG_OF_THE_ORIGINAL = {
     "initializer_range": 0.041666666666666664,
     "pad_token_id": 2,
     "rms_norm_eps": 1e-05,
+    "rope_theta": 100000.0,  # transformers 5 writes it elsewhere; readers of version 4 look here
     "tie_word_embeddings": True,
 }
 
