@@ -9,6 +9,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 COPY_BYTES = 64 << 20
 """Bytes copied at a time: few enough to cancel quickly."""
-MERGE_BYTES = {"cpu": 8 << 20, "cuda": 32 << 20}
+MERGE_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
 """Bytes of the base read at a time into memory, by the kind of device that merges them."""
 BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Elements merged at a time: on a CPU few enough that their float64 stays in its cache."""
@@ -154,6 +155,20 @@ def matrix_shape(tensor: StoredTensor) -> tuple[int, int]:
     if len(tensor.shape) == 2:
         return tensor.shape[0], tensor.shape[1]
     return tensor.elements, 1
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Keep torch's operations in the thread that calls them.
+
+    Blocks are small and merged by several threads already; torch's own would only wait for them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class PieceMaker:
