@@ -16,6 +16,7 @@ from labkit.gradient import Gradient
 
 if TYPE_CHECKING:
     from labkit.adapter import Adapter as Adapter
+    from labkit.bake import bake as bake
     from labkit.checkpoint import Checkpoint as Checkpoint
     from labkit.demo import demo as demo
     from labkit.plan import Plan as Plan
@@ -35,6 +36,7 @@ _LATER = {
     "Receipt": "labkit.receipt",
     "Recipe": "labkit.recipe",
     "Term": "labkit.recipe",
+    "bake": "labkit.bake",
     "demo": "labkit.demo",
     "plan": "labkit.plan",
     "verify": "labkit.verify",

@@ -14,7 +14,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from labkit.errors import shown
+from labkit.errors import LabkitError, shown
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Check that a folder can be made at `out`.
+
+    Raises:
+        LabkitError: no parent folder; something is there, and may not or must not be replaced.
+    """
+    if not out.parent.is_dir():
+        raise LabkitError(
+            f"{shown(out.parent)} is no folder; make it first, or choose another --out"
+        )
+    if out.exists() or out.is_symlink():
+        if not overwrite:
+            raise LabkitError(
+                f"{shown(out)} exists already; choose another name, or replace it with --overwrite"
+            )
+        if out.is_symlink() or not out.is_dir() or not (out / "receipt.json").is_file():
+            raise LabkitError(
+                f"{shown(out)} was not made by labkit (it holds no receipt.json), and is not "
+                "replaced; choose another name, or remove it yourself"
+            )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import typer
 from labkit.errors import LabkitError, shown
 
 if TYPE_CHECKING:
+    from labkit.gradient import Gradient
     from labkit.plan import Plan
 
 app = typer.Typer(
@@ -148,6 +149,42 @@ def merge(
 
 
 @app.command()
+def bake(
+    adapter: AdapterName,
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    weights_for: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=W", help="Other weights for the modules of that name."),
+    ] = None,
+    rest: Annotated[
+        float | None, typer.Option(help="Weight of modules outside the layers.")
+    ] = None,
+    scale_factors: Annotated[
+        bool, typer.Option("--scale-factors", help="Scale the factor B, not alpha_pattern.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing adapter that labkit made.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
+) -> None:
+    """Put a gradient into a LoRA itself, for peft: no tensor changes."""
+    from labkit.bake import bake as run
+
+    receipt = run(
+        adapter,
+        weights,
+        out,
+        weights_for=_patterns(weights_for or []),
+        rest=rest,
+        scale_factors=scale_factors,
+        overwrite=overwrite,
+    )
+    if not quiet:
+        typer.echo(receipt)
+
+
+@app.command()
 def picture(
     weights: Weights,
     out: Annotated[Path, typer.Option(help="The file to write: .png or .svg.")],
@@ -194,6 +231,15 @@ def _plan(
     from labkit.plan import plan
     from labkit.recipe import Recipe, Term
 
+    patterns = _patterns(weights_for)
+    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
+    gradient = Gradient.parse(weights, checkpoint.layers)
+    return plan(Recipe(checkpoint, [Term(Adapter(adapter), gradient, patterns)], rest, dtype))
+
+
+def _patterns(weights_for: list[str]) -> dict[str, Gradient]:
+    from labkit.gradient import Gradient
+
     patterns = {}
     for entry in weights_for:
         pattern, equals, text = entry.partition("=")
@@ -203,9 +249,7 @@ def _plan(
                 "mlp=0x15,1x15"
             )
         patterns[pattern] = Gradient.parse(text)
-    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
-    gradient = Gradient.parse(weights, checkpoint.layers)
-    return plan(Recipe(checkpoint, [Term(Adapter(adapter), gradient, patterns)], rest, dtype))
+    return patterns
 
 
 def _stop(*_: object) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labkit.atomic_folder import building, explain, flush_folder, put_in_place
+from labkit.atomic_folder import building, check_target, explain, flush_folder, put_in_place
 from labkit.errors import LabkitError, shown
 from labkit.layout import (
     BLOCK_ELEMENTS,
@@ -141,18 +141,7 @@ def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
                 f"the output {shown(out)} would replace the adapter {shown(adapter)}; choose "
                 "another folder"
             )
-    if not parent.is_dir():
-        raise LabkitError(f"{shown(parent)} is no folder; make it first, or choose another --out")
-    if out.exists() or out.is_symlink():
-        if not overwrite:
-            raise LabkitError(
-                f"{shown(out)} exists already; choose another name, or replace it with --overwrite"
-            )
-        if out.is_symlink() or not out.is_dir() or not (out / "receipt.json").is_file():
-            raise LabkitError(
-                f"{shown(out)} was not made by labkit (it holds no receipt.json), and is not "
-                "replaced; choose another name, or remove it yourself"
-            )
+    check_target(out, overwrite)
     needed = plan.forecast().bytes_to_write + SPARE_BYTES
     free = shutil.disk_usage(parent).free
     if needed > free:
