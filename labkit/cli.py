@@ -25,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+recipes = typer.Typer(rich_markup_mode=None, help="Recipes from and for other tools.")
+app.add_typer(recipes, name="recipe")
+
 # Typer brings its own copy of click or uses the installed one, by its version; the class that all
 # its errors of usage share has one name in both.
 USAGE_ERROR: Any = next(
@@ -111,6 +114,9 @@ def merge(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, write nothing.")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to the hub.")
+    ] = None,
     no_hash: Annotated[bool, typer.Option("--no-hash", help="Leave SHA-256 sums out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
 ) -> None:
@@ -139,6 +145,10 @@ def merge(
         return
     if out is None:
         raise LabkitError("a merge needs --out DIR, the folder to make")
+    if push is not None:
+        from labkit.publish import check_repository
+
+        check_repository(push)  # now, and not after the merge
     if not quiet:
         typer.echo(resolved)
     receipt = resolved.write(
@@ -146,6 +156,21 @@ def merge(
     )
     if not quiet:
         typer.echo(receipt)
+    if push is not None:
+        _push(out, push, False, quiet)
+
+
+@app.command(name="push")
+def push_folder(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that labkit made.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where to upload it.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
+) -> None:
+    """Upload a merged model or a baked adapter to the hub, with its card."""
+    _push(folder, repository, private, quiet)
 
 
 @app.command()
@@ -182,6 +207,58 @@ def bake(
     )
     if not quiet:
         typer.echo(receipt)
+
+
+@recipes.command(name="import")
+def import_recipe(
+    source: Annotated[
+        str, typer.Argument(help="mergekit's YAML file, or the 2023 script's command line.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The recipe to write; else printed.")] = None,
+) -> None:
+    """Make a recipe from what another tool was told."""
+    from labkit.interchange import import_recipe as run
+
+    recipe = run(source)
+    if out is None:
+        typer.echo(recipe.to_yaml(), nl=False)
+    else:
+        recipe.save(out)
+
+
+@recipes.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(help="The recipe.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; else printed.")] = None,
+) -> None:
+    """Write a recipe as mergekit's YAML, for the same merge there."""
+    from labkit.interchange import to_mergekit
+    from labkit.recipe import Recipe
+
+    text = to_mergekit(Recipe.load(recipe))
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LabkitError(f"cannot write {shown(out)}: {error.strerror}") from error
+
+
+@recipes.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="Its name, such as OUTALL or MIDD.")],
+    layers: Annotated[int, typer.Option(help="The model's number of layers.")],
+    presets: Annotated[
+        Path | None, typer.Option(help="A file of presets, one NAME:0,0,1,… a line.")
+    ] = None,
+) -> None:
+    """Print a LoRA-block-weight preset as layer weights, at the same relative depth."""
+    from labkit.presets import PRESETS
+    from labkit.presets import preset as run
+    from labkit.recipe_file import read_text
+
+    typer.echo(run(name, layers, read_text(presets, "file of presets") if presets else PRESETS))
 
 
 @app.command()
@@ -235,6 +312,17 @@ def _plan(
     checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
     gradient = Gradient.parse(weights, checkpoint.layers)
     return plan(Recipe(checkpoint, [Term(Adapter(adapter), gradient, patterns)], rest, dtype))
+
+
+def _push(folder: Path, repository: str, private: bool, quiet: bool) -> None:
+    from labkit.publish import push as run
+
+    published = run(folder, repository, private=private)
+    for note in published.notes:
+        print(f"labkit: note: {note}", file=sys.stderr)
+    if not quiet:
+        size = published.nbytes / 1e9
+        typer.echo(f"uploaded {published.files} files, {size:.2f} GB: {published.url}")
 
 
 def _patterns(weights_for: list[str]) -> dict[str, Gradient]:

@@ -10,7 +10,7 @@ hako-mikan/sd-webui-lora-block-weight.
 from __future__ import annotations
 
 from labkit.errors import LabkitError, shown
-from labkit.gradient import Gradient
+from labkit.gradient import MOST_LAYERS, Gradient
 
 PRESETS = """
 NONE:0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0
@@ -76,6 +76,8 @@ def preset(name: str, layers: int, presets: str = PRESETS) -> Gradient:
     Raises:
         LabkitError: a name that is not among the presets.
     """
+    if not 1 <= layers <= MOST_LAYERS:
+        raise LabkitError(f"the number of layers lies from 1 to {MOST_LAYERS}, found {layers}")
     known = parse_presets(presets)
     if name not in known:
         raise LabkitError(f"the preset {shown(name)!r} is unknown; known are {', '.join(known)}")
