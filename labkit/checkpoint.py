@@ -150,13 +150,14 @@ def _indexed_files(folder: Path, index_path: Path) -> list[TensorFile]:
                 "expected the name of a file in the same folder"
             )
         listed[file_name].add(tensor)
+    missing = [name for name in sorted(listed) if not (folder / name).is_file()]
+    if missing:
+        raise LabkitError(
+            f"{shown(index_path)} names {shown(missing[0])!r}, which is not in the folder "
+            f"({len(missing)} of {len(listed)} files are missing); download what is missing"
+        )
     files = []
     for file_name in sorted(listed):
-        if not (folder / file_name).is_file():
-            raise LabkitError(
-                f"{shown(index_path)} names {shown(file_name)!r}, which is not in the folder; "
-                "download the missing file"
-            )
         file = open_tensor_file(folder / file_name)
         difference = listed[file_name] ^ {tensor.name for tensor in file.tensors}
         if difference:
@@ -212,4 +213,6 @@ def _find_layers(
             f"{shown(folder / 'config.json')} says {declared} layers, but the tensors' names show "
             f"{found}; the folder is incomplete or its config belongs to another model"
         )
-    return max(whole, key=lambda prefix: size[prefix]), declared
+    # A vision tower has layers too, and seldom as many: an exact count says more than the size.
+    exact = [prefix for prefix in whole if len(members[prefix]) == declared]
+    return max(exact or whole, key=lambda prefix: size[prefix]), declared

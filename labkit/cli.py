@@ -30,6 +30,9 @@ USAGE_ERROR: Any = next(
     kind for kind in typer.BadParameter.mro() if kind.__name__ == "ClickException"
 )
 
+STOPPED = 130
+"""The status of a command that Ctrl-C ended, as shells have it."""
+
 Base = Annotated[str, typer.Argument(help="Base model: a folder, or owner/name from the hub.")]
 AdapterName = Annotated[str, typer.Argument(help="LoRA: a folder, or owner/name from the hub.")]
 Weights = Annotated[
@@ -214,8 +217,10 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "labkit"
         _fail(f"{shown(error.format_message(), 400)} (see {command} --help)")
-    except KeyboardInterrupt:
-        _fail("stopped; nothing was left behind", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = STOPPED
+    if status == STOPPED:  # typer's own answer to Ctrl-C, in some of its versions
+        _fail("stopped; nothing was left behind", STOPPED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
