@@ -103,6 +103,9 @@ def merge(
     device: Annotated[
         str, typer.Option(help="cpu, cuda or auto; the bytes are the same.")
     ] = "auto",
+    untie: Annotated[
+        bool, typer.Option("--untie", help="Write a separate head where the base's is tied.")
+    ] = False,
     link: Annotated[bool, typer.Option("--link", help="Hard-link untouched files.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing merge.")
@@ -120,9 +123,10 @@ def merge(
     if recipe is not None:
         given = {"BASE": base, "--weights": weights, "--weights-for": weights_for, "--rest": rest}
         extra = [name for name, value in given.items() if value is not None]
-        if extra or dtype != "auto":
+        if extra or dtype != "auto" or untie:
             raise LabkitError(
-                f"--recipe says all that is merged; leave out {', '.join(extra) or '--dtype'}"
+                "--recipe says all that is merged; leave out "
+                f"{', '.join(extra) or '--dtype and --untie'}"
             )
         resolved = plan(Recipe.load(recipe))
     else:
@@ -131,7 +135,7 @@ def merge(
                 "a merge needs BASE, ADAPTER and --weights, or --recipe FILE "
                 "(see labkit merge --help)"
             )
-        resolved = _plan(base, adapter, weights, rest, weights_for or [], dtype)
+        resolved = _plan(base, adapter, weights, rest, weights_for or [], dtype, untie)
     if dry_run:
         typer.echo(resolved)
         return
@@ -179,7 +183,13 @@ def verify(
 
 
 def _plan(
-    base: Any, adapter: str, weights: str, rest: float | None, weights_for: list[str], dtype: str
+    base: Any,
+    adapter: str,
+    weights: str,
+    rest: float | None,
+    weights_for: list[str],
+    dtype: str,
+    untie: bool = False,
 ) -> Plan:
     from labkit.adapter import Adapter
     from labkit.checkpoint import Checkpoint
@@ -198,7 +208,8 @@ def _plan(
         patterns[pattern] = Gradient.parse(text)
     checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
     gradient = Gradient.parse(weights, checkpoint.layers)
-    return plan(Recipe(checkpoint, [Term(Adapter(adapter), gradient, patterns)], rest, dtype))
+    terms = [Term(Adapter(adapter), gradient, patterns)]
+    return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))
 
 
 def _stop(*_: object) -> None:

@@ -79,7 +79,7 @@ def test_folders_that_are_no_model(tmp_path, broken):
     first = next(iter(names))
 
     index.write_text(json.dumps({"weight_map": {**names, first: "../x.safetensors"}}))
-    assert "expected the name of a file in the same folder" in error(broken)
+    assert "expected the name of a .safetensors file in the same folder" in error(broken)
     index.write_text(json.dumps({"weight_map": {**names, first: "x.safetensors"}}))
     assert "names 'x.safetensors', which is not in the folder" in error(broken)
     index.write_text(json.dumps({"weight_map": {k: v for k, v in names.items() if k != first}}))
