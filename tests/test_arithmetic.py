@@ -83,7 +83,7 @@ def test_the_order_of_summation_does_not_reach_the_bytes():
     """Another library sums in another order; halfway cases must not follow it."""
 
     class Backwards(LowRank):
-        def add_rows_to(self, total, base, start):
+        def add_rows_to(self, total, start, base=None):
             rows = self.left[start : start + len(total)]
             for k in reversed(range(self.rank)):
                 total += rows[:, k : k + 1] * self.right[k]
