@@ -15,16 +15,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from labkit.adapter import CONFIG, Adapter, LoraModule
+from labkit.adapter import Adapter
+from labkit.adapter_config import CONFIG
 from labkit.atomic_folder import building, check_target, explain, flush_folder, put_in_place
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient, plain
+from labkit.parts import BiasOfB, ExpertLora, LoraModule, Part
 from labkit.recipe import Term
-
-if TYPE_CHECKING:
-    from labkit.tensor_file import StoredTensor
 
 ALPHA, FACTORS = "alpha_pattern", "lora_B"
 
@@ -39,6 +38,7 @@ class BakedModule:
         weight: its layer weight.
         alpha: the alpha it had.
         baked: the alpha it has now.
+        into: "alpha_pattern", or "lora_B" if the factor B was scaled.
     """
 
     name: str
@@ -46,6 +46,7 @@ class BakedModule:
     weight: float
     alpha: float
     baked: float
+    into: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +57,6 @@ class BakeReceipt:
         folder: where the baked adapter is.
         adapter: the adapter's name.
         gradient: the layer weights.
-        how: "alpha_pattern" if the config carries the gradient, "lora_B" if the factor B does.
         modules: every module, in the order of the file.
         files_written: name -> SHA-256 of the tensors' file and the config.
         nbytes: size of the two in bytes.
@@ -66,11 +66,15 @@ class BakeReceipt:
     folder: Path
     adapter: str
     gradient: Gradient
-    how: str
     modules: tuple[BakedModule, ...]
     files_written: dict[str, str]
     nbytes: int
     seconds: float
+
+    @property
+    def how(self) -> str:
+        """What carries the gradient: alpha_pattern, lora_B, or both."""
+        return " and ".join(sorted({module.into for module in self.modules}))
 
     def to_json(self) -> dict[str, Any]:
         """The receipt as `receipt.json` has it."""
@@ -89,15 +93,12 @@ class BakeReceipt:
     def summary(self) -> Iterator[tuple[str, str]]:
         """The receipt in a few lines: a label and a text each."""
         yield "written", str(self.folder)
-        changed = sum(module.weight != 1 for module in self.modules)
         yield "baked", f"{self.adapter}, mean weight {self.gradient.mean:.2f}"
-        if self.how == ALPHA:
-            yield "how", f"alpha_pattern scales {changed} of {len(self.modules)} modules; no tensor"
-        else:
-            yield (
-                "how",
-                f"lora_B of {changed} of {len(self.modules)} modules is scaled, and rounded",
-            )
+        for into, what in ((ALPHA, "scales"), (FACTORS, "is scaled, and rounded, in")):
+            chosen = [module.weight for module in self.modules if module.into == into]
+            if chosen:
+                changed = sum(weight != 1 for weight in chosen)
+                yield "how", f"{into} {what} {changed} of {len(chosen)} modules"
         yield "took", f"{self.seconds * 1e3:.0f} ms, {self.nbytes / 1e6:.2f} MB"
 
     def __repr__(self) -> str:
@@ -145,10 +146,10 @@ def bake(
             "another folder"
         )
     check_target(target, overwrite)
-    modules = tuple(_modules(term, rest))
+    modules = tuple(_modules(term, rest, scale_factors))
     try:
         with building(target) as folder:
-            receipt = _write(term, modules, folder, target, scale_factors, began)
+            receipt = _write(term, modules, folder, target, began)
             opened.file.require_unchanged()
             flush_folder(folder)
             put_in_place(folder, target)
@@ -157,17 +158,14 @@ def bake(
     return receipt
 
 
-def _modules(term: Term, rest: float | None) -> Iterator[BakedModule]:
+def _modules(
+    term: Term, rest: float | None, scale_factors: bool
+) -> Iterator[tuple[BakedModule, Part]]:
+    """What to do to each part; the parts that a module's alpha scales with it are left out."""
     adapter, layers = term.adapter, len(term.weights)
     for pattern, gradient in term.weights_for.items():
         gradient.require(layers, f"modules {shown(pattern)}")
-    if adapter.other_tensors:
-        raise LabkitError(
-            f"the adapter {shown(adapter.name)} holds {len(adapter.other_tensors)} tensors that "
-            f"are no LoRA factors (such as {shown(adapter.other_tensors[0].name)!r}), which no "
-            "alpha scales; merge it into the base model instead"
-        )
-    found = {name: re.fullmatch(r"(.*?)\.(\d{1,6})\..*", name) for name in adapter.modules}
+    found = {part.name: re.fullmatch(r"(.*?)\.(\d{1,6})\..*", part.name) for part in adapter.parts}
     stacks = sorted({match[1] for match in found.values() if match})
     if len(stacks) > 1:
         raise LabkitError(
@@ -175,33 +173,46 @@ def _modules(term: Term, rest: float | None) -> Iterator[BakedModule]:
             f"({shown(', '.join(stacks))}), and the weights are those of one; merge it into the "
             "base model instead"
         )
-    for name, module in adapter.modules.items():
-        match = found[name]
-        if match:
-            layer: int | None = int(match[2])
-            if int(match[2]) >= layers:
-                raise LabkitError(
-                    f"module {shown(name)!r} of {shown(adapter.name)} lies in layer {match[2]}, "
-                    f"and there are {layers} weights; write one weight for each layer of the base "
-                    "model, the first one is layer 0's"
-                )
-            weight = term.gradient_for(name)[int(match[2])]
-        elif rest is None:
+    for part in adapter.parts:
+        name, match = part.name, found[part.name]
+        layer = int(match[2]) if match else None
+        if layer is not None and layer >= layers:
+            raise LabkitError(
+                f"module {shown(name)!r} of {shown(adapter.name)} lies in layer {layer}, and there "
+                f"are {layers} weights; write one weight for each layer of the base model, the "
+                "first one is layer 0's"
+            )
+        if layer is None and rest is None:
             raise LabkitError(
                 f"module {shown(name)!r} of {shown(adapter.name)} lies outside the layers, and no "
                 "layer weight counts for it; say how much of it to keep with rest (--rest 1 for "
                 "all of it, --rest 0 for none)"
             )
-        else:
-            layer, weight = None, rest
-        alpha = _alpha(module, adapter)
-        baked = alpha * weight
-        if not math.isfinite(baked):
-            raise LabkitError(
-                f"module {shown(name)!r} of {shown(adapter.name)} would have alpha {baked}; "
-                "expected a finite number; choose a smaller weight"
-            )
-        yield BakedModule(name, layer, weight, alpha, baked)
+        weight = float(rest or 0) if layer is None else term.gradient_for(name)[layer]
+        yield _baked(part, layer, weight, adapter, scale_factors), part
+
+
+def _baked(
+    part: Part, layer: int | None, weight: float, adapter: Adapter, scale_factors: bool
+) -> BakedModule:
+    where = f"module {shown(part.name)!r} of {shown(adapter.name)}"
+    factors = isinstance(part, (LoraModule, ExpertLora, BiasOfB))
+    plain_factors = factors and getattr(part, "magnitude", None) is None
+    if not plain_factors and weight != 1:
+        raise LabkitError(
+            f"{where} holds {shown(part.tensors[-1].name)!r}, which no alpha scales (DoRA, or a "
+            "tensor that was trained whole); give it weight 1, or merge it into the base model"
+        )
+    # peft names parts of the experts' stacks otherwise, and MLX-LM knows no alpha_pattern.
+    needs_factors = isinstance(part, ExpertLora) or getattr(part, "turned", False)
+    into = FACTORS if plain_factors and (scale_factors or needs_factors) else ALPHA
+    alpha = _alpha(part, adapter) if isinstance(part, LoraModule) else 1.0
+    baked = alpha * weight
+    if not math.isfinite(baked):
+        raise LabkitError(
+            f"{where} would have alpha {baked}; expected a finite number; choose a smaller weight"
+        )
+    return BakedModule(part.name, layer, weight, alpha, baked if into == ALPHA else alpha, into)
 
 
 def _alpha(module: LoraModule, adapter: Adapter) -> float:
@@ -215,10 +226,9 @@ def _alpha(module: LoraModule, adapter: Adapter) -> float:
 
 def _write(
     term: Term,
-    modules: tuple[BakedModule, ...],
+    modules: tuple[tuple[BakedModule, Part], ...],
     folder: Path,
     target: Path,
-    scale_factors: bool,
     began: float,
 ) -> BakeReceipt:
     from labkit.figures import gradient_picture, picture_bytes
@@ -229,17 +239,20 @@ def _write(
     tensors = folder / adapter.file.path.name
     shutil.copyfile(adapter.file.path, tensors)
     config = dict(adapter.config)
-    if scale_factors:
-        _scale_factors(adapter, modules, tensors)
-    else:
-        # Each module is named in full, so none of the patterns that were there is left to apply.
-        # peft warns of patterns for modules that target_modules does not name, so those have none.
-        default = config.get("lora_alpha", 8)
-        config["alpha_pattern"] = {
-            f"^{re.escape(module.name)}": json.loads(plain(module.baked))
-            for module in modules
-            if module.baked != default and adapter.targets(module.name)
-        }
+    _scale_factors(adapter, modules, tensors)
+    default, before = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
+    # Each module is named in full, and the first pattern that fits counts: those that were there
+    # are left for what is baked otherwise. peft warns of patterns for modules that target_modules
+    # does not name, so those have none.
+    patterns = {
+        f"^{re.escape(module.name)}": json.loads(plain(module.baked))
+        for module, part in modules
+        if isinstance(part, LoraModule)
+        and (before or module.baked != default)
+        and adapter.targets(module.name)
+    }
+    if any(module.into == ALPHA for module, _ in modules):
+        config["alpha_pattern"] = patterns | before
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     for path in sorted(adapter.folder.iterdir()):
@@ -251,8 +264,7 @@ def _write(
         folder=target,
         adapter=adapter.name,
         gradient=term.weights,
-        how=FACTORS if scale_factors else ALPHA,
-        modules=modules,
+        modules=tuple(module for module, _ in modules),
         files_written={path.name: hash_file(path) for path in (tensors, folder / CONFIG)},
         nbytes=tensors.stat().st_size + len(text.encode()),
         seconds=seconds,
@@ -266,17 +278,23 @@ def _write(
     return receipt
 
 
-def _scale_factors(adapter: Adapter, modules: tuple[BakedModule, ...], path: Path) -> None:
-    """Scale the factor B of each module in a copy of the adapter's file."""
+def _scale_factors(
+    adapter: Adapter, modules: tuple[tuple[BakedModule, Part], ...], path: Path
+) -> None:
+    """In a copy of the adapter's file, scale the factor B of what is baked into it."""
     import torch
 
     from labkit.arithmetic import round_once
 
+    chosen = [(m, part) for m, part in modules if m.into == FACTORS and m.weight != 1]
+    if chosen and path.suffix != ".safetensors":
+        raise LabkitError(
+            f"{shown(adapter.file.path)} is no safetensors file, and its tensors cannot be changed "
+            "in place; convert it first"
+        )
     with path.open("r+b") as file:
-        for module in modules:
-            if module.weight == 1:
-                continue
-            factor: StoredTensor = adapter.modules[module.name].b
+        for module, part in chosen:
+            factor = part.tensor if isinstance(part, BiasOfB) else part.tensors[1]
             values = factor.read()
             scaled = round_once(values.double().view(-1) * module.weight, values.dtype)
             if not bool(scaled.isfinite().all()):

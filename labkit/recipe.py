@@ -125,6 +125,7 @@ class Recipe:
         rest: the weight of what adapters change outside the layers (embeddings, final norm, head);
             None refuses adapters that change anything there.
         dtype: the output's dtype, or "auto" to keep each tensor's own.
+        untie: write a head of its own for a base whose embedding serves as head (tied).
         sha256: reference -> file name -> SHA-256 of the files that a loaded recipe was made from;
             what is merged does not depend on it.
         card: what the recipe says for the model card; likewise.
@@ -137,6 +138,7 @@ class Recipe:
     terms: Sequence[Term]
     rest: float | None = None
     dtype: str = "auto"
+    untie: bool = field(default=False, kw_only=True)
     sha256: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
     card: CardOptions = field(default=CardOptions(), compare=False)
 
@@ -151,6 +153,8 @@ class Recipe:
             raise LabkitError(
                 f"the dtype {shown(self.dtype)!r} is unknown; expected one of {', '.join(DTYPES)}"
             )
+        if not isinstance(self.untie, bool):
+            raise LabkitError(f"untie is {shown(repr(self.untie))}; expected true or false")
         rest: Any = self.rest
         if rest is not None:
             if isinstance(rest, bool) or not isinstance(rest, (int, float)):
@@ -217,6 +221,8 @@ class Recipe:
             "rest": self.rest,
             "dtype": self.dtype,
         }
+        if self.untie:
+            content["untie"] = True
         card = {
             "title": self.card.title,
             "license": self.card.license,

@@ -168,9 +168,9 @@ def load(
 ) -> Recipe:
     """Read a recipe and open what it names; see `Recipe.load`."""
     root = compose(read_text(path, "recipe"), shown(path))
-    keys = "labkit, base, terms, rest, dtype and card"
+    keys = "labkit, base, terms, rest, dtype, untie and card"
     root = replace(root, hint=_hint(root.members(keys).get("labkit")))
-    entries = root.members(keys, ("labkit", "base", "terms", "rest", "dtype", "card"))
+    entries = root.members(keys, ("labkit", "base", "terms", "rest", "dtype", "untie", "card"))
     for needed in ("base", "terms"):
         if needed not in entries:
             raise root.error(f"the recipe has no {needed}")
@@ -192,7 +192,8 @@ def load(
     recipe = (dtype or root).attempt(
         lambda: Recipe(opened, made, rest, dtype.text("a dtype") if dtype else "auto")
     )
-    return replace(recipe, sha256=sha256, card=_card(entries.get("card")))
+    untie = _truth(entries.get("untie"))
+    return replace(recipe, untie=untie, sha256=sha256, card=_card(entries.get("card")))
 
 
 def _hint(version: Entry | None) -> str:
@@ -313,6 +314,13 @@ def _rest(entry: Entry | None) -> float | None:
         return Gradient.parse(entry.text("a number or nothing"), 1)[0]
     except LabkitError:
         raise entry.error("is not a finite number; expected a number or nothing") from None
+
+
+def _truth(entry: Entry | None) -> bool:
+    text = "false" if entry is None or entry.empty else entry.text("true or false").lower()
+    if entry is not None and text not in ("true", "false"):
+        raise entry.error(f"is {shown(repr(text))}; expected true or false")
+    return text == "true"
 
 
 def _card(entry: Entry | None) -> CardOptions:

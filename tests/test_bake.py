@@ -148,7 +148,7 @@ def test_the_folder(plain_adapter, tmp_path):
     content = json.loads((tmp_path / "baked" / "receipt.json").read_text())
     assert content["baked_into"] == "alpha_pattern"
     assert content["modules"][0]["weight"] == 0
-    assert "alpha_pattern scales 21 of 28 modules; no tensor" in str(receipt)
+    assert "alpha_pattern scales 21 of 28 modules" in str(receipt)
     assert "<table>" in receipt._repr_html_()
     card = (tmp_path / "baked" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n")

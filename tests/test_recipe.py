@@ -174,6 +174,7 @@ TAILS = [
     ("dtype: [1]", "line 6, dtype: is a list; expected a dtype"),
     ("rest: much", "line 6, rest: is not a finite number; expected a number or nothing"),
     ("rest: .inf", "line 6, rest: is not a finite number; expected a number or nothing"),
+    ("untie: maybe", "line 6, untie: is 'maybe'; expected true or false"),
     ("dtpye: auto", "line 6, dtpye: is an unknown key; known are labkit, base, terms, rest, dtype"),
     ("card: {licence: x}", "line 6, card.licence: is an unknown key; known are title, license,"),
     ("card: {license: 'a b'}", "line 6, card: the license 'a b' is no identifier of a licence"),
@@ -225,7 +226,7 @@ def test_wrong_files(tmp_path):
             lk.Recipe.load(path)
 
     fails(b"", "is empty; expected a recipe")
-    fails(b"- a", "line 1: is a list; expected labkit, base, terms, rest, dtype and card")
+    fails(b"- a", "line 1: is a list; expected labkit, base, terms, rest, dtype, untie and")
     fails(b"labkit: 0.1.0", "line 1: the recipe has no base")
     fails(b"base: x", "line 1: the recipe has no terms")
     fails(b"\xff\xfe\x00", "is no text in UTF-8; a recipe is")
