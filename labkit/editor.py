@@ -58,7 +58,7 @@ def preset(name: str, layers: int) -> Gradient:
     return PRESETS[name](layers)
 
 
-class GradientEditor(anywidget.AnyWidget):  # type: ignore[misc]
+class GradientEditor(anywidget.AnyWidget):
     """Draw a gradient: one bar for each layer, over what the LoRA changes there.
 
     Read and set `.gradient`; `editor.observe(function, "weights")` calls back on every change.

@@ -12,10 +12,12 @@ from labkit.editor import GradientEditor
 from labkit.gradient import Gradient
 
 
-class Sliders(ipywidgets.VBox):  # type: ignore[misc]
+class Sliders(ipywidgets.VBox):
     """One vertical slider for each layer. Has the `weights` and `gradient` of a GradientEditor."""
 
     weights = traitlets.List(traitlets.Float())
+    link: Any = None
+    """What holds the sliders to an editor, if anything does; `link.unlink()` parts them."""
 
     def __init__(
         self, gradient: Gradient, bounds: tuple[float, float] = (0.0, 1.0), step: float = 0.01
@@ -86,6 +88,6 @@ def sliders(gradient: Gradient | GradientEditor | Iterable[float]) -> Sliders:
     """
     if isinstance(gradient, GradientEditor):
         made = Sliders(gradient.gradient, gradient.bounds, gradient.step)
-        made._link: Any = traitlets.link((gradient, "weights"), (made, "weights"))  # type: ignore[misc]
+        made.link = traitlets.link((gradient, "weights"), (made, "weights"))
         return made
     return Sliders(gradient if isinstance(gradient, Gradient) else Gradient(gradient))
