@@ -113,6 +113,7 @@ class TensorFile:
         metadata: the header's `__metadata__`.
         tensors: every tensor, in the order of its bytes.
         size: the file's size in bytes.
+        stamp: what the file system said of the file, to notice that it changes later.
     """
 
     path: Path
@@ -120,6 +121,24 @@ class TensorFile:
     metadata: dict[str, str]
     tensors: tuple[StoredTensor, ...]
     size: int
+    stamp: tuple[int, int, int]
+
+    def require_unchanged(self) -> None:
+        """Check that the file is still the one that was opened.
+
+        Raises:
+            LabkitError: it was changed, replaced or removed since.
+        """
+        try:
+            found: tuple[int, int, int] | None = _stamp(self.path.stat())
+        except OSError:
+            found = None
+        if found != self.stamp:
+            what = "removed" if found is None else "changed"
+            raise LabkitError(
+                f"{shown(self.path)} was {what} while labkit worked with it; leave it alone, and "
+                "start again"
+            )
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -131,7 +150,8 @@ def open_tensor_file(path: Path) -> TensorFile:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size = status.st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(LONGEST_HEADER, size - 8):
@@ -162,7 +182,7 @@ def open_tensor_file(path: Path) -> TensorFile:
             f"{shown(path)} is damaged: its tensors end at byte {end} and the file at byte {size}; "
             "it was cut off or something was appended; get the file again"
         )
-    return TensorFile(path, prefix + header, metadata, tuple(tensors), size)
+    return TensorFile(path, prefix + header, metadata, tuple(tensors), size, _stamp(status))
 
 
 def header_for(tensors: Iterator[tuple[str, str, tuple[int, ...]]], metadata: Any) -> bytes:
@@ -199,6 +219,10 @@ def read_fully(descriptor: int, buffer: bytearray | memoryview, start: int, path
                 "leave the file alone while labkit reads it, and start again"
             )
         done += count
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _json_object(text: bytes, path: Path) -> dict[str, Any]:

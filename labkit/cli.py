@@ -1,0 +1,224 @@
+"""The command line: `labkit --help`.
+
+Success is 0. Wrong input is 2 and one line on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labkit.errors import LabkitError, shown
+
+if TYPE_CHECKING:
+    from labkit.plan import Plan
+
+app = typer.Typer(
+    add_completion=False,
+    # Plain help: drawing it with rich takes longer to import than all of labkit's command line.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+# Typer brings its own copy of click or uses the installed one, by its version; the class that all
+# its errors of usage share has one name in both.
+USAGE_ERROR: Any = next(
+    kind for kind in typer.BadParameter.mro() if kind.__name__ == "ClickException"
+)
+
+Base = Annotated[str, typer.Argument(help="Base model: a folder, or owner/name from the hub.")]
+AdapterName = Annotated[str, typer.Argument(help="LoRA: a folder, or owner/name from the hub.")]
+Weights = Annotated[
+    str, typer.Option(help="One weight for each layer: 0,0,0.5,1 or with runs 0x2,0.5,1.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def labkit(context: typer.Context) -> None:
+    """A lab bench for layer-weighted LoRA merges."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Copy base/ and adapters/ into here.")] = None,
+) -> None:
+    """Print where the demo's base model and adapters are."""
+    import shutil
+
+    from labkit.demo import adapter_folders, base_folder
+
+    folders = {"base": base_folder()}
+    folders |= {f"adapters/{name}": folder for name, folder in adapter_folders().items()}
+    for name, folder in folders.items():
+        if out is not None:
+            target = out / name
+            if target.exists():
+                raise LabkitError(f"{shown(target)} exists already; choose another --out")
+            shutil.copytree(folder, target)
+            folder = target
+        typer.echo(f"{name}\t{folder}")
+
+
+@app.command()
+def inspect(
+    base: Base,
+    adapter: AdapterName,
+    weights: Annotated[str | None, typer.Option(help="The layer weights to plan with.")] = None,
+) -> None:
+    """Show what a merge would do: ledger and forecast."""
+    from labkit.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(base)
+    typer.echo(_plan(checkpoint, adapter, weights or f"1x{checkpoint.layers}", None, [], "auto"))
+
+
+@app.command()
+def merge(
+    base: Annotated[str | None, typer.Argument(help="Base model: a folder or hub id.")] = None,
+    adapter: Annotated[str | None, typer.Argument(help="LoRA: a folder or hub id.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="One weight for each layer: 0,0,0.5,1 or 0x2,0.5,1.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe, in place of the above.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
+    rest: Annotated[
+        float | None, typer.Option(help="Weight of what the LoRA changes outside the layers.")
+    ] = None,
+    weights_for: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=W", help="Other weights for the modules of that name."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="auto (keep the base's), float16, bfloat16 or float32.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or auto; the bytes are the same.")
+    ] = "auto",
+    link: Annotated[bool, typer.Option("--link", help="Hard-link untouched files.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing merge.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, write nothing.")
+    ] = False,
+    no_hash: Annotated[bool, typer.Option("--no-hash", help="Leave SHA-256 sums out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
+) -> None:
+    """Merge a LoRA into a base model, each layer with its own weight."""
+    from labkit.plan import plan
+    from labkit.recipe import Recipe
+
+    if recipe is not None:
+        given = {"BASE": base, "--weights": weights, "--weights-for": weights_for, "--rest": rest}
+        extra = [name for name, value in given.items() if value is not None]
+        if extra or dtype != "auto":
+            raise LabkitError(
+                f"--recipe says all that is merged; leave out {', '.join(extra) or '--dtype'}"
+            )
+        resolved = plan(Recipe.load(recipe))
+    else:
+        if base is None or adapter is None or weights is None:
+            raise LabkitError(
+                "a merge needs BASE, ADAPTER and --weights, or --recipe FILE "
+                "(see labkit merge --help)"
+            )
+        resolved = _plan(base, adapter, weights, rest, weights_for or [], dtype)
+    if dry_run:
+        typer.echo(resolved)
+        return
+    if out is None:
+        raise LabkitError("a merge needs --out DIR, the folder to make")
+    if not quiet:
+        typer.echo(resolved)
+    receipt = resolved.write(
+        out, device=device, link=link, overwrite=overwrite, hashes=not no_hash, progress=not quiet
+    )
+    if not quiet:
+        typer.echo(receipt)
+
+
+@app.command()
+def picture(
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="The file to write: .png or .svg.")],
+    base_name: Annotated[str, typer.Option(help="The base model's name.")] = "base model",
+    adapter_name: Annotated[str, typer.Option(help="The LoRA's name.")] = "LoRA",
+) -> None:
+    """Draw the picture of a gradient."""
+    from labkit.figures import gradient_picture, save_picture
+    from labkit.gradient import Gradient
+
+    figure = gradient_picture(Gradient.parse(weights), base_name, adapter_name)
+    typer.echo(save_picture(figure, out))
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A merged model's folder.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
+) -> None:
+    """Compute a merge again from its recipe and compare every byte."""
+    from labkit.verify import verify as run
+
+    verified = run(folder, device=device, progress=not quiet)
+    if not quiet:
+        typer.echo(
+            f"verified {verified.folder}: {verified.files} files, {verified.nbytes / 1e9:.2f} GB, "
+            f"{verified.tensors_computed} tensors computed again, every byte equal"
+        )
+
+
+def _plan(
+    base: Any, adapter: str, weights: str, rest: float | None, weights_for: list[str], dtype: str
+) -> Plan:
+    from labkit.adapter import Adapter
+    from labkit.checkpoint import Checkpoint
+    from labkit.gradient import Gradient
+    from labkit.plan import plan
+    from labkit.recipe import Recipe, Term
+
+    patterns = {}
+    for entry in weights_for:
+        pattern, equals, text = entry.partition("=")
+        if not (pattern and equals):
+            raise LabkitError(
+                f"--weights-for {shown(entry)!r} is not of the form PATTERN=W, such as "
+                "mlp=0x15,1x15"
+            )
+        patterns[pattern] = Gradient.parse(text)
+    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
+    gradient = Gradient.parse(weights, checkpoint.layers)
+    return plan(Recipe(checkpoint, [Term(Adapter(adapter), gradient, patterns)], rest, dtype))
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line; turn every expected error into one line and a status."""
+    # A merge that is told to end takes away what it had built, as it does for Ctrl-C.
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        status = app(standalone_mode=False)
+    except LabkitError as error:
+        _fail(str(error))
+    except USAGE_ERROR as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "labkit"
+        _fail(f"{shown(error.format_message(), 400)} (see {command} --help)")
+    except KeyboardInterrupt:
+        _fail("stopped; nothing was left behind", 130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int = 2) -> None:
+    print(f"labkit: error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,152 @@
+"""The receipt: what a merge did, tensor by tensor and file by file."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class TensorReceipt:
+    """What was done to one tensor.
+
+    Attributes:
+        name: the base's tensor.
+        layer: its layer; None outside the layers.
+        weights: the weight of each adapter that changed it.
+        asked: `‖Σ w·ΔW‖_F`, the change that was asked for.
+        achieved: `‖W' - W‖_F`, the change that is there after rounding.
+    """
+
+    name: str
+    layer: int | None
+    weights: tuple[float, ...]
+    asked: float
+    achieved: float
+
+
+@dataclass(frozen=True, repr=False)
+class Receipt:
+    """What a merge did.
+
+    Attributes:
+        folder: where the merged model is.
+        base: the base's name.
+        adapters: the adapters' names.
+        device: where it was calculated.
+        seconds: how long it took.
+        created: when it began, in UTC.
+        tensors: every tensor that changed.
+        untouched: how many tensors kept their bytes.
+        linked: files that are shared with the base by hard links.
+        files_read: path -> SHA-256; empty without hashing.
+        files_written: name -> SHA-256, all but the receipt and its companions.
+        notes: what the plan noted.
+    """
+
+    folder: Path
+    base: str
+    adapters: tuple[str, ...]
+    device: str
+    seconds: float
+    created: str
+    tensors: tuple[TensorReceipt, ...]
+    untouched: int
+    linked: tuple[str, ...]
+    files_read: dict[str, str]
+    files_written: dict[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def asked(self) -> float:
+        """The norm of the whole change that was asked for."""
+        return math.hypot(*(tensor.asked for tensor in self.tensors))
+
+    @property
+    def achieved(self) -> float:
+        """The norm of the whole change that is there after rounding."""
+        return math.hypot(*(tensor.achieved for tensor in self.tensors))
+
+    def table(self) -> pd.DataFrame:
+        """One row for each tensor that changed."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(tensor) for tensor in self.tensors])
+
+    def to_json(self) -> dict[str, Any]:
+        """The receipt as `receipt.json` has it. Paths are left out: files are named."""
+        from labkit import __version__
+
+        return {
+            "labkit": __version__,
+            "created": self.created,
+            "seconds": round(self.seconds, 3),
+            "device": self.device,
+            "base": self.base,
+            "adapters": list(self.adapters),
+            "untouched_tensors": self.untouched,
+            "linked_files": list(self.linked),
+            "notes": list(self.notes),
+            "files_read": {Path(path).name: digest for path, digest in self.files_read.items()},
+            "files_written": self.files_written,
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "layer": tensor.layer,
+                    "weights": list(tensor.weights),
+                    "asked_norm": _number(tensor.asked),
+                    "achieved_norm": _number(tensor.achieved),
+                }
+                for tensor in self.tensors
+            ],
+        }
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """The receipt in a few lines: a label and a text each."""
+        yield "written", str(self.folder)
+        yield "merged", f"{' + '.join((self.base, *self.adapters))}, in {self.seconds:.1f} s"
+        yield (
+            "tensors",
+            f"{len(self.tensors)} changed, {self.untouched} with the base's own bytes",
+        )
+        if self.tensors:
+            yield (
+                "change",
+                f"norm {self.achieved:.4g} after rounding, of {self.asked:.4g} asked for",
+            )
+        if self.linked:
+            yield "linked", f"{', '.join(self.linked)}: shared with the base's folder"
+        for note in self.notes:
+            yield "note", note
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{label:<9}{shown(text, 400)}" for label, text in self.summary())
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.summary())
+
+
+def summary_html(lines: Iterator[tuple[str, str]]) -> str:
+    """Labelled lines as an HTML table for a notebook, escaped."""
+    # Alignment is said cell by cell: notebooks align tables to the right.
+    rows = "".join(
+        f'<tr><th style="text-align:left;vertical-align:top">{html.escape(shown(label))}</th>'
+        '<td style="text-align:left;overflow-wrap:anywhere">'
+        f"{html.escape(shown(text, 400))}</td></tr>"
+        for label, text in lines
+    )
+    return f"<table>{rows}</table>"
+
+
+def _number(value: float) -> float | None:
+    # JSON has no NaN: a base that holds one has no norm.
+    return value if math.isfinite(value) else None

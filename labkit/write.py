@@ -1,0 +1,552 @@
+"""Carries out a plan: streams the base through, touches what the plan says, makes one folder.
+
+The folder is built beside its final name, flushed to disk, and renamed once. Until then there is
+nothing at the final name; a merge that fails or is interrupted takes away what it had built.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import queue
+import secrets
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from labkit.errors import LabkitError, shown
+from labkit.layout import (
+    BLOCK_ELEMENTS,
+    MERGE_BYTES,
+    OutputFile,
+    Piece,
+    PieceMaker,
+    output_files,
+    side_files,
+)
+from labkit.receipt import Receipt, TensorReceipt
+from labkit.recipe import FILE_NAME as RECIPE_NAME
+
+if TYPE_CHECKING:
+    from labkit.plan import Plan
+
+MOST_WORKERS = 4
+"""Threads that merge. More than this waits for the disk."""
+HASH_BYTES = 4 << 20
+FLUSH_BYTES = 256 << 20
+"""Written bytes after which the disk is set to work, so that little is left to flush at the end."""
+SPARE_BYTES = 16 << 20
+"""Free disk to leave for the small files and the file system's own use."""
+
+
+def workers() -> int:
+    """How many threads merge at once."""
+    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0))))
+
+
+def working_memory(plan: Plan) -> int:
+    """Bytes of memory that carrying out a plan takes at most, beside Python's and torch's own."""
+    # For each element of a block: its float64 twice, its float32, and what looks for ties.
+    blocks = BLOCK_ELEMENTS["cpu"] * (8 + 8 + 4 + 16)
+    pieces = MERGE_BYTES["cpu"] * 3  # the bytes read, and at most twice as many written
+    factors = max(
+        (
+            sum(sum(contribution.module.shape) * contribution.module.rank * 8
+                for contribution in change.contributions)
+            for change in plan.changes.values()
+        ),
+        default=0,
+    )  # fmt: skip
+    # Factors of as many tensors as pieces under way, and those that are just being read.
+    return workers() * (blocks + pieces) + (2 * workers() + 4) * factors + 2 * HASH_BYTES
+
+
+def choose_device(device: str) -> torch.device:
+    """Turn "cpu", "cuda" or "auto" into a device.
+
+    Raises:
+        LabkitError: an unknown name, or no GPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise LabkitError(f"the device {shown(device)!r} is unknown; expected cpu, cuda or auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LabkitError("there is no CUDA device here; use --device cpu, the bytes are the same")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def write(
+    plan: Plan,
+    out: Path,
+    *,
+    device: str,
+    link: bool,
+    overwrite: bool,
+    hashes: bool,
+    progress: bool,
+) -> Receipt:
+    """Carry out a plan; see `Plan.write`."""
+    chosen = choose_device(device)
+    out = out.expanduser().absolute()
+    _check_target(plan, out, overwrite)
+    files = output_files(plan, chosen.type)
+    others = side_files(plan)
+    began = time.time()
+    try:
+        with _building(out) as folder:
+            merge = _Merge(plan, folder, chosen, link, hashes, progress)
+            merge.run(files)
+            for name, content in others.items():
+                if isinstance(content, Path):
+                    shutil.copyfile(content, folder / name)
+                else:
+                    (folder / name).write_bytes(content)
+            for file in (*plan.base.files, *(term.adapter.file for term in plan.recipe.terms)):
+                file.require_unchanged()
+            receipt = merge.receipt(out, began, others)
+            _describe(plan, receipt, folder, merge.read_hashes)
+            _flush_folder(folder)
+            _put_in_place(folder, out)
+    except OSError as error:
+        raise LabkitError(_explain(error, out)) from error
+    return receipt
+
+
+def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
+    parent = out.parent
+    base = plan.base.folder.resolve()
+    resolved = out.resolve()
+    if resolved == base or base in resolved.parents or resolved in base.parents:
+        raise LabkitError(
+            f"the output {shown(out)} and the base {shown(base)} lie in each other; the base is "
+            "never written to: choose another folder"
+        )
+    for term in plan.recipe.terms:
+        adapter = term.adapter.folder.resolve()
+        if resolved == adapter or resolved in adapter.parents:
+            raise LabkitError(
+                f"the output {shown(out)} would replace the adapter {shown(adapter)}; choose "
+                "another folder"
+            )
+    if not parent.is_dir():
+        raise LabkitError(f"{shown(parent)} is no folder; make it first, or choose another --out")
+    if out.exists() or out.is_symlink():
+        if not overwrite:
+            raise LabkitError(
+                f"{shown(out)} exists already; choose another name, or replace it with --overwrite"
+            )
+        if out.is_symlink() or not out.is_dir() or not (out / "receipt.json").is_file():
+            raise LabkitError(
+                f"{shown(out)} was not made by labkit (it holds no receipt.json), and is not "
+                "replaced; choose another name, or remove it yourself"
+            )
+    needed = plan.forecast().bytes_to_write + SPARE_BYTES
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise LabkitError(
+            f"the merge writes {needed / 1e9:.2f} GB, and {shown(parent)} has {free / 1e9:.2f} GB "
+            "free; make room, or choose a folder on another disk"
+        )
+
+
+class _Merge:
+    """One run: reads, merges and writes in several threads, and keeps account."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        device: torch.device,
+        link: bool,
+        hashes: bool,
+        progress: bool,
+    ) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.link = link
+        self.device = device
+        self.maker = PieceMaker(plan, device)
+        self.squared: dict[str, float] = {}
+        self.asked: dict[str, float] = {}
+        self.linked: list[str] = []
+        self.read_hashes: dict[str, str] = {}
+        self.written_hashes: dict[str, str] = {}
+        self.hashes = hashes
+        self.progress = progress
+        self.stopped = threading.Event()
+        self._descriptors: list[int] = []
+
+    def run(self, files: list[OutputFile]) -> None:
+        from tqdm.auto import tqdm
+
+        # Two jobs that are done beside the merging, each in order: hashing, and flushing to disk.
+        hashers = [_Beside(self.stopped), _Beside(self.stopped)] if self.hashes else []
+        flusher = _Beside(self.stopped)
+        threads = torch.get_num_threads()
+        # The pool's threads share the cores already; torch's own threads would fight them.
+        torch.set_num_threads(1)
+        pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
+        try:
+            with tqdm(
+                total=sum(file.size for file in files),
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1000,
+                desc="merge",
+                disable=not self.progress,
+            ) as bar:
+                for file in files:
+                    self._file(file, pool, hashers, flusher, bar)
+                bar.set_description("flush")
+                for beside in (*hashers, flusher):
+                    beside.finish()
+        except BaseException:
+            self.stopped.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+            for beside in (*hashers, flusher):
+                beside.close()
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+
+    def _file(
+        self,
+        file: OutputFile,
+        pool: ThreadPoolExecutor,
+        hashers: list[_Beside],
+        flusher: _Beside,
+        bar: Any,
+    ) -> None:
+        source_path, target_path = file.source.path, self.folder / file.name
+        if file.untouched and self.link and _linked(source_path, target_path):
+            self.linked.append(file.name)
+            bar.update(file.size)
+            if hashers:
+                hashers[0].put(lambda: self._hash_untouched(file))
+            return
+        source = self._open(source_path, os.O_RDONLY)
+        target = self._open(target_path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        _write_fully(target, file.header, 0)
+        bar.update(len(file.header))
+        digests = [hashlib.sha256(file.source.header_bytes), hashlib.sha256(file.header)]
+        unflushed = 0
+        for piece in self._pieces(file, pool, source, target):
+            bar.update(piece.nbytes)
+            if hashers and not file.untouched:
+                self._hash_piece(hashers, digests, piece, source, target)
+            unflushed += piece.nbytes
+            if unflushed >= FLUSH_BYTES:
+                flusher.put(lambda: os.fdatasync(target))
+                unflushed = 0
+        flusher.put(lambda: os.fsync(target))
+        if hashers and file.untouched:
+            hashers[0].put(lambda: self._hash_untouched(file))
+        elif hashers:
+            hashers[0].put(
+                lambda: self.read_hashes.update({str(source_path): digests[0].hexdigest()})
+            )
+            hashers[1].put(lambda: self.written_hashes.update({file.name: digests[1].hexdigest()}))
+
+    def _open(self, path: Path, flags: int) -> int:
+        # Closed at the end of the run: hashing and flushing need the files after the merging.
+        descriptor = os.open(path, flags, 0o644)
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    def _hash_piece(
+        self, hashers: list[_Beside], digests: list[Any], piece: Piece, source: int, target: int
+    ) -> None:
+        hashers[0].put(
+            lambda: _hash_range(digests[0], source, piece.source, piece.source_bytes, self.stopped)
+        )
+        hashers[1].put(
+            lambda: _hash_range(digests[1], target, piece.target, piece.nbytes, self.stopped)
+        )
+
+    def _hash_untouched(self, file: OutputFile) -> None:
+        digest = hash_file(file.source.path, self.stopped)
+        self.read_hashes[str(file.source.path)] = digest
+        self.written_hashes[file.name] = digest
+
+    def _pieces(
+        self, file: OutputFile, pool: ThreadPoolExecutor, source: int, target: int
+    ) -> Iterator[Piece]:
+        """Carry out a file's pieces, a few at once; give back each when it is done, in order."""
+        running: deque[tuple[Piece, Future[float]]] = deque()
+        update = None
+        current: str | None = None
+
+        def finished() -> Piece:
+            piece, future = running.popleft()
+            squared = future.result()
+            if piece.tensor and piece.tensor.name in self.plan.changes:
+                name = piece.tensor.name
+                self.squared[name] = self.squared.get(name, 0.0) + squared
+            return piece
+
+        for piece in file.pieces:
+            if piece.tensor is None:
+                job = pool.submit(_copy_range, source, target, piece, file)
+            else:
+                if piece.tensor.name != current:
+                    current = piece.tensor.name
+                    update = self.maker.update(piece.tensor)
+                    if update is not None:
+                        self.asked[current] = update.norm()
+                job = pool.submit(self._merge_piece, file, piece, source, target, update)
+            running.append((piece, job))
+            while len(running) > 2 * workers():
+                yield finished()
+        while running:
+            yield finished()
+
+    def _merge_piece(
+        self, file: OutputFile, piece: Piece, source: int, target: int, update: Any
+    ) -> float:
+        if self.stopped.is_set():
+            return 0.0
+        merged, squared = self.maker.make(file, piece, source, update)
+        _write_fully(target, merged, piece.target)
+        return squared
+
+    def receipt(self, out: Path, began: float, others: dict[str, bytes | Path]) -> Receipt:
+        if self.hashes:
+            for path in others.values():
+                if isinstance(path, Path):
+                    self.read_hashes[str(path)] = hash_file(path)
+            for term in self.plan.recipe.terms:
+                for path in (term.adapter.file.path, term.adapter.folder / "adapter_config.json"):
+                    self.read_hashes[str(path)] = hash_file(path)
+            for name in others:
+                self.written_hashes[name] = hash_file(self.folder / name)
+        return Receipt(
+            folder=out,
+            base=self.plan.base.name,
+            adapters=tuple(term.adapter.name for term in self.plan.recipe.terms),
+            device=str(self.device),
+            seconds=time.time() - began,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+            tensors=tuple(
+                TensorReceipt(
+                    name,
+                    change.layer,
+                    change.weights,
+                    self.asked[name],
+                    math.sqrt(self.squared[name]),
+                )
+                for name, change in self.plan.changes.items()
+            ),
+            untouched=len(self.plan.base.tensors) - len(self.plan.changes),
+            linked=tuple(self.linked),
+            files_read=dict(sorted(self.read_hashes.items())),
+            files_written=dict(sorted(self.written_hashes.items())),
+            notes=self.plan.notes,
+        )
+
+
+class _Beside:
+    """Does jobs one after the other in a thread of its own; the first error ends the merge."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._stopped = stopped
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def put(self, job: Any) -> None:
+        if self._error:
+            raise self._error
+        self._jobs.put(job)
+
+    def finish(self) -> None:
+        """Wait until all is done; raise what went wrong."""
+        self.close()
+        if self._error:
+            raise self._error
+
+    def close(self) -> None:
+        """End the thread, whatever went wrong."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if self._stopped.is_set():
+                continue
+            try:
+                job()
+            # Whatever it is, it is raised again in the thread that waits.
+            except BaseException as error:  # noqa: BLE001
+                self._error = error
+                self._stopped.set()
+
+
+def hash_file(path: Path, stopped: threading.Event | None = None) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        _hash_range(digest, file.fileno(), 0, size, stopped or threading.Event())
+    return digest.hexdigest()
+
+
+def _hash_range(
+    digest: Any, descriptor: int, start: int, count: int, stopped: threading.Event
+) -> None:
+    for position in range(start, start + count, HASH_BYTES):
+        if stopped.is_set():
+            return
+        digest.update(os.pread(descriptor, min(HASH_BYTES, start + count - position), position))
+
+
+def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> float:
+    """Let the kernel copy: file systems that can share blocks then do."""
+    done = 0
+    while done < piece.nbytes:
+        count = _copy_some(
+            source, target, piece.nbytes - done, piece.source + done, piece.target + done
+        )
+        if count == 0:
+            raise LabkitError(
+                f"{shown(file.source.path)} became shorter while it was read; leave it alone, and "
+                "start again"
+            )
+        done += count
+    return 0.0
+
+
+def _copy_some(source: int, target: int, count: int, start: int, to: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, count, start, to)
+        except OSError as error:
+            # Some file systems, and some pairs of them, cannot; then the bytes go through memory.
+            if error.errno in (28, 122, 27):  # no space, over quota, file too large
+                raise
+    data = os.pread(source, min(count, HASH_BYTES), start)
+    return os.pwrite(target, data, to)
+
+
+def _write_fully(descriptor: int, data: bytes | memoryview, start: int) -> None:
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], start + done)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        return False  # another file system, or one without links: copied in place of linked
+    return True
+
+
+@contextmanager
+def _building(out: Path) -> Iterator[Path]:
+    """Make a folder beside `out` to build in; take it away again unless it was renamed."""
+    for left in out.parent.glob(f".{_literal(out.name)}.labkit-*"):
+        _remove_if_left(left)
+    folder = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
+    folder.mkdir()
+    # The lock says that someone is still building; it ends with the process, however that ends.
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove what an interrupted merge left behind, unless its process still runs."""
+    with suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:
+    from labkit.card import model_card
+    from labkit.figures import gradient_picture, picture_bytes
+
+    sha256 = {
+        source.reference: {
+            Path(path).name: digest
+            for path, digest in read.items()
+            if Path(path).parent == source.folder and Path(path).name != "README.md"
+        }
+        for source in plan.recipe.sources
+    }
+    recipe = replace(plan.recipe, sha256={name: files for name, files in sha256.items() if files})
+    recipe.save(folder / RECIPE_NAME)
+    first = plan.recipe.terms[0]
+    picture = gradient_picture(first.weights, plan.base.name, first.adapter.name)
+    (folder / "gradient.png").write_bytes(picture_bytes(picture))
+    (folder / "README.md").write_text(model_card(plan, receipt), encoding="utf-8")
+    (folder / "receipt.json").write_text(
+        json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    old = None
+    if out.exists():
+        old = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
+        out.rename(old)
+    try:
+        folder.rename(out)
+    except OSError:
+        if old:
+            old.rename(out)
+        raise
+    parent = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _explain(error: OSError, out: Path) -> str:
+    if error.errno in (28, 122):  # no space left, over quota
+        return (
+            f"the disk became full while {shown(out)} was written; nothing is left of it: make "
+            "room, or choose a folder on another disk"
+        )
+    where = f" ({shown(error.filename)})" if error.filename else ""
+    return f"cannot write {shown(out)}: {error.strerror}{where}; nothing is left of it"

@@ -1,0 +1,37 @@
+"""Tiny models and adapters, made from configs in a second; shapes in type hints are enforced."""
+
+from __future__ import annotations
+
+import os
+
+# Before transformers and huggingface_hub are imported: tests never reach for the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+with install_import_hook(["labkit.delta", "labkit.arithmetic"], "beartype.beartype"):
+    import labkit.arithmetic
+    import labkit.delta  # noqa: F401
+
+import pytest
+import torch
+
+from tests.tiny import make_adapter, make_base
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    """A Llama of 4 layers in bfloat16, in two shards, tied head."""
+    return make_base(tmp_path_factory.mktemp("base") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tmp_path_factory, tiny_base):
+    """A LoRA of rank 4 on every linear module of `tiny_base`."""
+    return make_adapter(tmp_path_factory.mktemp("adapter") / "tiny-lora", tiny_base)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
