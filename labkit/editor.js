@@ -20,8 +20,14 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const plain = (number) => String(number === 0 ? 0 : number);
 const sameList = (a, b) => a.length === b.length && a.every((value, i) => value === b[i]);
 
+// JupyterLab looks for its shortcuts before any widget sees a key, from the focused element up.
+// This attribute, on that very element, is how a widget says that keys typed there are its own.
+const OWN_KEYS = "data-lm-suppress-shortcuts";
+const TAKES_KEYS = new Set(["button", "input", "select", "summary"]);
+
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
+  if (TAKES_KEYS.has(tag)) node.setAttribute(OWN_KEYS, "true");
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
   return node;
@@ -193,6 +199,7 @@ function createPlot(model, store) {
   const sliders = Array.from({ length: layers }, (_, layer) =>
     draw("rect", {
       class: "layer",
+      [OWN_KEYS]: "true",
       role: "slider",
       "data-layer": layer,
       "aria-label": `layer ${layer}`,
@@ -618,10 +625,13 @@ function attachKeyboard(plot, store, entry, model) {
       event.stopPropagation();
     }
   });
-  plot.svg.addEventListener("focusin", (event) => plot.point(plot.sliders.indexOf(event.target)));
-  plot.svg.addEventListener("focusout", () => {
-    plot.point(-1);
-    store.flush();
+  // On each layer and not on the picture: Chromium makes an <svg> that listens for focus a tab stop.
+  plot.sliders.forEach((slider, layer) => {
+    slider.addEventListener("focus", () => plot.point(layer));
+    slider.addEventListener("blur", () => {
+      plot.point(-1);
+      store.flush();
+    });
   });
 }
 
@@ -638,9 +648,11 @@ function createPanel(model, plot, store) {
   const shapes = make("select", { class: "shapes", "aria-label": "preset" });
   let editing = false; // the text field holds what the user typed, not yet what is drawn
 
+  let asked = 0;
   function ask(request) {
     store.flush();
-    model.send(request);
+    model.set("request", { ...request, number: `${Date.now()}-${asked++}` });
+    model.save_changes();
   }
 
   function button(label, title, action) {
@@ -795,13 +807,11 @@ function render({ model, el }) {
 
   const legend = make("div", { class: "legend" });
   const stage = make("div", { class: "stage" }, plot.svg, entry.field);
-  // JupyterLab looks for its shortcuts before any widget sees a key; this attribute is how a
-  // widget says that keys typed here are its own.
   const root = make(
-    "div", { class: "labkit-editor", "data-lm-suppress-shortcuts": "true" },
+    "div", { class: "labkit-editor" },
     panel.bar, stage, legend, panel.list, panel.problem, panel.help,
   );
-  // That takes Ctrl+S and its like away as well, so they are handed to the cell around the editor.
+  // OWN_KEYS takes Ctrl+S and its like away as well, so they are handed to the cell around us.
   root.addEventListener("keydown", (event) => {
     const command = (event.ctrlKey || event.metaKey) && !/^[zyacvx]$/i.test(event.key);
     const cell = root.closest(".jp-Cell");

@@ -92,6 +92,10 @@ class GradientEditor(anywidget.AnyWidget):
     picture_id = traitlets.Unicode("").tag(sync=True)
     """Static pictures with this `data-labkit-picture` are hidden while the editor is shown."""
 
+    request = traitlets.Dict().tag(sync=True)
+    """What the browser asks for last. A trait, and no message: it travels with the weights that
+    were drawn before it, where a message could overtake them."""
+
     def __init__(
         self,
         gradient: Gradient | Iterable[float],
@@ -114,7 +118,6 @@ class GradientEditor(anywidget.AnyWidget):
         self.start = weights
         self.norms = [float(norm) for norm in norms]
         self.names = [shown(name, 60) for name in names]
-        self.on_msg(self._asked)
 
     @property
     def gradient(self) -> Gradient:
@@ -187,8 +190,10 @@ class GradientEditor(anywidget.AnyWidget):
 
     # What the browser asks for
 
-    def _asked(self, _: Any, content: Any, buffers: Any = None) -> None:
-        """Answer a message of the browser; what is wrong with it is shown under the text field."""
+    @traitlets.observe("request")
+    def _asked(self, change: Any) -> None:
+        """Answer the browser; what is wrong with its request is shown under the text field."""
+        content = change["new"]
         try:
             self._do(content)
         except (LabkitError, traitlets.TraitError) as error:

@@ -29,7 +29,7 @@ class Asking:
         editor.send = lambda content, buffers=None: self.answers.append(content)
 
     def __call__(self, **request: Any) -> dict[str, Any]:
-        self.editor._handle_custom_msg(request, [])
+        self.editor.set_state({"request": {**request, "number": len(self.answers)}})
         return self.answers[-1]
 
 

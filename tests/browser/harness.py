@@ -40,6 +40,9 @@ THEIR_ERRORS = (
     "/api/settings",
     # The icon of the page; Notebook 7 looks for it under a name that does not exist.
     "favicon",
+    # Notebook 7 starts plugins of JupyterLab that want a file browser, which its page has not.
+    "Cannot read properties of undefined (reading 'schema')",
+    "Command 'filebrowser:open-path' not registered.",
 )
 
 
@@ -132,12 +135,15 @@ class Watched:
         self.outside: list[str] = []
         self.errors: list[str] = []
         page.on("console", self._said)
-        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+        page.on("pageerror", lambda error: self._erred(f"uncaught: {error}"))
         page.route("**/*", self._asked)
 
     def _said(self, message: Any) -> None:
-        text = f"{message.text} {message.location.get('url', '')}"
-        if message.type == "error" and not any(known in text for known in THEIR_ERRORS):
+        if message.type == "error":
+            self._erred(f"{message.text} {message.location.get('url', '')}")
+
+    def _erred(self, text: str) -> None:
+        if not any(known in text for known in THEIR_ERRORS):
             self.errors.append(text)
 
     def _asked(self, route: Any) -> None:
@@ -186,8 +192,10 @@ class Pages:
 
     def check(self) -> None:
         """No page may have asked anything of the network, or have written an error."""
-        assert [address for one in self.watched for address in one.outside] == []
-        assert [error for one in self.watched for error in one.errors] == []
+        outside = [address for one in self.watched for address in one.outside]
+        assert outside == [], outside
+        errors = [error for one in self.watched for error in one.errors]
+        assert errors == [], errors
 
     def close(self) -> None:
         for context in self.contexts:

@@ -47,8 +47,8 @@ class Editor:
 
     def fresh(self) -> Editor:
         """The same editor with every weight 0, nothing selected and nothing typed."""
-        self.preset("constant 0")
         self.root.locator(".layer").first.press("Escape")
+        self.preset("constant 0")
         self.shows([0.0] * self.layers)
         self.page.mouse.move(0, 0)
         # Two clicks of two tests are not to be one double click.
@@ -64,8 +64,9 @@ class Editor:
         )
 
     def at(self, layer: int, weight: float) -> tuple[float, float]:
-        box = self.root.locator(f'.layer[data-layer="{layer}"]').bounding_box()
-        return box["x"] + box["width"] / 2, box["y"] + box["height"] * (1 - weight)
+        box = self.root.locator(".base").bounding_box()
+        across = (layer + 0.5) / self.layers
+        return box["x"] + box["width"] * across, box["y"] + box["height"] * (1 - weight)
 
     def drag(self, *way: tuple[int, float], steps: int = 8) -> None:
         mouse = self.page.mouse
@@ -268,7 +269,7 @@ def test_a_list_for_another_model_can_be_stretched(editor: Editor) -> None:
     problem = editor.root.get_by_role("alert")
     problem.get_by_text("stretch 2 to 40 layers").click()
     editor.shows([round(layer / 39, 2) for layer in range(40)])
-    assert problem.inner_text() == ""
+    until(lambda: problem.inner_text() == "", problem.inner_text)
 
 
 def test_presets_rounding_and_saved_ones(editor: Editor) -> None:
@@ -297,12 +298,12 @@ def test_copy(editor: Editor) -> None:
 def test_messages_do_not_flood(editor: Editor) -> None:
     before = json.loads(editor.file.read_text())["messages"]
     start = time.monotonic()
-    way = [(layer % 40, (layer * 7 % 10) / 10) for layer in range(0, 120, 3)]
+    way = [(layer % 40, (layer * 7 % 10) / 10) for layer in range(0, 60, 3)]
     editor.drag(*way, steps=10)
     seconds = time.monotonic() - start
     editor.shows(editor.values())
     sent = json.loads(editor.file.read_text())["messages"] - before
-    assert 2 <= sent <= seconds * 20 + 3  # 400 moves
+    assert 2 <= sent <= seconds * 20 + 3  # 190 moves
 
 
 def test_it_follows_the_theme(editor: Editor) -> None:
@@ -335,8 +336,8 @@ def test_it_fits_every_width(editor: Editor, width: int) -> None:
         paper = editor.root.locator(".base").bounding_box()
         first = editor.root.locator(".layer").first.bounding_box()
         last = editor.root.locator(".layer").last.bounding_box()
-        assert first["x"] == pytest.approx(paper["x"], abs=1)
-        assert last["x"] + last["width"] == pytest.approx(paper["x"] + paper["width"], abs=1)
+        assert first["x"] == pytest.approx(paper["x"], abs=2)
+        assert last["x"] + last["width"] == pytest.approx(paper["x"] + paper["width"], abs=2)
     finally:
         editor.root.evaluate("root => root.style.width = ''")
 
