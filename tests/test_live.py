@@ -193,3 +193,17 @@ def test_a_model_with_code_of_its_own_is_not_run(tmp_path, words, tiny_adapter):
     with pytest.raises(LabkitError, match="transformers cannot load"):
         live(folder, tiny_adapter)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_merge_tells_its_progress_and_can_be_ended(words, tiny_adapter, tmp_path):
+    merge = plan(Recipe(words, [Term(tiny_adapter, "1x4")]))
+    told = []
+    merge.write(tmp_path / "merged", progress=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] > 0
+
+    def enough(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge.write(tmp_path / "ended", progress=enough)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
