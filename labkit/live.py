@@ -184,7 +184,7 @@ class LiveModel:
             rest = float(self.rest or 0)
         if isinstance(terms, Gradient):
             terms = [Term(adapter, terms) for adapter in self.adapters]
-        if [t.adapter.folder for t in terms] != [adapter.folder for adapter in self.adapters]:
+        if [term.adapter.folder for term in terms] != [adapter.folder for adapter in self.adapters]:
             raise LabkitError("the terms are not of this model's adapters, in its order")
         mixed = []
         for term in terms:
@@ -389,5 +389,7 @@ class LiveModel:
             torch.cuda.empty_cache()
 
     def __repr__(self) -> str:
-        names = " + ".join(shown(one.name) for one in (self.base, *self.adapters))
+        names = " + ".join(
+            map(shown, (self.base.name, *(adapter.name for adapter in self.adapters)))
+        )
         return f"LiveModel {names} on {self.device}{', freed' if self.freed else ''}"
