@@ -840,7 +840,7 @@ function render({ model, el }) {
 
   function hidePictures() {
     const id = model.get("picture_id").replace(/[^\w-]/g, "");
-    style.textContent = id ? `[data-labkit-picture="${id}"]{display:none}` : "";
+    style.textContent = id ? `.labkit-picture-${id}{display:none}` : "";
   }
 
   store.listen(plot.drawWeights);

@@ -90,7 +90,7 @@ class GradientEditor(anywidget.AnyWidget):
     names = traitlets.List(traitlets.Unicode(), default_value=["base model", "LoRA"]).tag(sync=True)
     presets = traitlets.List(traitlets.Unicode(), default_value=[*PRESETS, REVERSED]).tag(sync=True)
     picture_id = traitlets.Unicode("").tag(sync=True)
-    """Static pictures with this `data-labkit-picture` are hidden while the editor is shown."""
+    """Static pictures of the class `labkit-picture-ID` are hidden while the editor is shown."""
 
     request = traitlets.Dict().tag(sync=True)
     """What the browser asks for last. A trait, and no message: it travels with the weights that

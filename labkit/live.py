@@ -131,7 +131,7 @@ class LiveModel:
         ledger = plan(Recipe(base, self._terms, rest)).ledger
         self._layers = {(row.adapter, row.tensor): row.layer for row in ledger if row.base_tensor}
         self._model: Any = load_model(base, dtype, device)
-        self._loras = attach(self._model, adapters, self._layers)
+        self.loras = attach(self._model, adapters, self._layers)
         self.tokenizer: Any = load_tokenizer(base)
         # One forward pass at a time: the scalings belong to the whole model.
         self._lock = threading.RLock()
@@ -197,6 +197,11 @@ class LiveModel:
             mixed.append(of_module)
         return Mix(tuple(mixed))
 
+    def layer_of(self, adapter: int, module: str) -> int | None:
+        """The layer of a module that an adapter changes; None outside the layers."""
+        found = self.adapters[adapter]
+        return self._layers.get((found.name, found.modules[module].a.name))
+
     def _named(self, weights: Mapping[Any, Weights]) -> list[Term]:
         terms = list(self._terms)
         numbers = {adapter.name: index for index, adapter in enumerate(self.adapters)}
@@ -217,7 +222,7 @@ class LiveModel:
         return terms
 
     def _apply(self, mixes: Sequence[Mix]) -> None:
-        for index, modules in enumerate(self._loras):
+        for index, modules in enumerate(self.loras):
             for name, (module, adapter_name, scaling) in modules.items():
                 weights = [mix.weights[index][name] * scaling for mix in mixes]
                 if len(set(weights)) == 1:
@@ -383,7 +388,7 @@ class LiveModel:
         """Give its memory back; it cannot answer any more."""
         with self._lock:
             self._model = None
-            self._loras = []
+            self.loras = []
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()

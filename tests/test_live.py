@@ -106,11 +106,11 @@ def test_new_weights_count_at_the_next_token(model):
     model.weights = "0x4"
     pieces = model.generate("In the", max_tokens=12)
     begun = next(pieces)
-    scalings = {module.scaling[key] for module, key, _ in model._loras[0].values()}
+    scalings = {module.scaling[key] for module, key, _ in model.loras[0].values()}
     assert scalings == {0}
     model.weights = "0,0.5,1,1"
     begun += next(pieces, "")
-    scalings = {module.scaling[key] for module, key, _ in model._loras[0].values()}
+    scalings = {module.scaling[key] for module, key, _ in model.loras[0].values()}
     assert scalings == {0, 1, 2}  # alpha / r is 2
 
 
