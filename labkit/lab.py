@@ -175,7 +175,8 @@ class Lab:
         """The kinds of modules that can have a gradient of their own: `self_attn`, `mlp`."""
         modules = [name for term in self._recipe.terms for name in term.adapter.modules]
         kinds = {name.split(".")[-2] for name in modules if "." in name}
-        return sorted(kind for kind in kinds if not kind.isdecimal())
+        ordered = sorted(kinds, key=lambda kind: ("attn" not in kind, kind))
+        return [kind for kind in ordered if not kind.isdecimal()]
 
     def _drawn(self) -> None:
         if self._switching:

@@ -29,20 +29,34 @@ class Panel:
             tooltips=["one gradient for all modules", *("a gradient of its own" for _ in scopes)],
             style={"button_width": "auto"},
         )
-        self.prompt = ipywidgets.Textarea(prompt, description="prompt", rows=2, layout=wide)
+        self.prompt = ipywidgets.Textarea(
+            prompt,
+            description="prompt",
+            rows=2,
+            layout=wide,
+            style={"description_width": "initial"},
+        )
         self.kind = ipywidgets.Dropdown(options=[PLAIN, *TEMPLATES], description="format")
         self.length = ipywidgets.BoundedIntText(48, min=1, max=2000, description="tokens")
         self.temperature = ipywidgets.BoundedFloatText(
             0.0, min=0.0, max=5.0, step=0.1, description="temperature"
         )
-        for field in (self.kind, self.length, self.temperature):
-            field.layout = ipywidgets.Layout(width="210px")
+        widths = ((self.kind, "190px"), (self.length, "120px"), (self.temperature, "150px"))
+        for field, width in widths:
+            field.layout = ipywidgets.Layout(width=width)
+            field.style = {"description_width": "initial"}
         self.live = ipywidgets.Checkbox(
             True, description="answer while I draw", indent=False, layout={"width": "auto"}
         )
-        self.answer = ipywidgets.Button(description="Answer", icon="play")
-        self.stop = ipywidgets.Button(description="Stop", icon="stop")
-        self.folder = ipywidgets.Text("merged", description="folder", layout={"width": "260px"})
+        narrow = {"width": "100px"}
+        self.answer = ipywidgets.Button(description="Answer", icon="play", layout=narrow)
+        self.stop = ipywidgets.Button(description="Stop", icon="stop", layout=narrow)
+        self.folder = ipywidgets.Text(
+            "merged",
+            description="folder",
+            layout={"width": "220px"},
+            style={"description_width": "initial"},
+        )
         self.write = ipywidgets.Button(
             description="Write the merge", icon="save", button_style="primary"
         )
@@ -92,7 +106,7 @@ class Panel:
                 self.problem,
                 shown["columns"],
                 self.status,
-                _row(shown["next"], shown["plane"], gap="28px"),
+                _row(shown["next"], shown["plane"], gap="8px 20px"),
                 details,
                 _row(
                     *(self.folder, self.write, self.cancel, self.progress),

@@ -36,7 +36,7 @@ STYLE = """<style>
 .labkit-lab .lab-text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .labkit-lab mark { background: #f9e2af; color: #1e1e2e; border-radius: 2px; }
 .labkit-lab table { border-collapse: collapse; margin: 0; color: var(--lab-ink); }
-.labkit-lab :is(td, th) { text-align: left; padding: 2px 8px; font-size: 12px;
+.labkit-lab :is(td, th) { text-align: left; padding: 2px 6px; font-size: 12px;
   background: transparent; color: var(--lab-ink); }
 .labkit-lab td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .labkit-lab .lab-bar { display: inline-block; height: 9px; background: #89b4fa;
@@ -97,8 +97,8 @@ def next_tokens(
     lines = []
     for token, shares in rows:
         cells = "".join(
-            f'<td class="number">{share:.3f}</td><td style="width:70px"><span aria-hidden="true" '
-            f'class="lab-bar {kind}" style="width:{60 * share / most:.0f}px"></span></td>'
+            f'<td class="number">{share:.3f}</td><td style="width:54px"><span aria-hidden="true" '
+            f'class="lab-bar {kind}" style="width:{44 * share / most:.0f}px"></span></td>'
             for kind, share in zip(("base", "merged", "full"), shares, strict=True)
         )
         lines.append(f"<tr><td><code>{html.escape(repr(token)[1:-1])}</code></td>{cells}</tr>")
@@ -126,7 +126,7 @@ def plane(
         trail: the merges', the latest last.
     """
     points = [base, full, *trail]
-    width, height, left, bottom, edge = 340, 230, 50, 40, 14
+    width, height, left, bottom, edge = 330, 230, 50, 40, 14
     low, high = [], []
     for axis in (0, 1):
         values = [point[axis] for point in points]
@@ -175,7 +175,7 @@ def plane(
         said += f"; merged {trail[-1][0]:.3f}, {trail[-1][1]:.3f}"
     return (
         f'<svg role="img" aria-label="{said}" viewBox="0 0 {width} {height}" '
-        f'style="width:100%;max-width:{width}px;font-size:11px;fill:var(--lab-ink)">'
+        f'style="width:{width}px;max-width:100%;font-size:11px;fill:var(--lab-ink)">'
         f'<rect x="{left}" y="{edge}" width="{width - left - edge}" '
         f'height="{height - bottom - edge}" style="fill:var(--lab-card);stroke:var(--lab-edge)"/>'
         f'{"".join(marks)}<polyline points="{way}" fill="none" style="stroke:var(--lab-soft)"/>'
