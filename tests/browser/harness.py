@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 import nbformat
 
+from labkit.demo import base_folder
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 QUIET = [
     "--no-sandbox",
@@ -89,7 +91,12 @@ def running_jupyter(home: Path) -> Iterator[Jupyter]:
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_PLATFORM_DIRS": "1",
+        "LABKIT_CACHE": str(home / "cache"),
     }
+    # The demo's model is unpacked once for all tests; what a lab remembers is these tests' own.
+    base = base_folder()
+    (home / "cache" / base.parent.name).parent.mkdir(parents=True)
+    (home / "cache" / base.parent.name).symlink_to(base.parent)
     port, token = _free_port(), secrets.token_hex(16)
     log = (home / "server.log").open("w")
     server = subprocess.Popen(
@@ -102,6 +109,7 @@ def running_jupyter(home: Path) -> Iterator[Jupyter]:
                 "--JupyterNotebookApp.expose_app_in_browser=True",
             ),
         ],
+        cwd=home,
         env=environment,
         stdout=log,
         stderr=subprocess.STDOUT,
