@@ -116,7 +116,7 @@ def running_jupyter(home: Path) -> Iterator[Jupyter]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        for _ in range(720):  # three minutes, on a machine that is busy
             try:
                 with urllib.request.urlopen(f"{address}/api?token={token}", timeout=2):
                     break
@@ -185,7 +185,7 @@ class Pages:
         context = self.browser.new_context(
             **{"viewport": {"width": 1280, "height": 1000}, **options}
         )
-        context.set_default_timeout(40_000)
+        context.set_default_timeout(90_000)
         self.contexts.append(context)
         self.watched.append(Watched(context.new_page()))
         page = self.watched[-1].page
