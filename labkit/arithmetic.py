@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int32, Int64
 from torch import Tensor
 
-from labkit.delta import LowRank
+from labkit.delta import Delta
 
 SIGNIFICAND_BITS = {
     torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53
@@ -102,7 +102,7 @@ class BlockMerger:
     def merge(
         self,
         base: Float[Tensor, "rows columns"],
-        update: LowRank,
+        update: Delta,
         start: int,
         dtype: torch.dtype,
     ) -> tuple[Float[Tensor, "rows columns"], float]:
@@ -120,7 +120,7 @@ class BlockMerger:
         """
         total = self._buffer("total", base.shape, torch.float64)
         total.copy_(base)
-        update.add_rows_to(total, start)
+        update.add_rows_to(total, start, base)
         merged = self._round(total.view(-1), base, update, start, dtype).view(base.shape)
         change = total.copy_(merged).view(-1)
         original = self._buffer("original", base.shape, torch.float64).copy_(base).view(-1)
@@ -131,7 +131,7 @@ class BlockMerger:
         self,
         total: Float64[Tensor, " entries"],
         base: Float[Tensor, "rows columns"],
-        update: LowRank,
+        update: Delta,
         start: int,
         dtype: torch.dtype,
     ) -> Float[Tensor, " entries"]:
@@ -148,8 +148,9 @@ class BlockMerger:
         if len(found):
             columns = base.shape[1]
             rows = found.div(columns, rounding_mode="floor")
-            exact = base.reshape(-1)[found].double()
-            exact += update.entries(rows + start, found - rows * columns)
+            original = base.reshape(-1)[found].double()
+            exact = original.clone()
+            update.add_entries_to(exact, original, rows + start, found - rows * columns)
             merged[found] = round_once(exact, dtype)
         return merged
 

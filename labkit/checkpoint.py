@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabkitError, shown
-from labkit.reference import Located, locate, read_json
+from labkit.naming import STACKS, canonical, split_layer, without_wrappers
+from labkit.reference import Located, locate, read_json, require_inside
 from labkit.tensor_file import FLOATS, StoredTensor, TensorFile, open_tensor_file
 
 if TYPE_CHECKING:
@@ -16,7 +18,13 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED_SINGLE = "pytorch_model.bin"
 DOWNLOADS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*")
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
+"""What architectures call their input embedding: Llama and most, GPT-2, BLOOM and Falcon, NeoX."""
+HEADS = ("lm_head", "output")
+"""What they call their output head, in canonical names."""
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """What configs call the number of decoder layers: Llama and most others, GPT-2, GPT-Neo, MPT."""
 LANGUAGE_CONFIGS = ("text_config", "llm_config", "language_config")
@@ -88,13 +96,52 @@ class Checkpoint:
 
     def layer_of(self, name: str) -> int | None:
         """Tell which decoder layer a tensor or module belongs to; None if outside the layers."""
-        prefix = f"{self.layer_prefix}."
-        if not name.startswith(prefix):
+        prefix, number, _ = split_layer(name)
+        if number is None or without_wrappers(prefix) != without_wrappers(self.layer_prefix):
             return None
-        number = name[len(prefix) :].split(".", 1)[0]
         # Some models keep extra prediction layers behind the declared ones; those are no decoder
         # layers of the stack.
-        return int(number) if number.isdecimal() and int(number) < self.layers else None
+        return number if number < self.layers else None
+
+    @cached_property
+    def embedding(self) -> StoredTensor | None:
+        """The input embedding's tensor."""
+        return self._named(EMBEDDINGS)
+
+    @cached_property
+    def head(self) -> StoredTensor | None:
+        """The output head's tensor; where the embedding serves as head, that under a head's name.
+
+        None for a model that has neither.
+        """
+        found = self._named(HEADS)
+        if found is not None or self.embedding is None:
+            return found
+        inside = self.embedding.name.startswith("language_model.")
+        name = "language_model.lm_head.weight" if inside else "lm_head.weight"
+        return replace(self.embedding, name=name)
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether one tensor is both embedding and head."""
+        if self.embedding is None or self.head is None:
+            return False
+        parts = (*(self.config.get(key) for key in LANGUAGE_CONFIGS), self.config)
+        said = [part.get("tie_word_embeddings") for part in parts if isinstance(part, dict)]
+        return self.head.name not in self.tensors or True in said
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The names of the tensors that have one row for each token."""
+        found = (self.embedding, self.head)
+        return tuple(dict.fromkeys(tensor.name for tensor in found if tensor is not None))
+
+    def _named(self, modules: tuple[str, ...]) -> StoredTensor | None:
+        wanted = {f"{module}.weight" for module in modules}
+        for name, tensor in self.tensors.items():
+            if canonical(name) in wanted and len(tensor.shape) == 2:
+                return tensor
+        return None
 
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor.
@@ -111,7 +158,8 @@ class Checkpoint:
         for config in (self.config, *(self.config.get(key) for key in LANGUAGE_CONFIGS)):
             if isinstance(config, dict) and config.get("quantization_config"):
                 method = config["quantization_config"]
-                return str(method.get("quant_method", "an unnamed method"))
+                named = method.get("quant_method") if isinstance(method, dict) else None
+                return str(named or "an unnamed method")
         return None
 
     def __repr__(self) -> str:
@@ -123,14 +171,20 @@ class Checkpoint:
 
 
 def _tensor_files(folder: Path) -> list[TensorFile]:
-    index_path = folder / INDEX
-    if index_path.exists():
-        return _indexed_files(folder, index_path)
-    if (folder / SINGLE).exists():
-        return [open_tensor_file(folder / SINGLE)]
+    for name in (INDEX, PICKLED_INDEX):
+        if (folder / name).exists():
+            return _indexed_files(folder, folder / name)
+    for name in (SINGLE, PICKLED_SINGLE):
+        if (folder / name).exists():
+            return [_open(folder / name)]
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if len(others) == 1:
-        return [open_tensor_file(folder / others[0])]
+        return [_open(folder / others[0])]
+    if any(folder.glob("*.gguf")):
+        raise LabkitError(
+            f"{shown(folder)} holds a GGUF model, which is quantised or laid out for llama.cpp; "
+            "name the folder of the original model, and convert the merged one afterwards"
+        )
     found = shown(", ".join(others) or "none")
     raise LabkitError(
         f"{shown(folder)} holds neither {INDEX} nor {SINGLE} (safetensors files found: {found}); "
@@ -138,26 +192,42 @@ def _tensor_files(folder: Path) -> list[TensorFile]:
     )
 
 
+def _open(path: Path) -> TensorFile:
+    require_inside(path)
+    if path.suffix == ".bin":
+        from labkit.pickled import open_pickled
+
+        return open_pickled(path)
+    return open_tensor_file(path)
+
+
 def _indexed_files(folder: Path, index_path: Path) -> list[TensorFile]:
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise LabkitError(f"{shown(index_path)} has no weight_map; get the file again")
+    suffix = ".bin" if index_path.name == PICKLED_INDEX else ".safetensors"
     listed: dict[str, set[str]] = defaultdict(set)
     for tensor, file_name in weight_map.items():
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+        if (
+            not isinstance(file_name, str)
+            or Path(file_name).name != file_name
+            or not file_name.endswith(suffix)
+            or not file_name.isprintable()
+        ):
             raise LabkitError(
                 f"{shown(index_path)} puts tensor {shown(tensor)!r} into {shown(file_name)!r}; "
-                "expected the name of a file in the same folder"
+                f"expected the name of a {suffix} file in the same folder"
             )
         listed[file_name].add(tensor)
+    missing = [name for name in sorted(listed) if not _is_file(folder / name)]
+    if missing:
+        raise LabkitError(
+            f"{shown(index_path)} names {shown(missing[0])!r}, which is not in the folder "
+            f"({len(missing)} of {len(listed)} files are missing); download what is missing"
+        )
     files = []
     for file_name in sorted(listed):
-        if not (folder / file_name).is_file():
-            raise LabkitError(
-                f"{shown(index_path)} names {shown(file_name)!r}, which is not in the folder; "
-                "download the missing file"
-            )
-        file = open_tensor_file(folder / file_name)
+        file = _open(folder / file_name)
         difference = listed[file_name] ^ {tensor.name for tensor in file.tensors}
         if difference:
             raise LabkitError(
@@ -166,6 +236,13 @@ def _indexed_files(folder: Path, index_path: Path) -> list[TensorFile]:
             )
         files.append(file)
     return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that the file system cannot have
+        return False
 
 
 def _declared_layers(config: dict[str, Any], folder: Path) -> int:
@@ -194,13 +271,15 @@ def _find_layers(
     members: dict[str, set[int]] = defaultdict(set)
     size: dict[str, int] = defaultdict(int)
     for name, tensor in tensors.items():
-        parts = name.split(".")
-        position = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-        if position is not None and len(parts[position]) <= 6:
-            prefix = ".".join(parts[:position])
-            members[prefix].add(int(parts[position]))
+        prefix, number, _ = split_layer(name)
+        if number is not None:
+            members[prefix].add(number)
             size[prefix] += tensor.nbytes
-    whole = [prefix for prefix, found in members.items() if found >= set(range(declared))]
+    whole = [
+        prefix
+        for prefix, found in members.items()
+        if len(found) >= declared and all(number in found for number in range(declared))
+    ]
     if not whole:
         largest = max(size, key=lambda prefix: size[prefix], default=None)
         found = (
@@ -212,4 +291,8 @@ def _find_layers(
             f"{shown(folder / 'config.json')} says {declared} layers, but the tensors' names show "
             f"{found}; the folder is incomplete or its config belongs to another model"
         )
-    return max(whole, key=lambda prefix: size[prefix]), declared
+    # A vision tower can be larger than the language model, but its name says what it is; and an
+    # exact count says more than the size.
+    named = [prefix for prefix in whole if without_wrappers(prefix) in STACKS]
+    exact = [prefix for prefix in named or whole if len(members[prefix]) == declared]
+    return max(exact or named or whole, key=lambda prefix: size[prefix]), declared

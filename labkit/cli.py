@@ -30,6 +30,9 @@ USAGE_ERROR: Any = next(
     kind for kind in typer.BadParameter.mro() if kind.__name__ == "ClickException"
 )
 
+STOPPED = 130
+"""The status of a command that Ctrl-C ended, as shells have it."""
+
 Base = Annotated[str, typer.Argument(help="Base model: a folder, or owner/name from the hub.")]
 AdapterName = Annotated[str, typer.Argument(help="LoRA: a folder, or owner/name from the hub.")]
 Weights = Annotated[
@@ -100,6 +103,9 @@ def merge(
     device: Annotated[
         str, typer.Option(help="cpu, cuda or auto; the bytes are the same.")
     ] = "auto",
+    untie: Annotated[
+        bool, typer.Option("--untie", help="Write a separate head where the base's is tied.")
+    ] = False,
     link: Annotated[bool, typer.Option("--link", help="Hard-link untouched files.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing merge.")
@@ -117,9 +123,10 @@ def merge(
     if recipe is not None:
         given = {"BASE": base, "--weights": weights, "--weights-for": weights_for, "--rest": rest}
         extra = [name for name, value in given.items() if value is not None]
-        if extra or dtype != "auto":
+        if extra or dtype != "auto" or untie:
             raise LabkitError(
-                f"--recipe says all that is merged; leave out {', '.join(extra) or '--dtype'}"
+                "--recipe says all that is merged; leave out "
+                f"{', '.join(extra) or '--dtype and --untie'}"
             )
         resolved = plan(Recipe.load(recipe))
     else:
@@ -128,7 +135,7 @@ def merge(
                 "a merge needs BASE, ADAPTER and --weights, or --recipe FILE "
                 "(see labkit merge --help)"
             )
-        resolved = _plan(base, adapter, weights, rest, weights_for or [], dtype)
+        resolved = _plan(base, adapter, weights, rest, weights_for or [], dtype, untie)
     if dry_run:
         typer.echo(resolved)
         return
@@ -176,7 +183,13 @@ def verify(
 
 
 def _plan(
-    base: Any, adapter: str, weights: str, rest: float | None, weights_for: list[str], dtype: str
+    base: Any,
+    adapter: str,
+    weights: str,
+    rest: float | None,
+    weights_for: list[str],
+    dtype: str,
+    untie: bool = False,
 ) -> Plan:
     from labkit.adapter import Adapter
     from labkit.checkpoint import Checkpoint
@@ -195,7 +208,8 @@ def _plan(
         patterns[pattern] = Gradient.parse(text)
     checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
     gradient = Gradient.parse(weights, checkpoint.layers)
-    return plan(Recipe(checkpoint, [Term(Adapter(adapter), gradient, patterns)], rest, dtype))
+    terms = [Term(Adapter(adapter), gradient, patterns)]
+    return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))
 
 
 def _stop(*_: object) -> None:
@@ -214,8 +228,10 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "labkit"
         _fail(f"{shown(error.format_message(), 400)} (see {command} --help)")
-    except KeyboardInterrupt:
-        _fail("stopped; nothing was left behind", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = STOPPED
+    if status == STOPPED:  # typer's own answer to Ctrl-C, in some of its versions
+        _fail("stopped; nothing was left behind", STOPPED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -1,17 +1,48 @@
-"""What one adapter does to one tensor, as the product of two thin matrices.
+"""What is added to one tensor, in float64: low-rank products, whole tensors, rows, and factors.
 
-A LoRA's `ΔW = s·B·A` has rank r of a few dozen, and so have its weighted sums. Everything here
-works on the factors and never multiplies the whole product out.
+A LoRA's `ΔW = s·B·A` has rank r of a few dozen, and so have its weighted sums. `LowRank` works on
+the factors and never multiplies the whole product out. The other kinds of change depend on the
+base's numbers: `w·(W_adapter − W)`. Each adds itself to blocks of rows, and to single elements in a
+fixed order of operations, so that the result of rounding does not depend on device or library.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+
+from labkit.tensor_file import StoredTensor
+
+NORM_ELEMENTS = 1 << 17
+"""Elements summed at a time. A fixed number: the order of summation hangs on it."""
+
+
+@runtime_checkable
+class Delta(Protocol):
+    """Something that is added to a tensor, seen as a matrix of rows × columns."""
+
+    def add_rows_to(self, total: Tensor, start: int, base: Tensor | None = None) -> None:
+        """Add the rows from `start` on, as many as `total` has, to `total` in place.
+
+        Args:
+            total: rows × columns, float64.
+            start: the number of its first row in the tensor.
+            base: the base's rows, of the same shape, in the base's own dtype.
+        """
+
+    def add_entries_to(self, total: Tensor, base: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Add single elements to `total` in place, each by the same operations on every device."""
+
+    def to(self, device: torch.device) -> Delta:
+        """The same on another device."""
+
+    def norm(self) -> float:
+        """The Frobenius norm of all that is added."""
 
 
 class LowRank:
@@ -65,9 +96,21 @@ class LowRank:
         """The rows from `start` up to `stop` of the product, of shape (stop - start) × columns."""
         return self.left[start:stop] @ self.right
 
-    def add_rows_to(self, total: Float64[Tensor, "block columns"], start: int) -> None:
+    def add_rows_to(
+        self, total: Float64[Tensor, "block columns"], start: int, base: Tensor | None = None
+    ) -> None:
         """Add the rows from `start` on, as many as `total` has, to `total` in place."""
         total.addmm_(self.left[start : start + total.shape[0]], self.right)
+
+    def add_entries_to(
+        self,
+        total: Float64[Tensor, " entries"],
+        base: Float64[Tensor, " entries"],
+        rows: Int64[Tensor, " entries"],
+        columns: Int64[Tensor, " entries"],
+    ) -> None:
+        """Add single elements to `total` in place."""
+        total += self.entries(rows, columns)
 
     def entries(
         self, rows: Int64[Tensor, " entries"], columns: Int64[Tensor, " entries"]
@@ -97,3 +140,204 @@ class LowRank:
         left = torch.linalg.qr(self.left, mode="r").R
         right = torch.linalg.qr(self.right.T, mode="r").R
         return torch.linalg.svdvals(left @ right.T)
+
+
+class Placed:
+    """A low-rank product that is added to some of a tensor's rows: one expert of a stack."""
+
+    def __init__(self, delta: LowRank, first: int) -> None:
+        self.delta = delta
+        self.first = first
+
+    def add_rows_to(self, total: Tensor, start: int, base: Tensor | None = None) -> None:
+        """Add the rows that both have."""
+        begin = max(start, self.first)
+        end = min(start + total.shape[0], self.first + self.delta.shape[0])
+        if begin < end:
+            self.delta.add_rows_to(total[begin - start : end - start], begin - self.first)
+
+    def add_entries_to(self, total: Tensor, base: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Add single elements, where it has them."""
+        inside = (rows >= self.first) & (rows < self.first + self.delta.shape[0])
+        if bool(inside.any()):
+            total[inside] += self.delta.entries(rows[inside] - self.first, columns[inside])
+
+    def to(self, device: torch.device) -> Placed:
+        """The same on another device."""
+        return Placed(self.delta.to(device), self.first)
+
+    def norm(self) -> float:
+        """The Frobenius norm."""
+        return self.delta.norm()
+
+
+class Mixed:
+    """`w·(W_adapter − W)` for a tensor that the adapter holds whole, read as it is needed.
+
+    Rows that the base lacks (new tokens) are the adapter's own, at every weight but 0: there is
+    nothing of the base to mix them with.
+    """
+
+    def __init__(self, saved: StoredTensor, weight: float, base_rows: int) -> None:
+        self.saved = saved
+        self.weight = weight
+        self.base_rows = base_rows
+
+    def add_rows_to(self, total: Tensor, start: int, base: Tensor | None = None) -> None:
+        """Take away the base's share first: at weight 1 nothing is left of it, not even rounding.
+
+        Exactly the adapter's numbers stand there then.
+        """
+        assert base is not None  # noqa: S101 - only a low-rank product does without
+        saved = self.saved.read_rows(start, start + total.shape[0]).to(total.device).double()
+        total -= base.double() * self.weight
+        new = max(0, min(total.shape[0], start + total.shape[0] - self.base_rows))
+        old = total.shape[0] - new
+        total[:old] += saved[:old] * self.weight
+        total[old:] += saved[old:]
+
+    def add_entries_to(self, total: Tensor, base: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Add single elements."""
+        first, last = int(rows.min()), int(rows.max()) + 1
+        block = self.saved.read_rows(first, last).to(total.device)
+        saved = block[rows - first, columns].double()
+        total -= base * self.weight
+        total += torch.where(rows < self.base_rows, saved * self.weight, saved)
+
+    def to(self, device: torch.device) -> Mixed:
+        """The same: it reads its rows onto the device that asks."""
+        return self
+
+
+class Rows:
+    """`w·(W_adapter − W)` for some rows of a tensor: single tokens that were trained."""
+
+    def __init__(self, indices: Tensor, saved: Tensor, weight: float) -> None:
+        self.indices = indices
+        self.saved = saved
+        self.weight = weight
+
+    def add_rows_to(self, total: Tensor, start: int, base: Tensor | None = None) -> None:
+        """Add the rows that both have."""
+        assert base is not None  # noqa: S101 - only a low-rank product does without
+        mine = (self.indices >= start) & (self.indices < start + total.shape[0])
+        at = self.indices[mine] - start
+        mixed = total[at] - base[at].double() * self.weight
+        total[at] = mixed + self.saved[mine] * self.weight
+
+    def add_entries_to(self, total: Tensor, base: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Add single elements."""
+        for position, index in enumerate(self.indices.tolist()):
+            here = rows == index
+            if bool(here.any()):
+                mixed = total[here] - base[here] * self.weight
+                total[here] = mixed + self.saved[position, columns[here]] * self.weight
+
+    def to(self, device: torch.device) -> Rows:
+        """The same on another device."""
+        return Rows(self.indices.to(device), self.saved.to(device), self.weight)
+
+
+class Scaled:
+    """`f_i·W_ij` (or `f_j·W_ij`): the base's rows or columns, each times a number of its own."""
+
+    def __init__(self, factors: Float64[Tensor, " n"], columns: bool) -> None:
+        self.factors = factors
+        self.columns = columns
+
+    def add_rows_to(self, total: Tensor, start: int, base: Tensor | None = None) -> None:
+        """Add the rows from `start` on."""
+        assert base is not None  # noqa: S101 - only a low-rank product does without
+        mine = self.factors if self.columns else self.factors[start : start + len(total), None]
+        total += base.double() * mine
+
+    def add_entries_to(self, total: Tensor, base: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Add single elements."""
+        total += base * self.factors[columns if self.columns else rows]
+
+    def to(self, device: torch.device) -> Scaled:
+        """The same on another device."""
+        return Scaled(self.factors.to(device), self.columns)
+
+
+class Sum:
+    """Several changes of one tensor, added in their order.
+
+    Attributes:
+        parts: the changes.
+        source: the base's tensor, to read for the norm.
+        rows: the rows of the result; more than the base's if tokens were added.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Mixed | Rows | Scaled | Placed | LowRank],
+        source: StoredTensor,
+        rows: int,
+    ) -> None:
+        self.parts = parts
+        self.source = source
+        self.rows = rows
+
+    def add_rows_to(self, total: Tensor, start: int, base: Tensor | None = None) -> None:
+        """Add the rows from `start` on, as many as `total` has, to `total` in place."""
+        for part in self.parts:
+            part.add_rows_to(total, start, base)
+
+    def add_entries_to(self, total: Tensor, base: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Add single elements to `total` in place."""
+        for part in self.parts:
+            part.add_entries_to(total, base, rows, columns)
+
+    def to(self, device: torch.device) -> Sum:
+        """The same on another device."""
+        return Sum([part.to(device) for part in self.parts], self.source, self.rows)
+
+    def norm(self) -> float:
+        """The Frobenius norm of all that is added, `‖Σ w·(W_adapter − W)‖`, read from the base."""
+        squared = 0.0
+        there = Sum([part.to(torch.device("cpu")) for part in self.parts], self.source, self.rows)
+        for start, base in _blocks(self.source, self.rows):
+            total = torch.zeros(base.shape, dtype=torch.float64)
+            there.add_rows_to(total, start, base)
+            squared += float(total.square().sum())
+        return math.sqrt(squared)
+
+
+def _blocks(source: StoredTensor, rows: int) -> Iterator[tuple[int, Float[Tensor, "rows columns"]]]:
+    columns = source.matrix_shape[1]
+    step = max(1, NORM_ELEMENTS // max(columns, 1))
+    for start in range(0, rows, step):
+        yield start, source.read_rows(start, min(start + step, rows))
+
+
+def dora_factors(
+    source: StoredTensor, delta: LowRank, magnitude: Float64[Tensor, " n"], columns: bool
+) -> Float64[Tensor, " n"]:
+    """DoRA's `m / ‖W + s·B·A‖`, one for each output of the module, in float64.
+
+    The norm runs over the inputs: over columns where the tensor is stored as out × in, over rows
+    where as in × out. Liu et al., "DoRA", 2024, arXiv 2402.09353, equation 5. Sums are taken in a
+    fixed order, so that the factors are the same everywhere.
+    """
+    squared = torch.zeros(len(magnitude), dtype=torch.float64)
+    for start, base in _blocks(source, source.matrix_shape[0]):
+        total = base.double()
+        for k in range(delta.rank):
+            total += delta.left[start : start + len(base), k, None] * delta.right[k]
+        total *= total
+        if columns:
+            squared += _sum_in_order(total.T)
+        else:
+            squared[start : start + len(base)] = _sum_in_order(total)
+    return magnitude / squared.sqrt()
+
+
+def _sum_in_order(values: Float64[Tensor, "rows n"]) -> Float64[Tensor, " rows"]:
+    """Sum each row by halves: element by element, so that no library chooses the order."""
+    while values.shape[1] > 1:
+        half = (values.shape[1] + 1) // 2
+        other = values[:, half:]
+        values = values[:, :half].clone()
+        values[:, : other.shape[1]] += other
+    return values[:, 0]

@@ -18,8 +18,9 @@ import torch
 
 from labkit.arithmetic import BlockMerger
 from labkit.checkpoint import INDEX, LANGUAGE_CONFIGS
-from labkit.delta import LowRank
+from labkit.delta import Delta
 from labkit.errors import LabkitError, shown
+from labkit.reference import read_json, require_inside
 from labkit.tensor_file import FLOATS, StoredTensor, TensorFile, header_for, read_fully
 
 if TYPE_CHECKING:
@@ -72,16 +73,28 @@ class OutputFile:
         source: the base's file of the same name.
         header: the bytes before the first tensor.
         pieces: what follows the header, in order and without gaps.
+        tensors: its tensors, in order; a tensor that the base lacks reads the bytes of another.
     """
 
     source: TensorFile
     header: bytes
     pieces: tuple[Piece, ...]
+    tensors: tuple[StoredTensor, ...]
 
     @property
     def name(self) -> str:
-        """Its name in the folder."""
-        return self.source.path.name
+        """Its name in the folder; a pickled file becomes a safetensors file."""
+        return safe_name(self.source.path.name)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the pieces read the base's file from its header to its end, every byte once."""
+        position = len(self.source.header_bytes)
+        for piece in self.pieces:
+            if piece.source_bytes and piece.source != position:
+                return False
+            position += piece.source_bytes
+        return position == self.source.size
 
     @property
     def size(self) -> int:
@@ -91,7 +104,9 @@ class OutputFile:
     @property
     def untouched(self) -> bool:
         """Whether it is the base's file, byte for byte."""
-        return all(piece.tensor is None for piece in self.pieces)
+        return self.header == self.source.header_bytes and all(
+            piece.tensor is None for piece in self.pieces
+        )
 
 
 def output_files(plan: Plan, device: str) -> list[OutputFile]:
@@ -99,22 +114,42 @@ def output_files(plan: Plan, device: str) -> list[OutputFile]:
     return [_output_file(plan, file, MERGE_BYTES[device]) for file in plan.base.files]
 
 
+def safe_name(name: str) -> str:
+    """The name of an output file: the base's, with safetensors' ending."""
+    if not name.endswith(".bin"):
+        return name
+    return name.removesuffix(".bin").replace("pytorch_model", "model") + ".safetensors"
+
+
+def output_tensors(plan: Plan, file: TensorFile) -> tuple[StoredTensor, ...]:
+    """The tensors of an output file: the base's, and an untied head behind its embedding's file."""
+    return (*_without_copies(plan, file), *(t for t in plan.added if t.file == file.path))
+
+
+def _without_copies(plan: Plan, file: TensorFile) -> tuple[StoredTensor, ...]:
+    """Leave out a tied head that a pickled file names beside the embedding: the same bytes."""
+    head, embedding = plan.base.head, plan.base.embedding
+    if file.header_bytes or plan.recipe.untie or not (plan.base.tied and head and embedding):
+        return file.tensors
+    same = head.start == embedding.start and head.file == embedding.file
+    return tuple(t for t in file.tensors if not (same and t.name == head.name))
+
+
 def _output_file(plan: Plan, file: TensorFile, merge_bytes: int) -> OutputFile:
-    dtypes = [plan.output_dtype(tensor) for tensor in file.tensors]
-    if all(tensor.dtype == dtype for tensor, dtype in zip(file.tensors, dtypes, strict=True)):
+    tensors = output_tensors(plan, file)
+    described = [(t.name, plan.output_dtype(t), plan.output_shape(t)) for t in tensors]
+    same = described == [(t.name, t.dtype, t.shape) for t in file.tensors]
+    if same and file.header_bytes:
         header = file.header_bytes
     else:
-        header = header_for(
-            (
-                (tensor.name, dtype, tensor.shape)
-                for tensor, dtype in zip(file.tensors, dtypes, strict=True)
-            ),
-            file.metadata,
-        )
-    return OutputFile(file, header, tuple(_pieces(plan, file, len(header), merge_bytes)))
+        header = header_for(iter(described), file.metadata)
+    pieces = tuple(_pieces(plan, tensors, file, len(header), merge_bytes))
+    return OutputFile(file, header, pieces, tensors)
 
 
-def _pieces(plan: Plan, file: TensorFile, target: int, merge_bytes: int) -> Iterator[Piece]:
+def _pieces(
+    plan: Plan, tensors: tuple[StoredTensor, ...], file: TensorFile, target: int, merge_bytes: int
+) -> Iterator[Piece]:
     copy_start = copy_stop = len(file.header_bytes)
 
     def copies() -> Iterator[Piece]:
@@ -124,37 +159,39 @@ def _pieces(plan: Plan, file: TensorFile, target: int, merge_bytes: int) -> Iter
             yield Piece(target, count, source, count)
             target += count
 
-    for tensor in file.tensors:
+    for tensor in tensors:
         same_dtype = plan.output_dtype(tensor) == tensor.dtype
         if same_dtype and tensor.name not in plan.changes:
+            if tensor.start != copy_stop:  # not behind the one before: an added or pickled tensor
+                yield from copies()
+                copy_start = tensor.start
             copy_stop = tensor.stop
             continue
         yield from copies()
         copy_start = copy_stop = tensor.stop
-        rows, columns = matrix_shape(tensor)
+        rows, columns = tensor.matrix_shape
+        out_rows = (
+            plan.output_shape(tensor)[0] if plan.output_shape(tensor) != tensor.shape else rows
+        )
         row_bytes = tensor.nbytes // rows if rows else 0
-        out_bytes = plan.output_bytes(tensor) // rows if rows else 0
+        out_bytes = plan.output_bytes(tensor) // out_rows if out_rows else 0
         step = max(1, merge_bytes // max(row_bytes, 1))
-        for start in range(0, rows if columns else 0, step):
-            stop = min(start + step, rows)
-            count = (stop - start) * out_bytes
-            yield Piece(
-                target,
-                count,
-                tensor.start + start * row_bytes,
-                (stop - start) * row_bytes,
-                tensor,
-                (start, stop),
-            )
-            target += count
+        # A piece lies on one side of the base's last row: behind it are new tokens.
+        for first, last in ((0, rows), (rows, out_rows)):
+            for start in range(first, last if columns else first, step):
+                stop = min(start + step, last)
+                count = (stop - start) * out_bytes
+                there = min(start, rows)
+                yield Piece(
+                    target,
+                    count,
+                    tensor.start + there * row_bytes,
+                    (min(stop, rows) - there) * row_bytes,
+                    tensor,
+                    (start, stop),
+                )
+                target += count
     yield from copies()
-
-
-def matrix_shape(tensor: StoredTensor) -> tuple[int, int]:
-    """See a tensor as a matrix; of a vector or a scalar, one of a single column."""
-    if len(tensor.shape) == 2:
-        return tensor.shape[0], tensor.shape[1]
-    return tensor.elements, 1
 
 
 @contextmanager
@@ -180,13 +217,13 @@ class PieceMaker:
         self._block_elements = BLOCK_ELEMENTS[device.type]
         self._own = threading.local()
 
-    def update(self, tensor: StoredTensor) -> LowRank | None:
+    def update(self, tensor: StoredTensor) -> Delta | None:
         """Read what is added to a tensor, onto the device; None if only its dtype changes."""
         change = self.plan.changes.get(tensor.name)
         return change.update().to(self.device) if change else None
 
     def make(
-        self, file: OutputFile, piece: Piece, descriptor: int, update: LowRank | None
+        self, file: OutputFile, piece: Piece, descriptor: int, update: Delta | None
     ) -> tuple[memoryview, float]:
         """Read a piece's rows from the base and merge them.
 
@@ -206,10 +243,13 @@ class PieceMaker:
         assert tensor is not None  # noqa: S101 - copied pieces are not made
         merger, source, target = self._working_space(piece)
         read_fully(descriptor, source, piece.source, file.source.path)
-        _, columns = matrix_shape(tensor)
+        _, columns = tensor.matrix_shape
         dtype = getattr(torch, FLOATS[self.plan.output_dtype(tensor)])
-        base = torch.frombuffer(source, dtype=getattr(torch, tensor.torch_dtype))
-        base = base.view(-1, columns)
+        stored = getattr(torch, tensor.torch_dtype)
+        if piece.source_bytes:
+            base = torch.frombuffer(source, dtype=stored).view(-1, columns)
+        else:  # rows that the base lacks
+            base = torch.zeros((piece.rows[1] - piece.rows[0], columns), dtype=stored)
         merged = torch.frombuffer(target, dtype=dtype).view(-1, columns)
         squared = 0.0
         step = max(1, self._block_elements // columns)
@@ -271,6 +311,7 @@ def side_files(plan: Plan) -> dict[str, bytes | Path]:
         )
         small = path.is_file() and path.stat().st_size <= LARGEST_SIDE_FILE
         if wanted and small and path.name not in shards:
+            require_inside(path)
             files[path.name] = path
     for term in plan.recipe.terms:
         own = [term.adapter.folder / name for name in TOKENIZER_FILES]
@@ -280,18 +321,54 @@ def side_files(plan: Plan) -> dict[str, bytes | Path]:
         if "tokenizer_config.json" in names and names & {"tokenizer.json", "tokenizer.model"}:
             for name in TOKENIZER_FILES:
                 files.pop(name, None)
+            for path in own:
+                require_inside(path)
             files |= {path.name: path for path in own}
-    if plan.recipe.dtype != "auto":
-        files["config.json"] = _json_bytes(_config_of_dtype(plan.base.config, plan.recipe.dtype))
-    index = base / INDEX
-    if index.is_file():
+    config = _config(plan)
+    if config != plan.base.config:
+        files["config.json"] = _json_bytes(config)
+    index = _index(plan)
+    if index is not None:
         files[INDEX] = index
-        if plan.recipe.dtype != "auto":
-            content = json.loads(index.read_text(encoding="utf-8"))
-            total = sum(map(plan.output_bytes, plan.base.tensors.values()))
-            content["metadata"] = {**content.get("metadata", {}), "total_size": total}
-            files[INDEX] = _json_bytes(content)
     return files
+
+
+def _index(plan: Plan) -> bytes | Path | None:
+    """The index of a model in several files: the base's own where it still says the truth."""
+    index = plan.base.folder / INDEX
+    pickled = any(not file.header_bytes for file in plan.base.files)
+    if not index.is_file() and not (pickled and len(plan.base.files) > 1):
+        return None
+    same_sizes = plan.recipe.dtype == "auto" and plan.vocabulary_size is None
+    if not pickled and not plan.added and same_sizes:
+        require_inside(index)
+        return index
+    files = [(safe_name(file.path.name), output_tensors(plan, file)) for file in plan.base.files]
+    content = read_json(index) if index.is_file() else {}
+    metadata = content.get("metadata")
+    total = sum(plan.output_bytes(tensor) for _, tensors in files for tensor in tensors)
+    content["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
+    content["weight_map"] = {tensor.name: name for name, tensors in files for tensor in tensors}
+    return _json_bytes(content)
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    """The merged model's config: the base's, with what the merge changes."""
+    config = plan.base.config
+    if plan.recipe.dtype != "auto":
+        config = _config_of_dtype(config, plan.recipe.dtype)
+    changes: dict[str, Any] = {}
+    if plan.vocabulary_size is not None:
+        changes["vocab_size"] = plan.vocabulary_size
+    if plan.recipe.untie and plan.base.tied:
+        changes["tie_word_embeddings"] = False
+    if not changes:
+        return config
+    config = {**config, **changes}
+    for key in LANGUAGE_CONFIGS:
+        if isinstance(config.get(key), dict):
+            config[key] = {**config[key], **changes}
+    return config
 
 
 def _config_of_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

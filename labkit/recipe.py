@@ -72,6 +72,7 @@ class Recipe:
         rest: the weight of what adapters change outside the layers (embeddings, final norm, head);
             None refuses adapters that change anything there.
         dtype: the output's dtype, or "auto" to keep each tensor's own.
+        untie: write a head of its own for a base whose embedding serves as head (tied).
         sha256: reference -> file name -> SHA-256 of the files that a loaded recipe was made from;
             what is merged does not depend on it.
 
@@ -83,6 +84,7 @@ class Recipe:
     terms: Sequence[Term]
     rest: float | None = None
     dtype: str = "auto"
+    untie: bool = field(default=False, kw_only=True)
     sha256: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +98,8 @@ class Recipe:
             raise LabkitError(
                 f"the dtype {shown(self.dtype)!r} is unknown; expected one of {', '.join(DTYPES)}"
             )
+        if not isinstance(self.untie, bool):
+            raise LabkitError(f"untie is {shown(repr(self.untie))}; expected true or false")
         rest: Any = self.rest
         if rest is not None:
             if isinstance(rest, bool) or not isinstance(rest, (int, float)):
@@ -126,7 +130,9 @@ class Recipe:
             raise LabkitError(f"cannot read the recipe {shown(file)}: {error.strerror}") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise LabkitError(f"{shown(file)} is not YAML: {shown(error)}") from error
-        entries = _keys(content, f"{shown(file)}", {"labkit", "base", "terms", "rest", "dtype"})
+        entries = _keys(
+            content, f"{shown(file)}", {"labkit", "base", "terms", "rest", "dtype", "untie"}
+        )
         terms = entries.get("terms")
         if not isinstance(terms, list):
             raise LabkitError(f"{shown(file)}: terms is {shown(repr(terms))}; expected a list")
@@ -141,6 +147,7 @@ class Recipe:
             entries.get("rest"),
             str(entries.get("dtype", "auto")),
             sha256,
+            untie=entries.get("untie", False),
         )
 
     def save(self, path: str | Path) -> None:
@@ -174,6 +181,8 @@ class Recipe:
             "rest": self.rest,
             "dtype": self.dtype,
         }
+        if self.untie:
+            content["untie"] = True
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -99,3 +99,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LabkitError(f"{shown(path)} holds {type(value).__name__}, expected a JSON object")
     return value
+
+
+def require_inside(path: Path) -> None:
+    """Check that a file of a folder lies in the folder, or in the hub cache that the folder is of.
+
+    The hub's cache keeps a snapshot's files as links to its `blobs` folder. Any other link out of a
+    folder that came from somewhere else may lead anywhere: to a key, to a device.
+
+    Raises:
+        LabkitError: the file is a link that leads out of the folder.
+    """
+    if not path.is_symlink():
+        return
+    folder, real = path.parent.resolve(), path.resolve()
+    if folder == real.parent or folder in real.parents:
+        return
+    for parent in (folder, *folder.parents):
+        if parent.name == "snapshots" and real.parent == parent.parent / "blobs":
+            return
+    raise LabkitError(
+        f"{shown(path)} is a link to {shown(real)}, outside its folder; put the file itself there"
+    )

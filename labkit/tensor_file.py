@@ -67,6 +67,36 @@ class StoredTensor:
         """How many numbers it holds."""
         return math.prod(self.shape)
 
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Its rows and columns, seen as a matrix.
+
+        A vector or a scalar has a single column; of a stack of matrices the rows follow each other.
+        """
+        if len(self.shape) < 2:
+            return self.elements, 1
+        columns = self.shape[-1]
+        return (self.elements // columns if columns else 0), columns
+
+    def read_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Read some rows of the tensor seen as a matrix; rows behind its last are 0.
+
+        Raises:
+            LabkitError: as `read`.
+        """
+        import torch
+
+        rows, columns = self.matrix_shape
+        row_bytes = self.nbytes // rows if rows else 0
+        there = max(0, min(stop, rows) - start)
+        first = self.start + start * row_bytes
+        part = StoredTensor(
+            self.name, self.file, self.dtype, (there, columns), first, first + there * row_bytes
+        ).read()
+        if there == stop - start:
+            return part
+        return torch.cat([part, torch.zeros((stop - start - there, columns), dtype=part.dtype)])
+
     def read(self) -> torch.Tensor:
         """Read the whole tensor from its file.
 
@@ -130,7 +160,7 @@ class TensorFile:
             LabkitError: it was changed, replaced or removed since.
         """
         try:
-            found: tuple[int, int, int] | None = _stamp(self.path.stat())
+            found: tuple[int, int, int] | None = stamp_of(self.path.stat())
         except OSError:
             found = None
         if found != self.stamp:
@@ -182,7 +212,7 @@ def open_tensor_file(path: Path) -> TensorFile:
             f"{shown(path)} is damaged: its tensors end at byte {end} and the file at byte {size}; "
             "it was cut off or something was appended; get the file again"
         )
-    return TensorFile(path, prefix + header, metadata, tuple(tensors), size, _stamp(status))
+    return TensorFile(path, prefix + header, metadata, tuple(tensors), size, stamp_of(status))
 
 
 def header_for(tensors: Iterator[tuple[str, str, tuple[int, ...]]], metadata: Any) -> bytes:
@@ -221,7 +251,8 @@ def read_fully(descriptor: int, buffer: bytearray | memoryview, start: int, path
         done += count
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What the file system says of a file's content: size, time of change, and which file."""
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 

@@ -64,8 +64,7 @@ def working_memory(plan: Plan) -> int:
     pieces = MERGE_BYTES["cpu"] * 3  # the bytes read, and at most twice as many written
     factors = max(
         (
-            sum(sum(contribution.module.shape) * contribution.module.rank * 8
-                for contribution in change.contributions)
+            sum(contribution.module.memory for contribution in change.contributions)
             for change in plan.changes.values()
         ),
         default=0,
@@ -267,7 +266,11 @@ class _Merge:
         target = self._open(target_path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         _write_fully(target, file.header, 0)
         bar.update(len(file.header))
-        digests = [hashlib.sha256(file.source.header_bytes), hashlib.sha256(file.header)]
+        digests: list[Any] = [
+            # Read in order only where each of its bytes is read once; else it is read again.
+            hashlib.sha256(file.source.header_bytes) if file.sequential else None,
+            hashlib.sha256(file.header),
+        ]
         unflushed = 0
         for piece in self._pieces(file, pool, source, target):
             bar.update(piece.nbytes)
@@ -281,9 +284,7 @@ class _Merge:
         if hashers and file.untouched:
             hashers[0].put(lambda: self._hash_untouched(file))
         elif hashers:
-            hashers[0].put(
-                lambda: self.read_hashes.update({str(source_path): digests[0].hexdigest()})
-            )
+            hashers[0].put(lambda: self._note_source(source_path, digests[0]))
             hashers[1].put(lambda: self.written_hashes.update({file.name: digests[1].hexdigest()}))
 
     def _open(self, path: Path, flags: int) -> int:
@@ -295,11 +296,19 @@ class _Merge:
     def _hash_piece(
         self, hashers: list[_Beside], digests: list[Any], piece: Piece, source: int, target: int
     ) -> None:
-        hashers[0].put(
-            lambda: _hash_range(digests[0], source, piece.source, piece.source_bytes, self.stopped)
-        )
+        if digests[0] is not None:
+            hashers[0].put(
+                lambda: _hash_range(
+                    digests[0], source, piece.source, piece.source_bytes, self.stopped
+                )
+            )
         hashers[1].put(
             lambda: _hash_range(digests[1], target, piece.target, piece.nbytes, self.stopped)
+        )
+
+    def _note_source(self, path: Path, digest: Any) -> None:
+        self.read_hashes[str(path)] = (
+            digest.hexdigest() if digest else hash_file(path, self.stopped)
         )
 
     def _hash_untouched(self, file: OutputFile) -> None:

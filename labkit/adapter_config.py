@@ -1,0 +1,334 @@
+"""What an adapter's config says: each module's rank and alpha, what counts, what is refused.
+
+Two formats are read: PEFT's `adapter_config.json`, which LLaMA-Factory, Unsloth, Axolotl and TRL
+write too, and MLX-LM's of the same name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import regex
+
+from labkit.errors import LabkitError, shown
+
+CONFIG = "adapter_config.json"
+LONGEST_MATCH_SECONDS = 2.0
+"""A pattern of a config that takes longer on one name is refused: some never end."""
+LONGEST_PATTERN = 20_000
+"""Characters of a pattern; compiling a longer one takes memory and time without end."""
+
+# Fields of PEFT's LoraConfig that say how to train or where to look, and change no merge.
+HARMLESS = frozenset(
+    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode "
+    "r lora_alpha lora_dropout target_modules exclude_modules fan_in_fan_out bias use_rslora "
+    "layers_to_transform layers_pattern rank_pattern alpha_pattern runtime_config "
+    "megatron_config megatron_core qalora_group_size modules_to_save init_lora_weights "
+    "loftq_config eva_config enable_lora merge_weights ensure_weight_tying use_dora lora_bias "
+    "target_parameters trainable_token_indices corda_config lora_ga_config "
+    "unsloth_fixed unsloth_version".split()
+)
+# What a layer weight has no meaning for, by the field that asks for it: what, and why.
+REFUSED_FIELDS = {
+    "layer_replication": ("copied layers (layer_replication)",
+                          "the merged model would have other layers than the base"),
+    "alora_invocation_tokens": ("activated LoRA (aLoRA)",
+                                "its change begins at a token, and a merged weight has no such"),
+    "use_qalora": ("quantisation-aware LoRA (QALoRA)",
+                   "its factors belong to groups of a quantised base"),
+    "monteclora_config": ("MonteCLoRA", "its change is drawn at random"),
+    "use_bdlora": ("BD-LoRA", "its factors are block-diagonal for split models"),
+    "arrow_config": ("Arrow routing", "it chooses between adapters for each token"),
+    "velora_config": ("VeLoRA", "its factors come with projections that the merge lacks"),
+    "kasa_config": ("KaSA", "it replaces the base's weights by an approximation of them"),
+}  # fmt: skip
+# What PEFT and others train that is no LoRA, and why a layer weight has no meaning for it.
+REFUSED_KINDS = {
+    "PROMPT_TUNING": "it trains virtual tokens, and changes no weight",
+    "MULTITASK_PROMPT_TUNING": "it trains virtual tokens, and changes no weight",
+    "P_TUNING": "it trains virtual tokens, and changes no weight",
+    "PREFIX_TUNING": "it trains a prefix of keys and values, and changes no weight",
+    "CARTRIDGE": "it trains a prefix of keys and values, and changes no weight",
+    "ADAPTION_PROMPT": "it trains prompts inside the layers, and changes no weight",
+    "IA3": "it multiplies activations, and adds nothing to a weight",
+    "LOHA": "its delta is a Hadamard product of two factor pairs, not B·A",
+    "LOKR": "its delta is a Kronecker product, not B·A",
+    "ADALORA": "its delta has a third factor (lora_E) and a changing rank",
+    "OFT": "it rotates the weights, and adds nothing to them",
+    "BOFT": "it rotates the weights, and adds nothing to them",
+    "HRA": "it reflects the weights, and adds nothing to them",
+    "VERA": "its factors are shared random matrices that the file need not hold",
+    "RANDLORA": "its factors are shared random matrices that the file need not hold",
+    "VBLORA": "its factors are mixed from a shared bank of vectors",
+    "FOURIERFT": "its delta is a Fourier transform of a few numbers",
+    "LN_TUNING": "it trains norms only",
+    "POLY": "it mixes several LoRAs by a learned routing",
+    "XLORA": "it mixes several LoRAs by a gate for each token",
+    "TRAINABLE_TOKENS": "it trains token rows only; train them with a LoRA "
+    "(trainable_token_indices)",
+}
+# Initialisations that subtract something from the base's weights before training.
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class AdapterConfig:
+    """PEFT's `adapter_config.json`, checked."""
+
+    def __init__(self, values: dict[str, Any], name: str) -> None:
+        """Take the config of an adapter of the given name.
+
+        Raises:
+            LabkitError: a kind of adapter that cannot be merged, or a field of the wrong type.
+        """
+        self.values = values
+        self.name = name
+        self._refuse_other_kinds()
+
+    def get(self, field: str, default: Any = None) -> Any:
+        """A field, or the default where it is missing or null."""
+        value = self.values.get(field)
+        return default if value is None else value
+
+    def targets(self, module: str) -> bool:
+        """Tell whether the config's `target_modules` and its companions select a module.
+
+        PEFT loads only the factors of modules that they select
+        (`peft.tuners.tuners_utils.check_target_module_exists`).
+        """
+        excluded = self.get("exclude_modules")
+        if excluded and self._selects(excluded, module, "exclude_modules"):
+            return False
+        if self._selects_parameter(module):
+            return True
+        target = self.get("target_modules")
+        if isinstance(target, str):
+            # "all-linear" leaves out the output head, whatever its name; a head with factors of
+            # its own was therefore named in another way.
+            return target.lower() == "all-linear" or self._selects(target, module, "target_modules")
+        if not self._selects(target or [], module, "target_modules"):
+            return False
+        return module in (target or []) or self._transforms_layer(module)
+
+    def parameters(self, module: str) -> list[str]:
+        """The parameters of a module that `target_parameters` names, other than its weight."""
+        found = []
+        for target in self._names("target_parameters"):
+            container, _, leaf = target.rpartition(".")
+            if not container:  # a bare name stands for the stacks of experts
+                named = module.split(".")[-1] == "experts"
+            else:
+                named = module == container or module.endswith(f".{container}")
+            if leaf != "weight" and named:
+                found.append(leaf)
+        # PEFT wraps them in the order in which the model's class defines them.
+        order = {"gate_up_proj": 0, "down_proj": 1}
+        return sorted(found, key=lambda leaf: order.get(leaf, 2))
+
+    def token_indices(self, module: str) -> tuple[int, ...]:
+        """The rows of a module that `trainable_token_indices` trains, in the order of the file."""
+        field: Any = self.get("trainable_token_indices")
+        if isinstance(field, dict):
+            matching = [v for k, v in field.items() if module == k or module.endswith(f".{k}")]
+            field = matching[0] if matching else None
+        if not isinstance(field, list) or not all(type(i) is int and i >= 0 for i in field):
+            raise LabkitError(
+                f"{CONFIG} of {shown(self.name)} has trainable_token_indices "
+                f"{shown(self.get('trainable_token_indices'))}, which gives no rows for module "
+                f"{shown(module)!r}; expected a list of token numbers"
+            )
+        return tuple(field)
+
+    def rank_of(self, module: str) -> int:
+        """The rank of a module or a parameter of one, by `rank_pattern` or `r`."""
+        rank = self._pattern("rank_pattern", module, "r")
+        if type(rank) is not int or rank < 1:
+            raise LabkitError(
+                f"{self._where(module)} has rank {shown(rank)} in {CONFIG}; expected 1 or more"
+            )
+        return rank
+
+    def scaling_of(self, module: str, rank: int) -> float:
+        """The scaling of a module: `alpha / r`, or `alpha / √r` for rsLoRA.
+
+        Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA", 2023,
+        arXiv 2312.03732.
+        """
+        alpha = self._pattern("alpha_pattern", module, "lora_alpha")
+        where = self._where(module)
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+            raise LabkitError(f"{where} has alpha {shown(alpha)!r} in {CONFIG}; expected a number")
+        try:
+            alpha = float(alpha)
+        except OverflowError:
+            alpha = math.inf
+        if not math.isfinite(alpha):
+            raise LabkitError(f"{where} has alpha {alpha} in {CONFIG}; expected a finite number")
+        return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
+
+    def _where(self, module: str) -> str:
+        return f"module {shown(module)!r} of {shown(self.name)}"
+
+    def _names(self, field: str) -> list[str]:
+        value = self.get(field, [])
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return value
+        raise LabkitError(
+            f"{field} in {CONFIG} of {shown(self.name)} is {shown(value)}; expected a list of names"
+        )
+
+    def _selects_parameter(self, module: str) -> bool:
+        return any(
+            f"{module}.weight" == target or f"{module}.weight".endswith(f".{target}")
+            for target in self._names("target_parameters")
+        )
+
+    def _selects(self, targets: str | Iterable[str], module: str, field: str) -> bool:
+        if isinstance(targets, str):
+            return _match(targets, module, whole=True) is not None
+        return any(
+            module == target or module.endswith(f".{target}") for target in self._names(field)
+        )
+
+    def _transforms_layer(self, module: str) -> bool:
+        layers = self.get("layers_to_transform")
+        if layers is None or layers == []:
+            return True
+        chosen = [layers] if isinstance(layers, int) else layers
+        if not isinstance(chosen, list) or not all(type(layer) is int for layer in chosen):
+            raise LabkitError(
+                f"layers_to_transform in {CONFIG} of {shown(self.name)} is {shown(layers)}; "
+                "expected layer numbers"
+            )
+        patterns = self.get("layers_pattern") or [r"[^.]*"]
+        if not isinstance(patterns, str):
+            patterns = self._names("layers_pattern") or [r"[^.]*"]
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            # The first number in a name is the layer's; later ones count experts.
+            match = _match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module, whole=False)
+            if match:
+                return int(match["layer"]) in chosen
+        return False
+
+    def _pattern(self, field: str, module: str, default: str) -> Any:
+        """Read `rank_pattern` or `alpha_pattern` as `peft.utils.other.get_pattern_key` does."""
+        patterns = self.get(field, {})
+        if not isinstance(patterns, dict):
+            raise LabkitError(f"{field} in {CONFIG} of {shown(self.name)} is not an object")
+        # PEFT asks for a parameter that target_parameters names by the parameter's own name.
+        module = f"{module}.weight" if self._selects_parameter(module) else module
+        for pattern, value in patterns.items():
+            if _match(rf"(.*\.)?({pattern})$", module, whole=False):
+                return value
+        return self.values.get(default, {"r": 8, "lora_alpha": 8}[default])
+
+    def _refuse_other_kinds(self) -> None:
+        name = f"the adapter {shown(self.name)}"
+        kind = self.values.get("peft_type")
+        if kind != "LORA":
+            reason = REFUSED_KINDS.get(kind if isinstance(kind, str) else "")
+            because = reason or "labkit merges LORA, whose change a layer weight can scale"
+            raise LabkitError(f"{name} is of the kind {shown(kind)!r}, which is refused: {because}")
+        for field, (what, why) in REFUSED_FIELDS.items():
+            if self.values.get(field):
+                raise LabkitError(f"{name} uses {what}, which is refused: {why}")
+        if self.get("bias", "none") not in ("none", "all", "lora_only"):
+            raise LabkitError(
+                f"{name} has bias {shown(self.values['bias'])!r} in {CONFIG}; expected none, all "
+                "or lora_only"
+            )
+        start = str(self.get("init_lora_weights", "")).lower()
+        if start.startswith(BASE_CHANGING):
+            raise LabkitError(
+                f"{name} was initialised with {shown(start)!r}, which changes the base model; "
+                "convert it to a plain LoRA with PEFT "
+                "(save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+            )
+        for field, value in self.values.items():
+            if field not in HARMLESS and field not in REFUSED_FIELDS and value:
+                raise LabkitError(
+                    f"{name} has the unknown field {shown(field)!r} = {shown(value)} in {CONFIG}, "
+                    "which may change what its deltas mean; remove the field if it does not"
+                )
+
+
+class MlxConfig(AdapterConfig):
+    """MLX-LM's `adapter_config.json`: it names a rank and a scale, and every factor counts."""
+
+    def targets(self, module: str) -> bool:
+        """Every factor in the file counts: MLX-LM loads them all."""
+        return True
+
+    def rank_of(self, module: str) -> int:
+        """The rank, where the config says it."""
+        rank = self._parameters().get("rank")
+        if type(rank) is not int or rank < 1:
+            raise LabkitError(
+                f"the adapter {shown(self.name)} has rank {shown(rank)} in lora_parameters of "
+                f"{CONFIG}; expected 1 or more"
+            )
+        return rank
+
+    def scaling_of(self, module: str, rank: int) -> float:
+        """MLX-LM's `scale`, which is the whole factor: it is not divided by the rank."""
+        parameters = self._parameters()
+        scale = parameters.get("scale")
+        if "alpha" in parameters and parameters["alpha"] != rank:
+            raise LabkitError(
+                f"the adapter {shown(self.name)} has both alpha and scale in lora_parameters of "
+                f"{CONFIG}, which releases of MLX-LM read differently; write scale alone: "
+                "scale·alpha/rank for releases before June 2024, scale for later ones"
+            )
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise LabkitError(
+                f"the adapter {shown(self.name)} has scale {shown(scale)!r} in lora_parameters of "
+                f"{CONFIG}; expected a number"
+            )
+        if not math.isfinite(scale):
+            raise LabkitError(
+                f"the adapter {shown(self.name)} has scale {scale} in {CONFIG}; expected a finite "
+                "number"
+            )
+        return float(scale)
+
+    def _parameters(self) -> dict[str, Any]:
+        parameters = self.values.get("lora_parameters")
+        return parameters if isinstance(parameters, dict) else {}
+
+    def _refuse_other_kinds(self) -> None:
+        kind = self.values.get("fine_tune_type", "lora")
+        if kind not in ("lora", "dora"):
+            raise LabkitError(
+                f"the adapter {shown(self.name)} is of MLX-LM's kind {shown(kind)!r}, which is "
+                "refused: labkit merges lora and dora, whose change a layer weight can scale"
+            )
+
+
+def read_config(values: dict[str, Any], name: str) -> AdapterConfig:
+    """Recognise whose config it is, and check it."""
+    if "peft_type" not in values and ("lora_parameters" in values or "fine_tune_type" in values):
+        return MlxConfig(values, name)
+    return AdapterConfig(values, name)
+
+
+def _match(pattern: str, name: str, whole: bool) -> regex.Match[str] | None:
+    """Match a pattern from a config against a name, with an end to it."""
+    if len(pattern) > LONGEST_PATTERN:
+        raise LabkitError(
+            f"{CONFIG} holds a pattern of {len(pattern)} characters; expected at most "
+            f"{LONGEST_PATTERN}; write a simpler pattern"
+        )
+    try:
+        match = regex.fullmatch if whole else regex.match
+        return match(pattern, name, timeout=LONGEST_MATCH_SECONDS)
+    except (regex.error, OverflowError, RecursionError, MemoryError) as error:
+        raise LabkitError(
+            f"{CONFIG} holds the pattern {shown(pattern)!r}, which is no regular expression: "
+            f"{shown(error)}"
+        ) from error
+    except TimeoutError:
+        raise LabkitError(
+            f"{CONFIG} holds the pattern {shown(pattern)!r}, which takes more than "
+            f"{LONGEST_MATCH_SECONDS} s to match {shown(name)!r}; write a simpler pattern"
+        ) from None
