@@ -8,9 +8,27 @@ from typing import Any
 
 import torch
 
-from labkit.adapter import PREFIX, Adapter
+from labkit.adapter import WEIGHTS, Adapter
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the base model's modules."""
+
+
+def require_exact(adapter: Adapter) -> None:
+    """Check that turning PEFT's scaling is exactly what a merge at that layer weight does.
+
+    Raises:
+        LabkitError: DoRA, saved modules, trained biases or embeddings, for which it is not; or a
+            file that PEFT does not read as safetensors.
+    """
+    adapter.require_plain("a live model")
+    if adapter.file.path.name != WEIGHTS:
+        raise LabkitError(
+            f"a live model reads {WEIGHTS} only, and {shown(adapter.name)} holds "
+            f"{shown(adapter.file.path.name)}; convert it, or merge it instead (labkit merge)"
+        )
 
 
 def choose_device(device: str) -> str:

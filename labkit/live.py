@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from labkit.adapter import Adapter
-from labkit.attach import attach, choose_device, load_model, load_tokenizer
+from labkit.attach import attach, choose_device, load_model, load_tokenizer, require_exact
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient
@@ -66,13 +66,16 @@ def live(
             elsewhere.
 
     Raises:
-        LabkitError: no adapter, whatever `plan` refuses, a device that is not there, or a model
-            that transformers or PEFT cannot load without running code from the folder.
+        LabkitError: no adapter, one for which a layer weight is more than a scaling (DoRA, saved
+            modules), whatever `plan` refuses, a device that is not there, or a model that
+            transformers or PEFT cannot load without running code from the folder.
     """
     checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
     opened = tuple(one if isinstance(one, Adapter) else Adapter(one) for one in adapters)
     if not opened:
         raise LabkitError("a live model needs at least one adapter beside the base")
+    for adapter in opened:
+        require_exact(adapter)
     chosen = choose_device(device)
     kind = ("float32" if chosen == "cpu" else "auto") if dtype == "auto" else dtype
     if kind not in ("auto", "float32", "bfloat16", "float16"):
@@ -85,9 +88,8 @@ def live(
     if found is None or found.freed:
         found = LiveModel(checkpoint, opened, rest, chosen, kind)
         _open[key] = found
-    found.weights = {
-        index: Gradient.constant(checkpoint.layers) for index in range(len(opened))
-    }  # a model is first heard with the whole LoRA
+    # A model is first heard with the whole LoRA.
+    found.weights = dict.fromkeys(range(len(opened)), Gradient.constant(checkpoint.layers))
     return found
 
 
@@ -394,7 +396,5 @@ class LiveModel:
             torch.cuda.empty_cache()
 
     def __repr__(self) -> str:
-        names = " + ".join(
-            map(shown, (self.base.name, *(adapter.name for adapter in self.adapters)))
-        )
+        names = " + ".join(map(shown, (self.base.name, *(one.name for one in self.adapters))))
         return f"LiveModel {names} on {self.device}{', freed' if self.freed else ''}"
