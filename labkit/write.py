@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +94,7 @@ def write(
     link: bool,
     overwrite: bool,
     hashes: bool,
-    progress: bool,
+    progress: bool | Callable[[int, int], None],
 ) -> Receipt:
     """Carry out a plan; see `Plan.write`."""
     chosen = choose_device(device)
@@ -122,6 +122,41 @@ def write(
     except OSError as error:
         raise LabkitError(explain(error, out)) from error
     return receipt
+
+
+def _bar(total: int, progress: bool | Callable[[int, int], None]) -> Any:
+    from tqdm.auto import tqdm
+
+    if callable(progress):
+        return _Told(total, progress)
+    return tqdm(
+        total=total,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1000,
+        desc="merge",
+        disable=not progress,
+    )
+
+
+class _Told:
+    """Stands in for a progress bar: tells a function how many bytes are done, and of how many."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+        self.done, self.total, self.tell = 0, total, tell
+
+    def __enter__(self) -> _Told:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: int) -> None:
+        self.done += count
+        self.tell(self.done, self.total)
+
+    def set_description(self, _: str) -> None:
+        self.tell(self.done, self.total)
 
 
 def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
@@ -160,7 +195,7 @@ class _Merge:
         device: torch.device,
         link: bool,
         hashes: bool,
-        progress: bool,
+        progress: bool | Callable[[int, int], None],
     ) -> None:
         self.plan = plan
         self.folder = folder
@@ -178,21 +213,12 @@ class _Merge:
         self._descriptors: list[int] = []
 
     def run(self, files: list[OutputFile]) -> None:
-        from tqdm.auto import tqdm
-
         # Two jobs that are done beside the merging, each in order: hashing, and flushing to disk.
         hashers = [_Beside(self.stopped), _Beside(self.stopped)] if self.hashes else []
         flusher = _Beside(self.stopped)
         pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
         try:
-            with tqdm(
-                total=sum(file.size for file in files),
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1000,
-                desc="merge",
-                disable=not self.progress,
-            ) as bar:
+            with _bar(sum(file.size for file in files), self.progress) as bar:
                 for file in files:
                     self._file(file, pool, hashers, flusher, bar)
                 bar.set_description("flush")
