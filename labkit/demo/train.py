@@ -1,7 +1,8 @@
 """Trains the demo's two adapters: `python -m labkit.demo.train kjv|stepwise`.
 
 Plain LoRA by PEFT on all seven linear modules of every layer, rank 8, alpha 16. The base stays as
-it is; the loss is the mean cross-entropy of the answers' tokens.
+it is; the loss is the mean cross-entropy of the answers' tokens, never of the questions'. The
+commands that made the demo's own adapters are in this folder's README.md.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from labkit.demo.stepwise import training_examples
 from labkit.demo.texts import Example, kjv_examples
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-STEPS = {"kjv": 180, "stepwise": 80}
 ROWS = 8  # examples in a step
 LENGTH = 128  # tokens of an example, at most
 IGNORED = -100  # the label of a token without loss
@@ -134,7 +134,7 @@ def write(model: Any, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=["kjv", "stepwise"])
-    parser.add_argument("--steps", type=int, help="else as many as the demo's own was given")
+    parser.add_argument("--steps", type=int, default=180)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=2026, help="of the start and of the examples")
     parser.add_argument("--start", type=Path, help="go on from the adapter in this folder")
@@ -145,8 +145,8 @@ def main() -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     out = given.out or adapter_folders()[given.name]
-    steps = given.steps or STEPS[given.name]
-    train(given.name, steps, given.learning_rate, device, out, given.seed, given.start)
+    steps, peak = given.steps, given.learning_rate
+    train(given.name, steps, peak, device, out, given.seed, given.start)
 
 
 if __name__ == "__main__":
