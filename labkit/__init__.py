@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from labkit.receipt import Receipt as Receipt
     from labkit.recipe import Recipe as Recipe
     from labkit.recipe import Term as Term
+    from labkit.survey import spectra as spectra
+    from labkit.survey import survey as survey
+    from labkit.survival import survival as survival
     from labkit.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -37,6 +40,9 @@ _LATER = {
     "Term": "labkit.recipe",
     "demo": "labkit.demo",
     "plan": "labkit.plan",
+    "spectra": "labkit.survey",
+    "survey": "labkit.survey",
+    "survival": "labkit.survival",
     "verify": "labkit.verify",
 }
 
