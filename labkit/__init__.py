@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from labkit.adapter import Adapter as Adapter
     from labkit.checkpoint import Checkpoint as Checkpoint
     from labkit.demo import demo as demo
+    from labkit.overlap import overlap as overlap
     from labkit.plan import Plan as Plan
     from labkit.plan import plan as plan
     from labkit.receipt import Receipt as Receipt
@@ -39,6 +40,7 @@ _LATER = {
     "Recipe": "labkit.recipe",
     "Term": "labkit.recipe",
     "demo": "labkit.demo",
+    "overlap": "labkit.overlap",
     "plan": "labkit.plan",
     "spectra": "labkit.survey",
     "survey": "labkit.survey",
