@@ -52,7 +52,7 @@ def make_adapter(folder: Path) -> None:
 
 
 def peak_memory() -> float:
-    """This process's largest resident memory in MB; unlike getrusage's, not its parent's."""
+    """Largest resident memory so far, in MB; unlike getrusage, without the parent process."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
