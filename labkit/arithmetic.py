@@ -16,7 +16,7 @@ fixed order, and rounded with one exact operation.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float64, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int32, Int64
 from torch import Tensor
 
 from labkit.delta import LowRank
@@ -53,17 +53,27 @@ def _power_of_two(exponent: Int32[Tensor, " entries"]) -> Float64[Tensor, " entr
     return ((exponent.long() + 1023) << 52).view(torch.float64)
 
 
+def _positions(mask: Bool[Tensor, " entries"]) -> Int64[Tensor, " found"]:
+    """Find the few places where a long mask is true, eight at a time: `nonzero` is slow."""
+    whole = len(mask) // 8 * 8
+    words = mask[:whole].view(torch.int64).nonzero()
+    near = (words * 8 + torch.arange(8, device=mask.device)).view(-1)
+    rest = torch.arange(whole, len(mask), device=mask.device)
+    candidates = torch.cat([near, rest])
+    return candidates[mask[candidates]]
+
+
 def _halfway_in_float32(
     single: Float[Tensor, " entries"], short: Float[Tensor, " entries"]
 ) -> Int64[Tensor, " found"]:
     """Find float32 numbers that lie halfway between two neighbours of a 16-bit dtype."""
     dropped = 24 - SIGNIFICAND_BITS[short.dtype]
     bits = single.view(torch.int32)
-    found = ((bits & ((1 << dropped) - 1)) == (1 << (dropped - 1))).nonzero().squeeze(1)
+    found = _positions((bits & ((1 << dropped) - 1)) == (1 << (dropped - 1)))
     if short.dtype != torch.float16:
         return found  # bfloat16 and float32 share their exponents, subnormal numbers included
     # Below float16's normal numbers the last place stays 2⁻²⁴, whatever the exponent.
-    small = ((short.view(torch.int16) & 0x7FFF) <= 0x0400).nonzero().squeeze(1)
+    small = _positions((short.view(torch.int16) & 0x7FFF) <= 0x0400)
     in_last_places = single[small].abs() * 2.0**24
     halves = small[in_last_places.frac() == 0.5]
     return torch.cat([found, halves])
@@ -75,7 +85,7 @@ def _near_halfway_in_float64(values: Float64[Tensor, " entries"]) -> Int64[Tenso
     near = (below - (1 << 28)).abs() <= NEAR_HALFWAY
     # Subnormal float32 numbers have fewer bits; they are too rare to look closer.
     small = values.abs() < 2.0**-126
-    return (near | small).nonzero().squeeze(1)
+    return _positions(near | small)
 
 
 class BlockMerger:

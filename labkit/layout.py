@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COPY_BYTES = 64 << 20
 """Bytes copied at a time: few enough to cancel quickly."""
-MERGE_BYTES = {"cpu": 8 << 20, "cuda": 32 << 20}
+MERGE_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
 """Bytes of the base read at a time into memory, by the kind of device that merges them."""
 BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Elements merged at a time: on a CPU few enough that their float64 stays in its cache."""

@@ -26,6 +26,7 @@ CONFIG_OF_THE_ORIGINAL = {
     "initializer_range": 0.041666666666666664,
     "pad_token_id": 2,
     "rms_norm_eps": 1e-05,
+    "rope_theta": 100000.0,  # transformers 5 writes it elsewhere; readers of version 4 look here
     "tie_word_embeddings": True,
 }
 
@@ -103,7 +104,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     place = {"gguf_file": gguf.name, "local_files_only": True}
     with _quiet():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, dtype=torch.bfloat16, **place, **options
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **place)
@@ -156,8 +157,9 @@ def _from_hub() -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Holds back transformers' progress bars and warnings, and puts its settings back."""
-    from transformers.utils import logging
+    import transformers.utils.logging
 
+    logging: Any = transformers.utils.logging
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

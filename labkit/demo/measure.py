@@ -112,17 +112,18 @@ def nats_per_token(model: Any, tokenizer: Any, examples: Sequence[Example]) -> f
 
 
 @torch.inference_mode()
-def answer(model: Any, tokenizer: Any, question: str, chat: bool, tokens: int = 64) -> str:
-    """The greedy answer: through the chat template, or to the Alpaca format."""
+def answer(
+    model: Any, tokenizer: Any, questions: Sequence[str], chat: bool, tokens: int = 64
+) -> list[str]:
+    """The greedy answers: through the chat template, or to the Alpaca format."""
+    texts = [prompt(question) for question in questions]
     if chat:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-    else:
-        text = prompt(question)
-    given = tokenizer(text, return_tensors="pt")
-    made = model.generate(**given, do_sample=False, max_new_tokens=tokens)[0]
-    return str(tokenizer.decode(made[given.input_ids.shape[1] :], skip_special_tokens=True)).strip()
+        asked = [[{"role": "user", "content": question}] for question in questions]
+        texts = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    given = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    made = model.generate(**given, do_sample=False, max_new_tokens=tokens)
+    said = tokenizer.batch_decode(made[:, given.input_ids.shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in said]
 
 
 def table(model: Any, tokenizer: Any, pieces: int) -> Iterator[str]:
@@ -152,14 +153,17 @@ def answers(model: Any, tokenizer: Any) -> Iterator[str]:
     """Greedy answers of the base, the late half and the whole adapter, as lines of Markdown."""
     gradients = layer_weights(model.config.num_hidden_layers)
     for adapter, questions in PROMPTS.items():
+        said = {}
+        for name in ("base", "late half", "1"):
+            weigh(model, adapter, gradients.get(name, gradients["1"]))
+            with model.disable_adapter() if name == "base" else nullcontext():
+                said[name] = answer(model, tokenizer, questions, chat=adapter == "kjv")
         yield f"\n### {adapter}\n"
-        for question in questions:
+        for place, question in enumerate(questions):
             yield f"**{question}**\n"
-            for name in ("base", "late half", "1"):
-                weigh(model, adapter, gradients.get(name, gradients["1"]))
-                with model.disable_adapter() if name == "base" else nullcontext():
-                    said = answer(model, tokenizer, question, chat=adapter == "kjv")
-                yield f"- {name}: " + " / ".join(line for line in said.splitlines() if line)
+            for name, texts in said.items():
+                lines = [line for line in texts[place].splitlines() if line]
+                yield f"- {name}: " + " / ".join(lines)
             yield ""
 
 
@@ -169,7 +173,7 @@ def _length(pair: tuple[list[int], list[int]]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pieces", type=int, default=24, help="held-out pieces of each domain")
+    parser.add_argument("--pieces", type=int, default=20, help="held-out pieces of each domain")
     parser.add_argument("--write", action="store_true", help="put the result into README.md")
     given = parser.parse_args()
     begun = time.monotonic()

@@ -101,7 +101,9 @@ def kjv_examples(seed: int) -> Iterator[Example]:
     places = [(chapter, verse) for chapter in books for verse in range(len(chapter))]
     found = {
         topic: [
-            place for place in places if re.search(rf"\b({words})", place[0][place[1]], re.IGNORECASE)
+            (chapter, verse)
+            for chapter, verse in places
+            if re.search(rf"\b({words})", chapter[verse], re.IGNORECASE)
         ]
         for topic, words in TOPICS.items()
     }

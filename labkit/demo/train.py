@@ -19,10 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit.demo.base import HUB_ID, adapter_folders, base_folder
+from labkit.demo.stepwise import training_examples
 from labkit.demo.texts import Example, kjv_examples
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SEED = 2026
+STEPS = {"kjv": 180, "stepwise": 80}
 ROWS = 8  # examples in a step
 LENGTH = 128  # tokens of an example, at most
 IGNORED = -100  # the label of a token without loss
@@ -30,11 +32,7 @@ IGNORED = -100  # the label of a token without loss
 
 def examples(name: str) -> Iterator[Example]:
     """The training examples of an adapter, without end and the same every time."""
-    if name == "kjv":
-        return kjv_examples(SEED)
-    from labkit.demo.stepwise import training_examples
-
-    return training_examples(SEED)
+    return kjv_examples(SEED) if name == "kjv" else training_examples(SEED)
 
 
 def tokens_and_labels(
@@ -101,12 +99,12 @@ def train(name: str, steps: int, peak: float, device: str, out: Path) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
         loss = answer_loss(model, *batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         seen += int(batch[1].sum())
-        if step % 10 == 0 or step == steps - 1:
+        if step % 5 == 0 or step == steps - 1:
             elapsed = time.monotonic() - begun
             print(f"{name} step {step:4d} loss {loss.item():.3f} tokens {seen} {elapsed:.0f} s")
         if step % 50 == 49:
@@ -129,16 +127,16 @@ def write(model: Any, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=["kjv", "stepwise"])
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, help="else as many as the demo's own was given")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, help="the adapter's folder; else its place in the demo")
     given = parser.parse_args()
     device = given.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     out = given.out or adapter_folders()[given.name]
-    train(given.name, given.steps, given.learning_rate, device, out)
+    train(given.name, given.steps or STEPS[given.name], given.learning_rate, device, out)
 
 
 if __name__ == "__main__":
