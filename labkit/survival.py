@@ -20,6 +20,7 @@ from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient
 from labkit.layout import matrix_shape
 from labkit.plan import Plan, plan
+from labkit.receipt import MUCH_LOST
 from labkit.recipe import Recipe, Term, as_gradient
 from labkit.targets import in_parallel, opened_adapter, opened_base, place, short_names
 from labkit.tensor_file import FLOATS, StoredTensor, read_fully
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 ROWS = 64
 """Rows of each tensor that an estimate looks at."""
-MUCH = 0.1
-"""A share of the change that is worth a word when it is lost."""
 BLOCK_ELEMENTS = 1 << 17
 
 
@@ -145,7 +144,7 @@ def rounding_line(table: pd.DataFrame) -> str | None:
     from labkit.survey import lost_in_all
 
     whole = lost_in_all(table)
-    if not whole["lost"] > MUCH:
+    if not whole["lost"] > MUCH_LOST:
         return None
     dtypes = sorted({str(dtype) for dtype in table.loc[table["lost"].notna(), "dtype"]})
     error = f" ± {whole['lost_error']:.1%}" if whole["lost_error"] > 0 else ""

@@ -11,7 +11,7 @@ import pytest
 
 import labkit as lk
 from labkit.inspect import bar, inspect
-from tests.tiny import make_adapter, make_base
+from tests.tiny import make_adapter
 
 
 @pytest.fixture(autouse=True)

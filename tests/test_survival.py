@@ -51,7 +51,8 @@ def _cache(tmp_path, monkeypatch):
 def test_exact_is_what_a_merge_does(dtype, tmp_path, tiny_base, tiny_adapter):
     table = lk.survival(tiny_base, tiny_adapter, GRADIENT, dtype, exact=True, progress=False)
     base, adapter = lk.Checkpoint(tiny_base), lk.Adapter(tiny_adapter)
-    lk.plan(base, adapter, GRADIENT, dtype=dtype).write(tmp_path / "merged", progress=False)
+    plan = lk.plan(base, adapter, GRADIENT, dtype=dtype)
+    receipt = plan.write(tmp_path / "merged", progress=False)
     merged = lk.Checkpoint(tmp_path / "merged")
     gradient = lk.Gradient.parse(GRADIENT)
     assert len(table) == 28
@@ -68,10 +69,13 @@ def test_exact_is_what_a_merge_does(dtype, tmp_path, tiny_base, tiny_adapter):
             expected = float((after - before - asked).norm() / asked.norm())
             assert row.lost == pytest.approx(expected, rel=1e-6)
         assert row.dtype == ("bfloat16" if dtype == "auto" else dtype)
-        assert (row.changed_error, row.lost_error) in [
-            (0, 0),
-            pytest.approx((0, math.nan), nan_ok=True),
-        ]
+        assert row.changed_error == 0
+        assert row.lost_error == pytest.approx(row.lost * 0, nan_ok=True)
+    # The receipt knows the same of the tensors that changed.
+    assert receipt.lost == pytest.approx(lost_in_all(table)["lost"], rel=1e-6)
+    lost = {tensor.name: tensor.missing / tensor.asked for tensor in receipt.tensors}
+    for row in table[table["weight"] != 0].itertuples():
+        assert lost[f"{row.name}.weight"] == pytest.approx(row.lost, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +134,15 @@ def test_a_line_when_more_than_a_tenth_is_lost(tmp_path, tall_base):
         lk.survival(tall_base, adapter, "1,1", exact=True, progress=False)
     )
     assert rounding_line(lk.survival(tall_base, adapter, "1,1", "float32", progress=False)) is None
+
+
+def test_the_receipt_says_when_much_is_lost(tmp_path, tall_base):
+    adapter = adapter_of_relative_norm(tmp_path / "lora", tall_base, 0.003)
+    receipt = lk.plan(tall_base, adapter, "1,1").write(tmp_path / "merged", progress=False)
+    line = f"{receipt.lost:.1%} of the change is lost to rounding; --dtype float32 keeps it"
+    assert f"rounding {line}" in repr(receipt)
+    full = lk.plan(tall_base, adapter, "1,1", dtype="float32")
+    assert "lost" not in repr(full.write(tmp_path / "full", progress=False))
 
 
 def test_what_is_missing_is_said(tiny_base, tiny_adapter):
