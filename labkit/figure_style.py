@@ -47,10 +47,10 @@ def new_figure(
     size: tuple[float, float], dark: bool, rows: int = 1, columns: int = 1, share: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure with its axes in one style, row by row."""
-    from matplotlib.figure import Figure
+    from labkit.shown_figure import ShownFigure
 
     theme = theme_for(dark)
-    figure = Figure(figsize=size, facecolor=theme.paper)
+    figure = ShownFigure(figsize=size, facecolor=theme.paper)
     figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
     panels = figure.subplots(
         rows, columns, squeeze=False, sharex=share, sharey=share and columns > 1

@@ -60,6 +60,12 @@ def drawn(figure, dark):
     return figure.axes
 
 
+def test_a_figure_shows_itself_without_pyplot(table):
+    data, size = norms_by_layer(table)._repr_png_()
+    assert data.startswith(b"\x89PNG")
+    assert size == {"width": 720}
+
+
 def test_norms_by_layer(table, dark):
     (axes,) = drawn(norms_by_layer(table, dark=dark), dark)
     tops = [bar.get_y() + bar.get_height() for bar in axes.containers[-1]]
