@@ -9,6 +9,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,20 @@ def matrix_shape(tensor: StoredTensor) -> tuple[int, int]:
     if len(tensor.shape) == 2:
         return tensor.shape[0], tensor.shape[1]
     return tensor.elements, 1
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Keep torch's operations in the thread that calls them.
+
+    Blocks are small and merged by several threads already; torch's own would only wait for them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class PieceMaker:

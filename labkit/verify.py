@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import LabkitError, shown
-from labkit.layout import OutputFile, Piece, PieceMaker, output_files, side_files
+from labkit.layout import OutputFile, Piece, PieceMaker, one_thread_each, output_files, side_files
 from labkit.plan import Plan, plan
 from labkit.recipe import FILE_NAME, Recipe
 from labkit.write import HASH_BYTES, choose_device, hash_file
@@ -52,9 +52,12 @@ def verify(folder: str | Path, *, device: str = "auto", progress: bool = True) -
     maker = PieceMaker(resolved, chosen)
     total = sum(file.size for file in files)
     try:
-        with tqdm(
-            total=total, unit="B", unit_scale=True, desc="verify", disable=not progress
-        ) as bar:
+        with (
+            one_thread_each(),
+            tqdm(
+                total=total, unit="B", unit_scale=True, desc="verify", disable=not progress
+            ) as bar,
+        ):
             for file in files:
                 _compare_file(file, where / file.name, maker, bar.update)
         others = side_files(resolved)

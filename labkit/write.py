@@ -33,6 +33,7 @@ from labkit.layout import (
     OutputFile,
     Piece,
     PieceMaker,
+    one_thread_each,
     output_files,
     side_files,
 )
@@ -108,7 +109,8 @@ def write(
     try:
         with _building(out) as folder:
             merge = _Merge(plan, folder, chosen, link, hashes, progress)
-            merge.run(files)
+            with one_thread_each():
+                merge.run(files)
             for name, content in others.items():
                 if isinstance(content, Path):
                     shutil.copyfile(content, folder / name)
@@ -195,9 +197,6 @@ class _Merge:
         # Two jobs that are done beside the merging, each in order: hashing, and flushing to disk.
         hashers = [_Beside(self.stopped), _Beside(self.stopped)] if self.hashes else []
         flusher = _Beside(self.stopped)
-        threads = torch.get_num_threads()
-        # The pool's threads share the cores already; torch's own threads would fight them.
-        torch.set_num_threads(1)
         pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
         try:
             with tqdm(
@@ -218,7 +217,6 @@ class _Merge:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
             for beside in (*hashers, flusher):
                 beside.close()
             for descriptor in self._descriptors:
