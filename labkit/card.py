@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.adapter import Adapter
+from labkit.card_prompts import HEADINGS, TEXTS, formats, snippet
 from labkit.checkpoint import Checkpoint
 from labkit.errors import shown
 from labkit.front_matter import front_matter, licence, own_card
 from labkit.gradient import Gradient, plain
-from labkit.card_prompts import HEADINGS, TEXTS, formats, snippet
 
 if TYPE_CHECKING:
     from labkit.plan import Plan

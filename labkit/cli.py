@@ -76,13 +76,17 @@ def demo(
 def inspect(
     base: Base,
     adapter: AdapterName,
-    weights: Annotated[str | None, typer.Option(help="The layer weights to plan with.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The layer weights to look at it with: 0x2,0.5,1.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="A row for each layer, module or tensor.")] = "layer",
+    csv: Annotated[Path | None, typer.Option(help="Write the table here, too.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw it here: .png or .svg.")] = None,
 ) -> None:
-    """Show what a merge would do: ledger and forecast."""
-    from labkit.checkpoint import Checkpoint
+    """Show how much a LoRA changes where, and what a merge would do: ledger and forecast."""
+    from labkit.inspect import inspect as run
 
-    checkpoint = Checkpoint(base)
-    typer.echo(_plan(checkpoint, adapter, weights or f"1x{checkpoint.layers}", None, [], "auto"))
+    run(base, adapter, weights, by, csv, figure)
 
 
 @app.command()

@@ -118,7 +118,7 @@ def _compare_file(
                 if piece.tensor.name != current:
                     current = piece.tensor.name
                     update = maker.update(piece.tensor)
-                expected, _ = maker.make(file, piece, source, update)
+                expected, *_ = maker.make(file, piece, source, update)
                 if os.pread(target, piece.nbytes, piece.target) != expected:
                     raise LabkitError(
                         f"tensor {shown(current)!r} in {shown(path)} differs from what the recipe "

@@ -202,7 +202,7 @@ class _Merge:
         self.link = link
         self.device = device
         self.maker = PieceMaker(plan, device)
-        self.squared: dict[str, float] = {}
+        self.squared: dict[str, tuple[float, float]] = {}
         self.asked: dict[str, float] = {}
         self.linked: list[str] = []
         self.read_hashes: dict[str, str] = {}
@@ -307,16 +307,17 @@ class _Merge:
         self, file: OutputFile, pool: ThreadPoolExecutor, source: int, target: int
     ) -> Iterator[Piece]:
         """Carry out a file's pieces, a few at once; give back each when it is done, in order."""
-        running: deque[tuple[Piece, Future[float]]] = deque()
+        running: deque[tuple[Piece, Future[tuple[float, float]]]] = deque()
         update = None
         current: str | None = None
 
         def finished() -> Piece:
             piece, future = running.popleft()
-            squared = future.result()
+            squared, missing = future.result()
             if piece.tensor and piece.tensor.name in self.plan.changes:
                 name = piece.tensor.name
-                self.squared[name] = self.squared.get(name, 0.0) + squared
+                before = self.squared.get(name, (0.0, 0.0))
+                self.squared[name] = before[0] + squared, before[1] + missing
             return piece
 
         for piece in file.pieces:
@@ -337,12 +338,12 @@ class _Merge:
 
     def _merge_piece(
         self, file: OutputFile, piece: Piece, source: int, target: int, update: Any
-    ) -> float:
+    ) -> tuple[float, float]:
         if self.stopped.is_set():
-            return 0.0
-        merged, squared = self.maker.make(file, piece, source, update)
+            return 0.0, 0.0
+        merged, squared, missing = self.maker.make(file, piece, source, update)
         _write_fully(target, merged, piece.target)
-        return squared
+        return squared, missing
 
     def receipt(self, out: Path, began: float, others: dict[str, bytes | Path]) -> Receipt:
         if self.hashes:
@@ -367,7 +368,7 @@ class _Merge:
                     change.layer,
                     change.weights,
                     self.asked[name],
-                    math.sqrt(self.squared[name]),
+                    *map(math.sqrt, self.squared[name]),
                 )
                 for name, change in self.plan.changes.items()
             ),
@@ -435,7 +436,7 @@ def _hash_range(
         digest.update(os.pread(descriptor, min(HASH_BYTES, start + count - position), position))
 
 
-def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> float:
+def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> tuple[float, float]:
     """Let the kernel copy: file systems that can share blocks then do."""
     done = 0
     while done < piece.nbytes:
@@ -448,7 +449,7 @@ def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> flo
                 "start again"
             )
         done += count
-    return 0.0
+    return 0.0, 0.0
 
 
 def _copy_some(source: int, target: int, count: int, start: int, to: int) -> int:
