@@ -65,7 +65,9 @@ class LowRank:
         """The rows from `start` up to `stop` of the product, of shape (stop - start) × columns."""
         return self.left[start:stop] @ self.right
 
-    def add_rows_to(self, total: Float64[Tensor, "block columns"], start: int) -> None:
+    def add_rows_to(
+        self, total: Float64[Tensor, "block columns"], start: int, base: Tensor | None = None
+    ) -> None:
         """Add the rows from `start` on, as many as `total` has, to `total` in place."""
         total.addmm_(self.left[start : start + total.shape[0]], self.right)
 

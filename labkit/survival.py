@@ -240,7 +240,9 @@ def _look(
                 view = memoryview(_own.buffer)[:size]
                 read_fully(file.fileno(), view, tensor.start + start * row_bytes, tensor.file)
                 block = torch.frombuffer(view, dtype=stored).view(stop - start, columns)
-                asked = update.rows(start, stop)
+                # Kinds of change that depend on the base's numbers are given them.
+                asked = torch.zeros(block.shape, dtype=torch.float64)
+                update.add_rows_to(asked, start, block)
                 change = merger.merge(block, update, start, dtype)[0].double() - block.double()
                 parts["changed"].append(torch.count_nonzero(change, dim=1))
                 parts["error"].append(_squares(change.sub_(asked)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from labkit.adapter import Adapter
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient
-from labkit.plan import plan
+from labkit.plan import Change, plan
 from labkit.recipe import Recipe, Term
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Target:
         name: the base's tensor without `.weight`; without a base the adapter's module.
         layer: its decoder layer; None outside the layers.
         module: the end of its name that tells the modules of one layer apart: `q_proj`.
-        scaling: `s` in `ΔW = s·B·A`.
+        scaling: `s` in `ΔW = s·B·A`; NaN for a change of another form.
         tensor: the base's tensor, where a base is known.
         delta: reads what is added to it, in the orientation of the base's tensor.
     """
@@ -65,16 +66,16 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
         # A plan with every weight 1 is the one place that matches names and checks shapes.
         everything = Term(adapter, Gradient.constant(base.layers))
         resolved = plan(Recipe(base, [everything], rest=1.0))
+        # All that is added to a tensor at weight 1, whatever its kind: `W_adapter − W`.
         found = [
             (
                 change.tensor.name.removesuffix(".weight"),
                 change.layer,
-                contribution.module.scaling,
+                _scaling(change),
                 change.tensor,
-                contribution.delta,
+                change.update,
             )
             for change in resolved.changes.values()
-            for contribution in change.contributions
         ]
     else:
         selected = [module for module in adapter.modules.values() if adapter.targets(module.name)]
@@ -94,6 +95,14 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
         for name, layer, scaling, tensor, delta in found
     ]
     return sorted(listed, key=lambda target: place(target.layer, target.module))
+
+
+def _scaling(change: Change) -> float:
+    """The scaling of the one contribution that has one."""
+    found = [
+        getattr(contribution.module, "scaling", math.nan) for contribution in change.contributions
+    ]
+    return found[0] if len(found) == 1 else math.nan
 
 
 def place(layer: int | None, module: str) -> tuple[float, int, str]:
