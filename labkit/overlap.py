@@ -107,7 +107,7 @@ def _compare(pair: tuple[str, str, Target | None, Target | None, int | None]) ->
     if first is None or second is None:
         return row | {"meeting": f"only {a if first else b}", **dict.fromkeys(NUMBERS, math.nan)}
     x, y = first.delta(), second.delta()
-    if not (hasattr(x, "svd") and hasattr(y, "svd")):
+    if not (isinstance(x, LowRank) and isinstance(y, LowRank)):
         return row | {"meeting": "no factors", **dict.fromkeys(NUMBERS, math.nan)}
     if x.shape != y.shape:
         raise LabkitError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from labkit.adapter import Adapter
 from labkit.arithmetic import BlockMerger
 from labkit.checkpoint import Checkpoint
-from labkit.delta import LowRank
+from labkit.delta import Delta, LowRank
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient
 from labkit.plan import Plan, plan
@@ -183,7 +183,7 @@ def _nothing(tensor: StoredTensor) -> LowRank:
 
 
 def _survived(
-    tensor: StoredTensor, update: LowRank, dtype: torch.dtype, sample: int | None, seed: int
+    tensor: StoredTensor, update: Delta, dtype: torch.dtype, sample: int | None, seed: int
 ) -> _Survived:
     count, columns = tensor.matrix_shape
     if sample is None or sample >= count:
@@ -219,7 +219,7 @@ _own = threading.local()
 
 
 def _look(
-    tensor: StoredTensor, update: LowRank, dtype: torch.dtype, runs: list[tuple[int, int]]
+    tensor: StoredTensor, update: Delta, dtype: torch.dtype, runs: list[tuple[int, int]]
 ) -> _PerRow:
     """Merge runs of rows and compare each with what was asked for."""
     if not hasattr(_own, "merger"):

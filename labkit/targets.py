@@ -21,7 +21,7 @@ from labkit.plan import plan
 from labkit.recipe import Recipe, Term
 
 if TYPE_CHECKING:
-    from labkit.delta import LowRank
+    from labkit.delta import LowRank, Sum
     from labkit.tensor_file import StoredTensor
 
 USUAL_ORDER = (
@@ -52,7 +52,7 @@ class Target:
     module: str
     scaling: float
     tensor: StoredTensor | None
-    delta: Callable[[], LowRank]
+    delta: Callable[[], LowRank | Sum]
 
 
 def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
@@ -62,7 +62,7 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
         LabkitError: with a base, whatever a plan refuses; without one, an adapter of which the
             config selects no module.
     """
-    found: list[tuple[str, int | None, float, StoredTensor | None, Callable[[], LowRank]]]
+    found: list[tuple[str, int | None, float, StoredTensor | None, Callable[[], LowRank | Sum]]]
     if base is not None:
         # A plan with every weight 1 is the one place that matches names and checks shapes.
         everything = Term(adapter, Gradient.constant(base.layers))
