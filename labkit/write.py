@@ -6,26 +6,24 @@ nothing at the final name; a merge that fails or is interrupted takes away what 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 import queue
-import secrets
 import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labkit.atomic_folder import building, check_target, explain, flush_folder, put_in_place
 from labkit.errors import LabkitError, shown
 from labkit.layout import (
     BLOCK_ELEMENTS,
@@ -106,7 +104,7 @@ def write(
     others = side_files(plan)
     began = time.time()
     try:
-        with _building(out) as folder:
+        with building(out) as folder:
             merge = _Merge(plan, folder, chosen, link, hashes, progress)
             with one_thread_each():
                 merge.run(files)
@@ -119,10 +117,10 @@ def write(
                 file.require_unchanged()
             receipt = merge.receipt(out, began, others)
             _describe(plan, receipt, folder, merge.read_hashes)
-            _flush_folder(folder)
-            _put_in_place(folder, out)
+            flush_folder(folder)
+            put_in_place(folder, out)
     except OSError as error:
-        raise LabkitError(_explain(error, out)) from error
+        raise LabkitError(explain(error, out)) from error
     return receipt
 
 
@@ -177,18 +175,7 @@ def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
                 f"the output {shown(out)} would replace the adapter {shown(adapter)}; choose "
                 "another folder"
             )
-    if not parent.is_dir():
-        raise LabkitError(f"{shown(parent)} is no folder; make it first, or choose another --out")
-    if out.exists() or out.is_symlink():
-        if not overwrite:
-            raise LabkitError(
-                f"{shown(out)} exists already; choose another name, or replace it with --overwrite"
-            )
-        if out.is_symlink() or not out.is_dir() or not (out / "receipt.json").is_file():
-            raise LabkitError(
-                f"{shown(out)} was not made by labkit (it holds no receipt.json), and is not "
-                "replaced; choose another name, or remove it yourself"
-            )
+    check_target(out, overwrite)
     needed = plan.forecast().bytes_to_write + SPARE_BYTES
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -215,7 +202,7 @@ class _Merge:
         self.link = link
         self.device = device
         self.maker = PieceMaker(plan, device)
-        self.squared: dict[str, float] = {}
+        self.squared: dict[str, tuple[float, float]] = {}
         self.asked: dict[str, float] = {}
         self.linked: list[str] = []
         self.read_hashes: dict[str, str] = {}
@@ -320,16 +307,17 @@ class _Merge:
         self, file: OutputFile, pool: ThreadPoolExecutor, source: int, target: int
     ) -> Iterator[Piece]:
         """Carry out a file's pieces, a few at once; give back each when it is done, in order."""
-        running: deque[tuple[Piece, Future[float]]] = deque()
+        running: deque[tuple[Piece, Future[tuple[float, float]]]] = deque()
         update = None
         current: str | None = None
 
         def finished() -> Piece:
             piece, future = running.popleft()
-            squared = future.result()
+            squared, missing = future.result()
             if piece.tensor and piece.tensor.name in self.plan.changes:
                 name = piece.tensor.name
-                self.squared[name] = self.squared.get(name, 0.0) + squared
+                before = self.squared.get(name, (0.0, 0.0))
+                self.squared[name] = before[0] + squared, before[1] + missing
             return piece
 
         for piece in file.pieces:
@@ -350,12 +338,12 @@ class _Merge:
 
     def _merge_piece(
         self, file: OutputFile, piece: Piece, source: int, target: int, update: Any
-    ) -> float:
+    ) -> tuple[float, float]:
         if self.stopped.is_set():
-            return 0.0
-        merged, squared = self.maker.make(file, piece, source, update)
+            return 0.0, 0.0
+        merged, squared, missing = self.maker.make(file, piece, source, update)
         _write_fully(target, merged, piece.target)
-        return squared
+        return squared, missing
 
     def receipt(self, out: Path, began: float, others: dict[str, bytes | Path]) -> Receipt:
         if self.hashes:
@@ -380,7 +368,7 @@ class _Merge:
                     change.layer,
                     change.weights,
                     self.asked[name],
-                    math.sqrt(self.squared[name]),
+                    *map(math.sqrt, self.squared[name]),
                 )
                 for name, change in self.plan.changes.items()
             ),
@@ -388,7 +376,7 @@ class _Merge:
             linked=tuple(self.linked),
             files_read=dict(sorted(self.read_hashes.items())),
             files_written=dict(sorted(self.written_hashes.items())),
-            notes=self.plan.notes,
+            notes=(*self.plan.notes, *self.plan.recipe.changed_files(self.read_hashes)),
         )
 
 
@@ -448,7 +436,7 @@ def _hash_range(
         digest.update(os.pread(descriptor, min(HASH_BYTES, start + count - position), position))
 
 
-def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> float:
+def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> tuple[float, float]:
     """Let the kernel copy: file systems that can share blocks then do."""
     done = 0
     while done < piece.nbytes:
@@ -461,7 +449,7 @@ def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> flo
                 "start again"
             )
         done += count
-    return 0.0
+    return 0.0, 0.0
 
 
 def _copy_some(source: int, target: int, count: int, start: int, to: int) -> int:
@@ -491,38 +479,6 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-@contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """Make a folder beside `out` to build in; take it away again unless it was renamed."""
-    for left in out.parent.glob(f".{_literal(out.name)}.labkit-*"):
-        _remove_if_left(left)
-    folder = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
-    folder.mkdir()
-    # The lock says that someone is still building; it ends with the process, however that ends.
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def _remove_if_left(folder: Path) -> None:
-    """Remove what an interrupted merge left behind, unless its process still runs."""
-    with suppress(OSError):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
-
-
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:
     from labkit.card import model_card
     from labkit.figures import gradient_picture, picture_bytes
@@ -544,42 +500,3 @@ def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) 
     (folder / "receipt.json").write_text(
         json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-
-
-def _flush_folder(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    old = None
-    if out.exists():
-        old = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
-        out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        if old:
-            old.rename(out)
-        raise
-    parent = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-    if old:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _explain(error: OSError, out: Path) -> str:
-    if error.errno in (28, 122):  # no space left, over quota
-        return (
-            f"the disk became full while {shown(out)} was written; nothing is left of it: make "
-            "room, or choose a folder on another disk"
-        )
-    where = f" ({shown(error.filename)})" if error.filename else ""
-    return f"cannot write {shown(out)}: {error.strerror}{where}; nothing is left of it"

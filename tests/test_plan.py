@@ -92,7 +92,9 @@ def test_tensors_that_match_nothing_are_refused(base, with_tensors):
 
 def test_a_tensor_that_belongs_to_nothing_is_refused(base, with_tensors):
     lora = with_tensors(lambda stored: {**stored, "something.else": torch.zeros(3)})
-    with pytest.raises(lk.LabkitError, match="'something.else': the base has no module of that name"):
+    with pytest.raises(
+        lk.LabkitError, match="'something.else': the base has no module of that name"
+    ):
         lk.plan(base, lora, "1x4")
 
 
