@@ -67,6 +67,7 @@ class Panel:
             0, min=0, max=1, layout={"width": "140px", "display": "none"}
         )
         saving = {"width": "126px"}
+        self.bake = ipywidgets.Button(description="Bake the adapter", layout=saving)
         self.save_recipe = ipywidgets.Button(description="Save the recipe", layout=saving)
         self.save_picture = ipywidgets.Button(description="Save the picture", layout=saving)
         self.problem, self.status = ipywidgets.HTML(), ipywidgets.HTML()
@@ -113,7 +114,7 @@ class Panel:
                 details,
                 _row(
                     *(self.folder, self.write, self.cancel, self.progress),
-                    *(self.save_recipe, self.save_picture),
+                    *(self.bake, self.save_recipe, self.save_picture),
                 ),
                 shown["receipt"],
             ]
