@@ -9,7 +9,7 @@ from pathlib import Path
 
 notebooks = Path(sys.prefix).parent / "notebooks"
 if (notebooks / ".jupyter" / "jupyter_server_config.py").is_file():
-    c = get_config()  # noqa: F821 - Jupyter provides it
+    c = get_config()
     c.ServerApp.root_dir = str(notebooks)
     c.LabApp.default_url = "/lab/tree/01_first_merge.ipynb"
     # Containers run as root; the server listens on this machine only, behind a token.
