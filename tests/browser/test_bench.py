@@ -84,7 +84,7 @@ def test_the_three_columns_answer_and_change_with_the_gradient(bench: Bench) -> 
 def test_painting_with_the_mouse_asks_the_model_again(bench: Bench) -> None:
     bench.draw("0x30")
     before = bench.lab.locator("table", has_text="next token").inner_text()
-    paper = bench.lab.locator(".base").bounding_box()
+    paper = bench.lab.locator(".labkit-editor .base").bounding_box()
     mouse = bench.page.mouse
     mouse.move(paper["x"] + paper["width"] * 0.4, paper["y"] + 3)
     mouse.down()
