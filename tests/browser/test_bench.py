@@ -123,7 +123,7 @@ def test_the_seeds_list_is_written_as_labkit_merge_writes_it(bench: Bench, tmp_p
     written = bench.folder / "merged"
     for path in (tmp_path / "merged").glob("*.safetensors"):
         assert filecmp.cmp(path, written / path.name, shallow=False), path.name
-    lab.get_by_role("button", name="Save the recipe").click()
+    lab.get_by_role("button", name="Save recipe").click()
     lab.get_by_text("saved merged.yaml").wait_for(timeout=SLOW)
     recipe = Recipe.load(bench.folder / "merged.yaml")
     assert str(recipe.terms[0].weights) == listed
