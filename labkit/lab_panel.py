@@ -41,20 +41,20 @@ class Panel:
         self.temperature = ipywidgets.BoundedFloatText(
             0.0, min=0.0, max=5.0, step=0.1, description="temperature"
         )
-        widths = ((self.kind, "180px"), (self.length, "110px"), (self.temperature, "135px"))
+        widths = ((self.kind, "180px"), (self.length, "105px"), (self.temperature, "130px"))
         for field, width in widths:
             field.layout = ipywidgets.Layout(width=width)
             field.style = {"description_width": "initial"}
         self.live = ipywidgets.Checkbox(
             True, description="answer while I draw", indent=False, layout={"width": "auto"}
         )
-        narrow = {"width": "88px"}
+        narrow = {"width": "80px"}
         self.answer = ipywidgets.Button(description="Answer", icon="play", layout=narrow)
         self.stop = ipywidgets.Button(description="Stop", icon="stop", layout=narrow)
         self.folder = ipywidgets.Text(
             "merged",
             description="folder",
-            layout={"width": "190px"},
+            layout={"width": "170px"},
             style={"description_width": "initial"},
         )
         self.write = ipywidgets.Button(
@@ -66,10 +66,10 @@ class Panel:
         self.progress = ipywidgets.FloatProgress(
             0, min=0, max=1, layout={"width": "140px", "display": "none"}
         )
-        saving = {"width": "126px"}
-        self.bake = ipywidgets.Button(description="Bake the adapter", layout=saving)
-        self.save_recipe = ipywidgets.Button(description="Save the recipe", layout=saving)
-        self.save_picture = ipywidgets.Button(description="Save the picture", layout=saving)
+        saving = {"width": "112px"}
+        self.bake = ipywidgets.Button(description="Bake adapter", layout=saving)
+        self.save_recipe = ipywidgets.Button(description="Save recipe", layout=saving)
+        self.save_picture = ipywidgets.Button(description="Save picture", layout=saving)
         self.problem, self.status = ipywidgets.HTML(), ipywidgets.HTML()
         self._shown = {name: ipywidgets.HTML() for name in ("columns", "next", "plane")}
         self._shown |= {name: ipywidgets.HTML() for name in ("plan", "receipt")}

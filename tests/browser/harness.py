@@ -42,6 +42,8 @@ THEIR_ERRORS = (
     "/api/settings",
     # The icon of the page; Notebook 7 looks for it under a name that does not exist.
     "favicon",
+    # What ipywidgets says of every widget in a notebook that is opened without its kernel.
+    "widget model not found",
     # Notebook 7 starts plugins of JupyterLab that want a file browser, which its page has not.
     "Cannot read properties of undefined (reading 'schema')",
     "Command 'filebrowser:open-path' not registered.",

@@ -84,7 +84,7 @@ def test_the_three_columns_answer_and_change_with_the_gradient(bench: Bench) -> 
 def test_painting_with_the_mouse_asks_the_model_again(bench: Bench) -> None:
     bench.draw("0x30")
     before = bench.lab.locator("table", has_text="next token").inner_text()
-    paper = bench.lab.locator(".base").bounding_box()
+    paper = bench.lab.locator(".labkit-editor .base").bounding_box()
     mouse = bench.page.mouse
     mouse.move(paper["x"] + paper["width"] * 0.4, paper["y"] + 3)
     mouse.down()
@@ -123,7 +123,7 @@ def test_the_seeds_list_is_written_as_labkit_merge_writes_it(bench: Bench, tmp_p
     written = bench.folder / "merged"
     for path in (tmp_path / "merged").glob("*.safetensors"):
         assert filecmp.cmp(path, written / path.name, shallow=False), path.name
-    lab.get_by_role("button", name="Save the recipe").click()
+    lab.get_by_role("button", name="Save recipe").click()
     lab.get_by_text("saved merged.yaml").wait_for(timeout=SLOW)
     recipe = Recipe.load(bench.folder / "merged.yaml")
     assert str(recipe.terms[0].weights) == listed
