@@ -58,12 +58,14 @@ def test_every_merged_element_is_the_correctly_rounded_sum(dtype, spread):
     left[:32] = 0
     update = LowRank(left, right)
     merger = BlockMerger(torch.device("cpu"))
-    merged, squared = merger.merge(base, update, 0, dtype)
+    merged, squared, missing = merger.merge(base, update, 0, dtype)
     exact = base.double() + left @ right
     expected = [exactly_rounded(value, dtype) for value in exact.view(-1).tolist()]
     assert merged.view(-1).tolist() == expected
     change = merged.double() - base.double()
     assert squared == pytest.approx(change.square().sum().item())
+    lost = change - left @ right
+    assert missing == pytest.approx(lost.square().sum().item(), rel=1e-6)
 
 
 def test_blocks_of_any_size_give_the_same_bytes():
