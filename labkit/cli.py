@@ -209,6 +209,10 @@ def _plan(
     return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))
 
 
+STOPPED = 130
+"""The status of a program that was interrupted: 128, and the number of SIGINT."""
+
+
 def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -226,7 +230,9 @@ def main() -> None:
         command = context.command_path if context else "labkit"
         _fail(f"{shown(error.format_message(), 400)} (see {command} --help)")
     except KeyboardInterrupt:
-        _fail("stopped; nothing was left behind", 130)
+        status = STOPPED
+    if status == STOPPED:  # typer turns a KeyboardInterrupt into this status
+        _fail("stopped; nothing was left behind", STOPPED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -6,20 +6,16 @@ nothing at the final name; a merge that fails or is interrupted takes away what 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 import os
-import queue
-import secrets
 import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,19 +32,20 @@ from labkit.layout import (
     output_files,
     side_files,
 )
+from labkit.place import building, check_target, explain, flush_folder, put_in_place
 from labkit.receipt import Receipt, TensorReceipt
 from labkit.recipe import FILE_NAME as RECIPE_NAME
+from labkit.streams import HASH_BYTES as HASH_BYTES
+from labkit.streams import Beside, copy_range, hash_range, linked, write_fully
+from labkit.streams import hash_file as hash_file
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
 
 MOST_WORKERS = 4
 """Threads that merge. More than this waits for the disk."""
-HASH_BYTES = 4 << 20
 FLUSH_BYTES = 256 << 20
 """Written bytes after which the disk is set to work, so that little is left to flush at the end."""
-SPARE_BYTES = 16 << 20
-"""Free disk to leave for the small files and the file system's own use."""
 
 
 def workers() -> int:
@@ -100,12 +97,12 @@ def write(
     """Carry out a plan; see `Plan.write`."""
     chosen = choose_device(device)
     out = out.expanduser().absolute()
-    _check_target(plan, out, overwrite)
+    check_target(plan, out, overwrite)
     files = output_files(plan, chosen.type)
     others = side_files(plan)
     began = time.time()
     try:
-        with _building(out) as folder:
+        with building(out) as folder:
             merge = _Merge(plan, folder, chosen, link, hashes, progress)
             merge.run(files)
             for name, content in others.items():
@@ -117,48 +114,11 @@ def write(
                 file.require_unchanged()
             receipt = merge.receipt(out, began, others)
             _describe(plan, receipt, folder, merge.read_hashes)
-            _flush_folder(folder)
-            _put_in_place(folder, out)
+            flush_folder(folder)
+            put_in_place(folder, out, overwrite)
     except OSError as error:
-        raise LabkitError(_explain(error, out)) from error
+        raise LabkitError(explain(error, out)) from error
     return receipt
-
-
-def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
-    parent = out.parent
-    base = plan.base.folder.resolve()
-    resolved = out.resolve()
-    if resolved == base or base in resolved.parents or resolved in base.parents:
-        raise LabkitError(
-            f"the output {shown(out)} and the base {shown(base)} lie in each other; the base is "
-            "never written to: choose another folder"
-        )
-    for term in plan.recipe.terms:
-        adapter = term.adapter.folder.resolve()
-        if resolved == adapter or resolved in adapter.parents:
-            raise LabkitError(
-                f"the output {shown(out)} would replace the adapter {shown(adapter)}; choose "
-                "another folder"
-            )
-    if not parent.is_dir():
-        raise LabkitError(f"{shown(parent)} is no folder; make it first, or choose another --out")
-    if out.exists() or out.is_symlink():
-        if not overwrite:
-            raise LabkitError(
-                f"{shown(out)} exists already; choose another name, or replace it with --overwrite"
-            )
-        if out.is_symlink() or not out.is_dir() or not (out / "receipt.json").is_file():
-            raise LabkitError(
-                f"{shown(out)} was not made by labkit (it holds no receipt.json), and is not "
-                "replaced; choose another name, or remove it yourself"
-            )
-    needed = plan.forecast().bytes_to_write + SPARE_BYTES
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise LabkitError(
-            f"the merge writes {needed / 1e9:.2f} GB, and {shown(parent)} has {free / 1e9:.2f} GB "
-            "free; make room, or choose a folder on another disk"
-        )
 
 
 class _Merge:
@@ -192,8 +152,8 @@ class _Merge:
         from tqdm.auto import tqdm
 
         # Two jobs that are done beside the merging, each in order: hashing, and flushing to disk.
-        hashers = [_Beside(self.stopped), _Beside(self.stopped)] if self.hashes else []
-        flusher = _Beside(self.stopped)
+        hashers = [Beside(self.stopped), Beside(self.stopped)] if self.hashes else []
+        flusher = Beside(self.stopped)
         threads = torch.get_num_threads()
         # The pool's threads share the cores already; torch's own threads would fight them.
         torch.set_num_threads(1)
@@ -227,12 +187,12 @@ class _Merge:
         self,
         file: OutputFile,
         pool: ThreadPoolExecutor,
-        hashers: list[_Beside],
-        flusher: _Beside,
+        hashers: list[Beside],
+        flusher: Beside,
         bar: Any,
     ) -> None:
         source_path, target_path = file.source.path, self.folder / file.name
-        if file.untouched and self.link and _linked(source_path, target_path):
+        if file.untouched and self.link and linked(source_path, target_path):
             self.linked.append(file.name)
             bar.update(file.size)
             if hashers:
@@ -240,7 +200,7 @@ class _Merge:
             return
         source = self._open(source_path, os.O_RDONLY)
         target = self._open(target_path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        _write_fully(target, file.header, 0)
+        write_fully(target, file.header, 0)
         bar.update(len(file.header))
         digests: list[Any] = [
             # Read in order only where each of its bytes is read once; else it is read again.
@@ -270,16 +230,16 @@ class _Merge:
         return descriptor
 
     def _hash_piece(
-        self, hashers: list[_Beside], digests: list[Any], piece: Piece, source: int, target: int
+        self, hashers: list[Beside], digests: list[Any], piece: Piece, source: int, target: int
     ) -> None:
         if digests[0] is not None:
             hashers[0].put(
-                lambda: _hash_range(
+                lambda: hash_range(
                     digests[0], source, piece.source, piece.source_bytes, self.stopped
                 )
             )
         hashers[1].put(
-            lambda: _hash_range(digests[1], target, piece.target, piece.nbytes, self.stopped)
+            lambda: hash_range(digests[1], target, piece.target, piece.nbytes, self.stopped)
         )
 
     def _note_source(self, path: Path, digest: Any) -> None:
@@ -310,7 +270,7 @@ class _Merge:
 
         for piece in file.pieces:
             if piece.tensor is None:
-                job = pool.submit(_copy_range, source, target, piece, file)
+                job = pool.submit(copy_range, source, target, piece, file)
             else:
                 if piece.tensor.name != current:
                     current = piece.tensor.name
@@ -330,7 +290,7 @@ class _Merge:
         if self.stopped.is_set():
             return 0.0
         merged, squared = self.maker.make(file, piece, source, update)
-        _write_fully(target, merged, piece.target)
+        write_fully(target, merged, piece.target)
         return squared
 
     def receipt(self, out: Path, began: float, others: dict[str, bytes | Path]) -> Receipt:
@@ -368,137 +328,6 @@ class _Merge:
         )
 
 
-class _Beside:
-    """Does jobs one after the other in a thread of its own; the first error ends the merge."""
-
-    def __init__(self, stopped: threading.Event) -> None:
-        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._error: BaseException | None = None
-        self._stopped = stopped
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def put(self, job: Any) -> None:
-        if self._error:
-            raise self._error
-        self._jobs.put(job)
-
-    def finish(self) -> None:
-        """Wait until all is done; raise what went wrong."""
-        self.close()
-        if self._error:
-            raise self._error
-
-    def close(self) -> None:
-        """End the thread, whatever went wrong."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._stopped.is_set():
-                continue
-            try:
-                job()
-            # Whatever it is, it is raised again in the thread that waits.
-            except BaseException as error:  # noqa: BLE001
-                self._error = error
-                self._stopped.set()
-
-
-def hash_file(path: Path, stopped: threading.Event | None = None) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        _hash_range(digest, file.fileno(), 0, size, stopped or threading.Event())
-    return digest.hexdigest()
-
-
-def _hash_range(
-    digest: Any, descriptor: int, start: int, count: int, stopped: threading.Event
-) -> None:
-    for position in range(start, start + count, HASH_BYTES):
-        if stopped.is_set():
-            return
-        digest.update(os.pread(descriptor, min(HASH_BYTES, start + count - position), position))
-
-
-def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> float:
-    """Let the kernel copy: file systems that can share blocks then do."""
-    done = 0
-    while done < piece.nbytes:
-        count = _copy_some(
-            source, target, piece.nbytes - done, piece.source + done, piece.target + done
-        )
-        if count == 0:
-            raise LabkitError(
-                f"{shown(file.source.path)} became shorter while it was read; leave it alone, and "
-                "start again"
-            )
-        done += count
-    return 0.0
-
-
-def _copy_some(source: int, target: int, count: int, start: int, to: int) -> int:
-    if hasattr(os, "copy_file_range"):
-        try:
-            return os.copy_file_range(source, target, count, start, to)
-        except OSError as error:
-            # Some file systems, and some pairs of them, cannot; then the bytes go through memory.
-            if error.errno in (28, 122, 27):  # no space, over quota, file too large
-                raise
-    data = os.pread(source, min(count, HASH_BYTES), start)
-    return os.pwrite(target, data, to)
-
-
-def _write_fully(descriptor: int, data: bytes | memoryview, start: int) -> None:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], start + done)
-
-
-def _linked(source: Path, target: Path) -> bool:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        return False  # another file system, or one without links: copied in place of linked
-    return True
-
-
-@contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """Make a folder beside `out` to build in; take it away again unless it was renamed."""
-    for left in out.parent.glob(f".{_literal(out.name)}.labkit-*"):
-        _remove_if_left(left)
-    folder = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
-    folder.mkdir()
-    # The lock says that someone is still building; it ends with the process, however that ends.
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def _remove_if_left(folder: Path) -> None:
-    """Remove what an interrupted merge left behind, unless its process still runs."""
-    with suppress(OSError):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
-
-
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:
     from labkit.card import model_card
     from labkit.figures import gradient_picture, picture_bytes
@@ -520,42 +349,3 @@ def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) 
     (folder / "receipt.json").write_text(
         json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-
-
-def _flush_folder(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    old = None
-    if out.exists():
-        old = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
-        out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        if old:
-            old.rename(out)
-        raise
-    parent = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-    if old:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _explain(error: OSError, out: Path) -> str:
-    if error.errno in (28, 122):  # no space left, over quota
-        return (
-            f"the disk became full while {shown(out)} was written; nothing is left of it: make "
-            "room, or choose a folder on another disk"
-        )
-    where = f" ({shown(error.filename)})" if error.filename else ""
-    return f"cannot write {shown(out)}: {error.strerror}{where}; nothing is left of it"
