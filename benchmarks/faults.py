@@ -65,6 +65,7 @@ class Bench:
         os.dup2(silent, 1)
         log = os.open(self.place / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)  # not one that a test runner put there
         sys.argv = [
             "labkit", "merge", str(self.base), str(self.adapter), "--weights",
             f"{weight}x{self.layers}", "--out", str(out or self.out), "--quiet", "--device", "cpu",
