@@ -210,9 +210,9 @@ def small_disk(bench: Bench) -> Counter[str]:
         # The forecast refuses it first; without the forecast the disk itself does.
         assert bench.run("1", [], out) == 2
         assert "make room" in bench.said(), bench.said()
-        import labkit.place
+        import labkit.write
 
-        labkit.place.SPARE_BYTES = -(1 << 40)
+        labkit.write.SPARE_BYTES = -(1 << 40)
         assert bench.run("1", [], out) == 2
         assert "the disk became full" in bench.said(), bench.said()
         assert sorted(p.name for p in mounted.iterdir()) in ([], ["lost+found"])

@@ -16,13 +16,23 @@ from labkit.gradient import Gradient
 
 if TYPE_CHECKING:
     from labkit.adapter import Adapter as Adapter
+    from labkit.bake import bake as bake
     from labkit.checkpoint import Checkpoint as Checkpoint
     from labkit.demo import demo as demo
+    from labkit.editor import GradientEditor as GradientEditor
+    from labkit.lab import Lab as Lab
+    from labkit.live import free as free
+    from labkit.live import live as live
+    from labkit.overlap import overlap as overlap
     from labkit.plan import Plan as Plan
     from labkit.plan import plan as plan
     from labkit.receipt import Receipt as Receipt
     from labkit.recipe import Recipe as Recipe
     from labkit.recipe import Term as Term
+    from labkit.sliders import sliders as sliders
+    from labkit.survey import spectra as spectra
+    from labkit.survey import survey as survey
+    from labkit.survival import survival as survival
     from labkit.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -31,12 +41,22 @@ __version__ = "0.1.0"
 _LATER = {
     "Adapter": "labkit.adapter",
     "Checkpoint": "labkit.checkpoint",
+    "GradientEditor": "labkit.editor",
+    "Lab": "labkit.lab",
     "Plan": "labkit.plan",
     "Receipt": "labkit.receipt",
     "Recipe": "labkit.recipe",
     "Term": "labkit.recipe",
+    "bake": "labkit.bake",
     "demo": "labkit.demo",
+    "free": "labkit.live",
+    "live": "labkit.live",
+    "overlap": "labkit.overlap",
     "plan": "labkit.plan",
+    "sliders": "labkit.sliders",
+    "spectra": "labkit.survey",
+    "survey": "labkit.survey",
+    "survival": "labkit.survival",
     "verify": "labkit.verify",
 }
 

@@ -20,7 +20,8 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 MLX_WEIGHTS = "adapters.safetensors"
 DOWNLOADS = (CONFIG, WEIGHTS, PICKLED, MLX_WEIGHTS, "tokenizer*", "special_tokens_map.json",
-             "added_tokens.json", "vocab.json", "merges.txt", "chat_template*")  # fmt: skip
+             "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+             "README.md")  # fmt: skip
 
 
 class Adapter:

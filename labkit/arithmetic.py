@@ -105,7 +105,7 @@ class BlockMerger:
         update: Delta,
         start: int,
         dtype: torch.dtype,
-    ) -> tuple[Float[Tensor, "rows columns"], float]:
+    ) -> tuple[Float[Tensor, "rows columns"], float, float]:
         """Add the update's rows from `start` on to a block of the base's rows, and round once.
 
         Args:
@@ -115,17 +115,19 @@ class BlockMerger:
             dtype: of the result.
 
         Returns:
-            the merged block (overwritten by the next call), and the sum of the squares of
-            `W' - W`, in float64, to know what survived the rounding.
+            the merged block (overwritten by the next call), and two sums of squares in float64, to
+            know what survived the rounding: of the change `W' - W`, and of what it lacks of the
+            change that was asked for, `(W' - W) - wΔW`.
         """
         total = self._buffer("total", base.shape, torch.float64)
         total.copy_(base)
         update.add_rows_to(total, start, base)
         merged = self._round(total.view(-1), base, update, start, dtype).view(base.shape)
-        change = total.copy_(merged).view(-1)
-        original = self._buffer("original", base.shape, torch.float64).copy_(base).view(-1)
-        change -= original
-        return merged, float(torch.dot(change, change))
+        change = self._buffer("change", base.shape, torch.float64).copy_(merged)
+        # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
+        missing = total.sub_(change).view(-1)
+        change = change.sub_(base).view(-1)
+        return merged, float(torch.dot(change, change)), float(torch.dot(missing, missing))
 
     def _round(
         self,

@@ -20,7 +20,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED_SINGLE = "pytorch_model.bin"
-DOWNLOADS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*")
+DOWNLOADS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*",
+             "README.md")  # fmt: skip
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 """What architectures call their input embedding: Llama and most, GPT-2, BLOOM and Falcon, NeoX."""
 HEADS = ("lm_head", "output")
@@ -219,19 +220,15 @@ def _indexed_files(folder: Path, index_path: Path) -> list[TensorFile]:
                 f"expected the name of a {suffix} file in the same folder"
             )
         listed[file_name].add(tensor)
+    missing = [name for name in sorted(listed) if not _is_file(folder / name)]
+    if missing:
+        raise LabkitError(
+            f"{shown(index_path)} names {shown(missing[0])!r}, which is not in the folder "
+            f"({len(missing)} of {len(listed)} files are missing); download what is missing"
+        )
     files = []
     for file_name in sorted(listed):
-        path = folder / file_name
-        try:
-            there = path.is_file()
-        except OSError:  # a name that the file system cannot have
-            there = False
-        if not there:
-            raise LabkitError(
-                f"{shown(index_path)} names {shown(file_name)!r}, which is not in the folder; "
-                "download the missing file"
-            )
-        file = _open(path)
+        file = _open(folder / file_name)
         difference = listed[file_name] ^ {tensor.name for tensor in file.tensors}
         if difference:
             raise LabkitError(
@@ -240,6 +237,13 @@ def _indexed_files(folder: Path, index_path: Path) -> list[TensorFile]:
             )
         files.append(file)
     return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that the file system cannot have
+        return False
 
 
 def _declared_layers(config: dict[str, Any], folder: Path) -> int:
@@ -288,6 +292,8 @@ def _find_layers(
             f"{shown(folder / 'config.json')} says {declared} layers, but the tensors' names show "
             f"{found}; the folder is incomplete or its config belongs to another model"
         )
-    # A vision tower can be larger than the language model, but its name says what it is.
+    # A vision tower can be larger than the language model, but its name says what it is; and an
+    # exact count says more than the size.
     named = [prefix for prefix in whole if without_wrappers(prefix) in STACKS]
-    return max(named or whole, key=lambda prefix: size[prefix]), declared
+    exact = [prefix for prefix in named or whole if len(members[prefix]) == declared]
+    return max(exact or named or whole, key=lambda prefix: size[prefix]), declared

@@ -15,6 +15,7 @@ import typer
 from labkit.errors import LabkitError, shown
 
 if TYPE_CHECKING:
+    from labkit.gradient import Gradient
     from labkit.plan import Plan
 
 app = typer.Typer(
@@ -24,11 +25,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+recipes = typer.Typer(rich_markup_mode=None, help="Recipes from and for other tools.")
+app.add_typer(recipes, name="recipe")
+
 # Typer brings its own copy of click or uses the installed one, by its version; the class that all
 # its errors of usage share has one name in both.
 USAGE_ERROR: Any = next(
     kind for kind in typer.BadParameter.mro() if kind.__name__ == "ClickException"
 )
+
+STOPPED = 130
+"""The status of a command that Ctrl-C ended, as shells have it."""
 
 Base = Annotated[str, typer.Argument(help="Base model: a folder, or owner/name from the hub.")]
 AdapterName = Annotated[str, typer.Argument(help="LoRA: a folder, or owner/name from the hub.")]
@@ -69,13 +76,17 @@ def demo(
 def inspect(
     base: Base,
     adapter: AdapterName,
-    weights: Annotated[str | None, typer.Option(help="The layer weights to plan with.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The layer weights to look at it with: 0x2,0.5,1.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="A row for each layer, module or tensor.")] = "layer",
+    csv: Annotated[Path | None, typer.Option(help="Write the table here, too.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw it here: .png or .svg.")] = None,
 ) -> None:
-    """Show what a merge would do: ledger and forecast."""
-    from labkit.checkpoint import Checkpoint
+    """Show how much a LoRA changes where, and what a merge would do: ledger and forecast."""
+    from labkit.inspect import inspect as run
 
-    checkpoint = Checkpoint(base)
-    typer.echo(_plan(checkpoint, adapter, weights or f"1x{checkpoint.layers}", None, [], "auto"))
+    run(base, adapter, weights, by, csv, figure)
 
 
 @app.command()
@@ -85,7 +96,10 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(help="One weight for each layer: 0,0,0.5,1 or 0x2,0.5,1.")
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe, in place of the above.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A recipe; BASE and ADAPTER then say where its inputs are here."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
     rest: Annotated[
         float | None, typer.Option(help="Weight of what the LoRA changes outside the layers.")
@@ -110,6 +124,9 @@ def merge(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, write nothing.")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to the hub.")
+    ] = None,
     no_hash: Annotated[bool, typer.Option("--no-hash", help="Leave SHA-256 sums out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
 ) -> None:
@@ -118,14 +135,15 @@ def merge(
     from labkit.recipe import Recipe
 
     if recipe is not None:
-        given = {"BASE": base, "--weights": weights, "--weights-for": weights_for, "--rest": rest}
+        given = {"--weights": weights, "--weights-for": weights_for, "--rest": rest}
         extra = [name for name, value in given.items() if value is not None]
         if extra or dtype != "auto" or untie:
             raise LabkitError(
                 "--recipe says all that is merged; leave out "
                 f"{', '.join(extra) or '--dtype and --untie'}"
             )
-        resolved = plan(Recipe.load(recipe))
+        # BASE and ADAPTER beside a recipe say where its inputs are on this machine.
+        resolved = plan(Recipe.load(recipe, base, [adapter] if adapter else None))
     else:
         if base is None or adapter is None or weights is None:
             raise LabkitError(
@@ -138,6 +156,10 @@ def merge(
         return
     if out is None:
         raise LabkitError("a merge needs --out DIR, the folder to make")
+    if push is not None:
+        from labkit.publish import check_repository
+
+        check_repository(push)  # now, and not after the merge
     if not quiet:
         typer.echo(resolved)
     receipt = resolved.write(
@@ -145,6 +167,109 @@ def merge(
     )
     if not quiet:
         typer.echo(receipt)
+    if push is not None:
+        _push(out, push, False, quiet)
+
+
+@app.command(name="push")
+def push_folder(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that labkit made.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where to upload it.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
+) -> None:
+    """Upload a merged model or a baked adapter to the hub, with its card."""
+    _push(folder, repository, private, quiet)
+
+
+@app.command()
+def bake(
+    adapter: AdapterName,
+    weights: Weights,
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    weights_for: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=W", help="Other weights for the modules of that name."),
+    ] = None,
+    rest: Annotated[
+        float | None, typer.Option(help="Weight of modules outside the layers.")
+    ] = None,
+    scale_factors: Annotated[
+        bool, typer.Option("--scale-factors", help="Scale the factor B, not alpha_pattern.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing adapter that labkit made.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
+) -> None:
+    """Put a gradient into a LoRA itself, for peft: no tensor changes."""
+    from labkit.bake import bake as run
+
+    receipt = run(
+        adapter,
+        weights,
+        out,
+        weights_for=_patterns(weights_for or []),
+        rest=rest,
+        scale_factors=scale_factors,
+        overwrite=overwrite,
+    )
+    if not quiet:
+        typer.echo(receipt)
+
+
+@recipes.command(name="import")
+def import_recipe(
+    source: Annotated[
+        str, typer.Argument(help="mergekit's YAML file, or the 2023 script's command line.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The recipe to write; else printed.")] = None,
+) -> None:
+    """Make a recipe from what another tool was told."""
+    from labkit.interchange import import_recipe as run
+
+    recipe = run(source)
+    if out is None:
+        typer.echo(recipe.to_yaml(), nl=False)
+    else:
+        recipe.save(out)
+
+
+@recipes.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(help="The recipe.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; else printed.")] = None,
+) -> None:
+    """Write a recipe as mergekit's YAML, for the same merge there."""
+    from labkit.interchange import to_mergekit
+    from labkit.recipe import Recipe
+
+    text = to_mergekit(Recipe.load(recipe))
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LabkitError(f"cannot write {shown(out)}: {error.strerror}") from error
+
+
+@recipes.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="Its name, such as OUTALL or MIDD.")],
+    layers: Annotated[int, typer.Option(help="The model's number of layers.")],
+    presets: Annotated[
+        Path | None, typer.Option(help="A file of presets, one NAME:0,0,1,… a line.")
+    ] = None,
+) -> None:
+    """Print a LoRA-block-weight preset as layer weights, at the same relative depth."""
+    from labkit.presets import PRESETS
+    from labkit.presets import preset as run
+    from labkit.recipe_file import read_text
+
+    typer.echo(run(name, layers, read_text(presets, "file of presets") if presets else PRESETS))
 
 
 @app.command()
@@ -165,13 +290,19 @@ def picture(
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A merged model's folder.")],
+    base: Annotated[
+        str | None, typer.Option(help="Where the base is here, if not where the recipe says.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="Likewise the adapter; once for each term, in order.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing on success.")] = False,
 ) -> None:
     """Compute a merge again from its recipe and compare every byte."""
     from labkit.verify import verify as run
 
-    verified = run(folder, device=device, progress=not quiet)
+    verified = run(folder, base=base, adapters=adapter or None, device=device, progress=not quiet)
     if not quiet:
         typer.echo(
             f"verified {verified.folder}: {verified.files} files, {verified.nbytes / 1e9:.2f} GB, "
@@ -194,6 +325,27 @@ def _plan(
     from labkit.plan import plan
     from labkit.recipe import Recipe, Term
 
+    patterns = _patterns(weights_for)
+    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
+    gradient = Gradient.parse(weights, checkpoint.layers)
+    terms = [Term(Adapter(adapter), gradient, patterns)]
+    return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))
+
+
+def _push(folder: Path, repository: str, private: bool, quiet: bool) -> None:
+    from labkit.publish import push as run
+
+    published = run(folder, repository, private=private)
+    for note in published.notes:
+        print(f"labkit: note: {note}", file=sys.stderr)
+    if not quiet:
+        size = published.nbytes / 1e9
+        typer.echo(f"uploaded {published.files} files, {size:.2f} GB: {published.url}")
+
+
+def _patterns(weights_for: list[str]) -> dict[str, Gradient]:
+    from labkit.gradient import Gradient
+
     patterns = {}
     for entry in weights_for:
         pattern, equals, text = entry.partition("=")
@@ -203,14 +355,7 @@ def _plan(
                 "mlp=0x15,1x15"
             )
         patterns[pattern] = Gradient.parse(text)
-    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
-    gradient = Gradient.parse(weights, checkpoint.layers)
-    terms = [Term(Adapter(adapter), gradient, patterns)]
-    return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))
-
-
-STOPPED = 130
-"""The status of a program that was interrupted: 128, and the number of SIGINT."""
+    return patterns
 
 
 def _stop(*_: object) -> None:
@@ -229,9 +374,9 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "labkit"
         _fail(f"{shown(error.format_message(), 400)} (see {command} --help)")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         status = STOPPED
-    if status == STOPPED:  # typer turns a KeyboardInterrupt into this status
+    if status == STOPPED:  # typer's own answer to Ctrl-C, in some of its versions
         _fail("stopped; nothing was left behind", STOPPED)
     sys.exit(status if isinstance(status, int) else 0)
 

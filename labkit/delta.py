@@ -141,6 +141,21 @@ class LowRank:
         right = torch.linalg.qr(self.right.T, mode="r").R
         return torch.linalg.svdvals(left @ right.T)
 
+    def svd(
+        self,
+    ) -> tuple[
+        Float64[Tensor, "rows values"],
+        Float64[Tensor, " values"],
+        Float64[Tensor, "columns values"],
+    ]:
+        """The thin singular value decomposition `U, σ, V` with `ΔW = U·diag(σ)·Vᵀ`.
+
+        From the factors: QR of `B` and of `Aᵀ`, and the r × r decomposition of what is between.
+        """
+        left, right = torch.linalg.qr(self.left), torch.linalg.qr(self.right.T)
+        u, values, vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
+        return left.Q @ u, values, right.Q @ vh.T
+
 
 class Placed:
     """A low-rank product that is added to some of a tensor's rows: one expert of a stack."""

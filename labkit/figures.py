@@ -41,12 +41,13 @@ def gradient_picture(
         base_name: the base model's name, for the legend.
         adapter_name: the LoRA's name, for the legend.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
+    from labkit.shown_figure import ShownFigure
+
     layers = len(gradient)
-    figure = Figure(figsize=(5, 4.4), facecolor=PAPER)
+    figure = ShownFigure(figsize=(5, 4.4), facecolor=PAPER)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     axes = figure.add_subplot(facecolor=BASE_COLOR)
     # One outline for all bars: separate rectangles would show hairlines where they touch.

@@ -9,6 +9,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,20 @@ def _pieces(
     yield from copies()
 
 
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Keep torch's operations in the thread that calls them.
+
+    Blocks are small and merged by several threads already; torch's own would only wait for them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class PieceMaker:
     """Makes the bytes of merged pieces. May be used by several threads at once."""
 
@@ -209,7 +224,7 @@ class PieceMaker:
 
     def make(
         self, file: OutputFile, piece: Piece, descriptor: int, update: Delta | None
-    ) -> tuple[memoryview, float]:
+    ) -> tuple[memoryview, float, float]:
         """Read a piece's rows from the base and merge them.
 
         Args:
@@ -219,7 +234,8 @@ class PieceMaker:
             update: what `update(piece.tensor)` gave.
 
         Returns:
-            its bytes, valid until this thread makes another piece, and `‖W' - W‖²`.
+            its bytes, valid until this thread makes another piece, `‖W' - W‖²`, and
+            `‖(W' - W) - wΔW‖²`.
 
         Raises:
             LabkitError: a number that is finite in the base is not any more.
@@ -236,20 +252,21 @@ class PieceMaker:
         else:  # rows that the base lacks
             base = torch.zeros((piece.rows[1] - piece.rows[0], columns), dtype=stored)
         merged = torch.frombuffer(target, dtype=dtype).view(-1, columns)
-        squared = 0.0
+        squared = missing = 0.0
         step = max(1, self._block_elements // columns)
         for start in range(0, len(base), step):
             rows = base[start : start + step].to(self.device)
             if update is None:
                 merged[start : start + step] = rows.to(dtype)
             else:
-                block, change = merger.merge(rows, update, piece.rows[0] + start, dtype)
+                block, change, lacks = merger.merge(rows, update, piece.rows[0] + start, dtype)
                 merged[start : start + step] = block
                 squared += change
+                missing += lacks
         # The sum of squares of the change is not finite if any element of it is not.
         if not math.isfinite(squared) or (update is None and dtype == torch.float16):
             _refuse_overflow(base, merged, tensor, dtype)
-        return target, squared
+        return target, squared, missing
 
     def _working_space(self, piece: Piece) -> tuple[BlockMerger, memoryview, memoryview]:
         own = self._own

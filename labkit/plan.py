@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +129,7 @@ class Plan:
         link: bool = False,
         overwrite: bool = False,
         hashes: bool = True,
-        progress: bool = True,
+        progress: bool | Callable[[int, int], None] = True,
     ) -> Receipt:
         """Carry out the plan: stream the base through into a new folder.
 
@@ -140,7 +140,8 @@ class Plan:
             link: hard-link files that the plan does not touch, in place of copying them.
             overwrite: replace an existing folder, once the new one is whole.
             hashes: put the SHA-256 of every file read and written into the receipt.
-            progress: show a progress bar.
+            progress: show a progress bar; or a function that is told the bytes done and their
+                sum. What it raises ends the merge, and leaves nothing behind.
 
         Raises:
             LabkitError: the folder exists, the disk is too small, or a file cannot be read or

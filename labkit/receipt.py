@@ -14,6 +14,9 @@ from labkit.errors import shown
 if TYPE_CHECKING:
     import pandas as pd
 
+MUCH_LOST = 0.1
+"""A part of the change that is worth a word when rounding loses it."""
+
 
 @dataclass(frozen=True)
 class TensorReceipt:
@@ -25,6 +28,7 @@ class TensorReceipt:
         weights: the weight of each adapter that changed it.
         asked: `‖Σ w·ΔW‖_F`, the change that was asked for.
         achieved: `‖W' - W‖_F`, the change that is there after rounding.
+        missing: `‖(W' - W) - Σ w·ΔW‖_F`, what rounding made of the difference between the two.
     """
 
     name: str
@@ -32,6 +36,7 @@ class TensorReceipt:
     weights: tuple[float, ...]
     asked: float
     achieved: float
+    missing: float = 0.0
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +81,12 @@ class Receipt:
         """The norm of the whole change that is there after rounding."""
         return math.hypot(*(tensor.achieved for tensor in self.tensors))
 
+    @property
+    def lost(self) -> float:
+        """The part of the whole change that rounding lost: `‖(W' - W) - Σ w·ΔW‖ / ‖Σ w·ΔW‖`."""
+        missing = math.hypot(*(tensor.missing for tensor in self.tensors))
+        return missing / self.asked if self.asked > 0 else 0.0
+
     def table(self) -> pd.DataFrame:
         """One row for each tensor that changed."""
         import pandas as pd
@@ -105,6 +116,7 @@ class Receipt:
                     "weights": list(tensor.weights),
                     "asked_norm": _number(tensor.asked),
                     "achieved_norm": _number(tensor.achieved),
+                    "missing_norm": _number(tensor.missing),
                 }
                 for tensor in self.tensors
             ],
@@ -122,6 +134,11 @@ class Receipt:
             yield (
                 "change",
                 f"norm {self.achieved:.4g} after rounding, of {self.asked:.4g} asked for",
+            )
+        if self.lost > MUCH_LOST:
+            yield (
+                "rounding",
+                f"{self.lost:.1%} of the change is lost to rounding; --dtype float32 keeps it",
             )
         if self.linked:
             yield "linked", f"{', '.join(self.linked)}: shared with the base's folder"

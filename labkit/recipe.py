@@ -1,8 +1,14 @@
-"""A recipe: what to merge, as text. Base, adapters with their gradients, and the output's dtype."""
+"""A recipe: what to merge, as a value and as text.
+
+Base, adapters with their gradients, and the output's dtype. `recipe.yaml` holds the same as text;
+`labkit.recipe_file` reads it.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,10 +21,12 @@ from labkit.adapter import Adapter
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient
+from labkit.gradient_call import as_gradient as as_gradient
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 FILE_NAME = "recipe.yaml"
-LONGEST_FILE = 1_000_000
+PROMPTS = ("alpaca", "metharme", "chat")
+"""Prompt formats that a model card can describe."""
 
 
 def pattern_matches(pattern: str, module: str) -> bool:
@@ -31,27 +39,72 @@ def pattern_matches(pattern: str, module: str) -> bool:
 
 
 @dataclass(frozen=True)
+class CardOptions:
+    """What a recipe says for the model card; the merged bytes do not depend on it.
+
+    Attributes:
+        title: the card's heading; the folder's name if left out.
+        license: the licence's identifier on the hub, such as "llama2"; taken from the base's own
+            card if left out.
+        language: codes such as "en"; taken from the base's own card if left out.
+        prompts: the prompt formats to describe, of `PROMPTS`; None lets names and tokenizer decide.
+
+    Raises:
+        LabkitError: an identifier, a code or a prompt format of another form.
+    """
+
+    title: str | None = None
+    license: str | None = None
+    language: tuple[str, ...] = ()
+    prompts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise LabkitError(
+                f"the license {shown(self.license)!r} is no identifier of a licence; expected one "
+                "such as apache-2.0 or llama2"
+            )
+        for code in self.language:
+            if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)?", code):
+                raise LabkitError(
+                    f"the language {shown(code)!r} is no language code; expected one such as en"
+                )
+        for prompt in self.prompts or ():
+            if prompt not in PROMPTS:
+                raise LabkitError(
+                    f"the prompt format {shown(prompt)!r} is unknown; known are "
+                    f"{', '.join(PROMPTS)}"
+                )
+
+
+@dataclass(frozen=True)
 class Term:
     """One adapter of a merge, and how much of it each layer gets.
 
     Attributes:
         adapter: the adapter; a folder or hub id is opened.
-        weights: the gradient; a list as text is parsed.
+        weights: the gradient; a list as text is parsed, and a call as data is carried out:
+            `{"ramp": {"layers": 40, "start": 18, "stop": 20}}`.
         weights_for: module pattern -> the gradient of the modules it selects, in place of
             `weights`. Of several patterns that select one module the last one counts.
+        calls: module pattern ("" for `weights`) -> the call that made the gradient, where one did.
     """
 
     adapter: Adapter
     weights: Gradient
     weights_for: Mapping[str, Gradient] = field(default_factory=dict)
+    calls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         adapter: Any = self.adapter
         if not isinstance(adapter, Adapter):
             object.__setattr__(self, "adapter", Adapter(adapter))
-        object.__setattr__(self, "weights", as_gradient(self.weights))
-        patterns = {name: as_gradient(value) for name, value in self.weights_for.items()}
-        object.__setattr__(self, "weights_for", patterns)
+        given: dict[str, Any] = {"": self.weights, **self.weights_for}
+        calls = {name: value for name, value in given.items() if isinstance(value, Mapping)}
+        made = {name: as_gradient(value) for name, value in given.items()}
+        object.__setattr__(self, "weights", made.pop(""))
+        object.__setattr__(self, "weights_for", made)
+        object.__setattr__(self, "calls", {**self.calls, **calls})
 
     def gradient_for(self, module: str) -> Gradient:
         """The gradient that counts for a module."""
@@ -75,6 +128,7 @@ class Recipe:
         untie: write a head of its own for a base whose embedding serves as head (tied).
         sha256: reference -> file name -> SHA-256 of the files that a loaded recipe was made from;
             what is merged does not depend on it.
+        card: what the recipe says for the model card; likewise.
 
     Raises:
         LabkitError: no terms, an unknown dtype, or a `rest` that is not a finite number.
@@ -86,6 +140,7 @@ class Recipe:
     dtype: str = "auto"
     untie: bool = field(default=False, kw_only=True)
     sha256: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
+    card: CardOptions = field(default=CardOptions(), compare=False)
 
     def __post_init__(self) -> None:
         base: Any = self.base
@@ -113,140 +168,133 @@ class Recipe:
         return self.base, *(term.adapter for term in self.terms)
 
     @classmethod
-    def load(cls, path: str | Path) -> Recipe:
+    def load(
+        cls,
+        path: str | Path,
+        base: Checkpoint | str | Path | None = None,
+        adapters: Sequence[Adapter | str | Path] | None = None,
+    ) -> Recipe:
         """Read a recipe from a YAML file and open what it names.
 
         Relative folders count from the recipe's own folder.
 
+        Args:
+            path: the file.
+            base: where the base is on this machine, if not where the recipe says.
+            adapters: likewise the adapters, one for each term, in order.
+
         Raises:
-            LabkitError: not YAML, an unknown or missing key, or a value of the wrong kind.
+            LabkitError: whatever is wrong, with its line and key.
         """
-        file = Path(path)
-        try:
-            if file.stat().st_size > LONGEST_FILE:
-                raise LabkitError(f"{shown(file)} is too large for a recipe (over 1 MB)")
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise LabkitError(f"cannot read the recipe {shown(file)}: {error.strerror}") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise LabkitError(f"{shown(file)} is not YAML: {shown(error)}") from error
-        entries = _keys(
-            content, f"{shown(file)}", {"labkit", "base", "terms", "rest", "dtype", "untie"}
-        )
-        terms = entries.get("terms")
-        if not isinstance(terms, list):
-            raise LabkitError(f"{shown(file)}: terms is {shown(repr(terms))}; expected a list")
-        sha256: dict[str, Mapping[str, str]] = {}
-        where = shown(file)
-        return cls(
-            Checkpoint(_reference(entries.get("base"), f"{where}: base", file.parent, sha256)),
-            [
-                _term(term, f"{where}: terms[{i}]", file.parent, sha256)
-                for i, term in enumerate(terms)
-            ],
-            entries.get("rest"),
-            str(entries.get("dtype", "auto")),
-            sha256,
-            untie=entries.get("untie", False),
-        )
+        from labkit.recipe_file import load
+
+        return load(Path(path), base, adapters)
 
     def save(self, path: str | Path) -> None:
-        """Write the recipe as YAML."""
-        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        """Write the recipe as YAML, to be read from where it is written.
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML text."""
+        A local folder is written relative to the recipe's own folder: the two can move together,
+        and the names of folders above both stay out of a file that is published.
+        """
+        text = self.to_yaml(Path(path).parent)
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise LabkitError(
+                f"cannot write the recipe {shown(path)}: {error.strerror}; choose a folder that "
+                "exists and can be written"
+            ) from error
+
+    def to_yaml(self, folder: Path | None = None) -> str:
+        """The recipe as YAML text.
+
+        Args:
+            folder: where the text will lie, to name local folders from there; else they are named
+                absolutely.
+        """
         from labkit import __version__
 
-        def named(source: Checkpoint | Adapter) -> dict[str, Any]:
-            entry: dict[str, Any] = {"reference": source.reference}
-            if source.revision:
-                entry["revision"] = source.revision
-            if source.reference in self.sha256:
-                entry["sha256"] = dict(self.sha256[source.reference])
-            return entry
-
-        terms = []
-        for term in self.terms:
-            entry: dict[str, Any] = {"adapter": named(term.adapter), "weights": term.weights.runs()}
-            if term.weights_for:
-                entry["weights_for"] = {
-                    pattern: gradient.runs() for pattern, gradient in term.weights_for.items()
-                }
-            terms.append(entry)
-        content = {
+        content: dict[str, Any] = {
             "labkit": __version__,
-            "base": named(self.base),
-            "terms": terms,
+            "base": self._named(self.base, folder),
+            "terms": [self._written(term, folder) for term in self.terms],
             "rest": self.rest,
             "dtype": self.dtype,
         }
         if self.untie:
             content["untie"] = True
+        card = {
+            "title": self.card.title,
+            "license": self.card.license,
+            "language": list(self.card.language),
+            "prompts": None if self.card.prompts is None else list(self.card.prompts),
+        }
+        if card := {key: value for key, value in card.items() if value not in (None, [])}:
+            content["card"] = card
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
+    def _named(self, source: Checkpoint | Adapter, folder: Path | None) -> dict[str, Any]:
+        reference = source.reference
+        if source.repository:
+            # The revision stands in a key of its own, as the commit that was read.
+            _, colon, subfolder = reference.partition(":")
+            reference = f"{source.repository}{colon}{subfolder}"
+        elif folder is not None:
+            relative = os.path.relpath(source.folder.resolve(), folder.resolve())
+            # ./models/base could not be mistaken for a hub id, as models/base could.
+            reference = relative if relative.startswith("..") else f"./{relative}"
+        entry: dict[str, Any] = {"reference": reference}
+        if source.revision:
+            entry["revision"] = source.revision
+        if self.sha256.get(source.reference):
+            entry["sha256"] = dict(self.sha256[source.reference])
+        return entry
 
-def as_gradient(weights: Gradient | str | Sequence[float]) -> Gradient:
-    """Take a gradient as it is, a list as text, or a list of numbers."""
-    if isinstance(weights, Gradient):
-        return weights
-    return Gradient.parse(weights) if isinstance(weights, str) else Gradient(weights)
+    def _written(self, term: Term, folder: Path | None) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "adapter": self._named(term.adapter, folder),
+            "weights": _written_weights(term.weights, term.calls.get("")),
+        }
+        if term.weights_for:
+            entry["weights_for"] = {
+                pattern: _written_weights(gradient, term.calls.get(pattern))
+                for pattern, gradient in term.weights_for.items()
+            }
+        return entry
+
+    def changed_files(self, read: Mapping[str, str]) -> list[str]:
+        """Name the files that are not those whose SHA-256 the recipe holds.
+
+        Args:
+            read: path -> SHA-256 of files that were read.
+        """
+        return [
+            f"{shown(source.name)}: {shown(name)} is not the file that the recipe was made from"
+            for source in self.sources
+            for name, digest in self.sha256.get(source.reference, {}).items()
+            if read.get(str(source.folder / name), digest) != digest
+        ]
 
 
-def _keys(value: Any, where: str, known: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise LabkitError(f"{where} is {shown(repr(value))}; expected {', '.join(sorted(known))}")
-    for key in value:
-        if key not in known:
-            raise LabkitError(
-                f"{where} has the unknown key {shown(key)!r}; known are {', '.join(sorted(known))}"
-            )
+def _written_weights(gradient: Gradient, call: Mapping[str, Any] | None) -> str | dict[str, Any]:
+    """A gradient as the recipe shows it: short, and the expanded numbers beside."""
+    numbers, runs = str(gradient), gradient.runs()
+    # A term whose weights were replaced has a call that made other weights.
+    if call is not None and as_gradient(call) == gradient:
+        name, arguments = next(iter(call.items()))
+        return {name: {key: _plain_data(value) for key, value in arguments.items()},
+                "expanded": numbers}  # fmt: skip
+    return numbers if runs == numbers else {"runs": runs, "expanded": numbers}
+
+
+def _plain_data(value: Any) -> Any:
+    """An argument as YAML can write it; a float without a fraction as a whole number."""
+    if isinstance(value, Gradient):
+        return value.runs()
+    if isinstance(value, Mapping):
+        return {_plain_data(key): _plain_data(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_data(entry) for entry in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return value
-
-
-def _reference(value: Any, where: str, folder: Path, sha256: dict[str, Mapping[str, str]]) -> str:
-    entry = {"reference": value} if isinstance(value, str) else value
-    entry = _keys(entry, where, {"reference", "revision", "sha256"})
-    reference = entry.get("reference")
-    if not isinstance(reference, str) or not reference:
-        raise LabkitError(f"{where} has no reference; expected a folder or a hub id")
-    revision = entry.get("revision")
-    if (folder / reference).is_dir():
-        reference = str((folder / reference).resolve())
-    elif revision and "@" not in reference:
-        repository, colon, subfolder = reference.partition(":")
-        reference = f"{repository}@{revision}{colon}{subfolder}"
-    hashes = entry.get("sha256") or {}
-    if not isinstance(hashes, dict):
-        raise LabkitError(f"{where}.sha256 is not a mapping of file name to SHA-256")
-    sha256[reference] = {str(name): str(digest) for name, digest in hashes.items()}
-    return reference
-
-
-def _term(value: Any, where: str, folder: Path, sha256: dict[str, Mapping[str, str]]) -> Term:
-    entry = _keys(value, where, {"adapter", "weights", "weights_for"})
-    adapter = Adapter(_reference(entry.get("adapter"), f"{where}.adapter", folder, sha256))
-    if "weights" not in entry:
-        raise LabkitError(f"{where} has no weights; write one weight for each layer")
-    patterns = entry.get("weights_for") or {}
-    if not isinstance(patterns, dict):
-        raise LabkitError(f"{where}.weights_for is not a mapping of module pattern to weights")
-    return Term(
-        adapter,
-        _weights(entry["weights"], f"{where}.weights"),
-        {
-            str(pattern): _weights(weights, f"{where}.weights_for[{shown(pattern)}]")
-            for pattern, weights in patterns.items()
-        },
-    )
-
-
-def _weights(value: Any, where: str) -> Gradient:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = [value]
-    if not isinstance(value, (str, list)):
-        raise LabkitError(f"{where} is {shown(repr(value))}; expected a list of weights")
-    try:
-        return as_gradient(value)
-    except LabkitError as error:
-        raise LabkitError(f"{where}: {error}") from error

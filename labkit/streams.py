@@ -74,8 +74,12 @@ def hash_range(
         digest.update(os.pread(descriptor, min(HASH_BYTES, start + count - position), position))
 
 
-def copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> float:
-    """Let the kernel copy: file systems that can share blocks then do."""
+def copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> tuple[float, float]:
+    """Let the kernel copy: file systems that can share blocks then do.
+
+    Returns:
+        what merging a piece gives too: the squares of its change and of what is missing, both 0.
+    """
     done = 0
     while done < piece.nbytes:
         count = _copy_some(
@@ -87,7 +91,7 @@ def copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> floa
                 "start again"
             )
         done += count
-    return 0.0
+    return 0.0, 0.0
 
 
 def _copy_some(source: int, target: int, count: int, start: int, to: int) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import LabkitError, shown
-from labkit.layout import OutputFile, Piece, PieceMaker, output_files, side_files
+from labkit.layout import OutputFile, Piece, PieceMaker, one_thread_each, output_files, side_files
 from labkit.plan import Plan, plan
 from labkit.recipe import FILE_NAME, Recipe
-from labkit.write import HASH_BYTES, choose_device, hash_file
+from labkit.streams import HASH_BYTES, hash_file
+from labkit.write import choose_device
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,51 @@ class Verified:
     nbytes: int
 
 
-def verify(folder: str | Path, *, device: str = "auto", progress: bool = True) -> Verified:
+def verify(
+    folder: str | Path,
+    *,
+    base: str | Path | None = None,
+    adapters: Sequence[str | Path] | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Verified:
     """Compute a merge again from its `recipe.yaml` and compare every byte.
 
     Compared are the model's files, its config and its tokenizer; not the card, the picture and the
     receipt, which are there to be read and may be edited.
 
+    Args:
+        folder: the merged model.
+        base: where the base is on this machine, if not where the recipe says.
+        adapters: likewise the adapters, one for each of the recipe's terms, in order.
+        device: where to calculate: "cpu", "cuda" or "auto".
+        progress: show a progress bar.
+
     Raises:
-        LabkitError: the first difference: the file and the tensor; and which input is not the one
-            that was merged, where the recipe knows.
+        LabkitError: an input that is missing; or the first difference: the file and the tensor, and
+            which input is not the one that was merged, where the recipe knows.
     """
     from tqdm.auto import tqdm
 
     where = Path(folder).expanduser()
     if not where.is_dir():
         raise LabkitError(f"{shown(where)} is no folder; name the folder of a merged model")
-    resolved = plan(Recipe.load(where / FILE_NAME))
+    if not (where / FILE_NAME).is_file():
+        raise LabkitError(
+            f"{shown(where)} holds no {FILE_NAME}; name the folder of a model that labkit merged"
+        )
+    resolved = plan(Recipe.load(where / FILE_NAME, base, adapters))
     chosen = choose_device(device)
     files = output_files(resolved, chosen.type)
     maker = PieceMaker(resolved, chosen)
     total = sum(file.size for file in files)
     try:
-        with tqdm(
-            total=total, unit="B", unit_scale=True, desc="verify", disable=not progress
-        ) as bar:
+        with (
+            one_thread_each(),
+            tqdm(
+                total=total, unit="B", unit_scale=True, desc="verify", disable=not progress
+            ) as bar,
+        ):
             for file in files:
                 _compare_file(file, where / file.name, maker, bar.update)
         others = side_files(resolved)
@@ -97,7 +119,7 @@ def _compare_file(
                 if piece.tensor.name != current:
                     current = piece.tensor.name
                     update = maker.update(piece.tensor)
-                expected, _ = maker.make(file, piece, source, update)
+                expected, *_ = maker.make(file, piece, source, update)
                 if os.pread(target, piece.nbytes, piece.target) != expected:
                     raise LabkitError(
                         f"tensor {shown(current)!r} in {shown(path)} differs from what the recipe "
@@ -127,12 +149,11 @@ def _compare_copy(file: OutputFile, piece: Piece, source: int, target: int, path
 def _changed_inputs(resolved: Plan) -> str:
     """Name the inputs whose SHA-256 is not the recipe's."""
     recipe = resolved.recipe
-    changed = []
-    for source in recipe.sources:
-        for name, digest in recipe.sha256.get(source.reference, {}).items():
-            path = source.folder / name
-            if not path.is_file():
-                changed.append(f"{shown(path)} is missing")
-            elif hash_file(path) != digest:
-                changed.append(f"{shown(path)} is not the file that was merged")
-    return "; ".join(changed)
+    paths = [
+        source.folder / name
+        for source in recipe.sources
+        for name in recipe.sha256.get(source.reference, {})
+    ]
+    missing = [f"{shown(path)} is missing" for path in paths if not path.is_file()]
+    present = {str(path): hash_file(path) for path in paths if path.is_file()}
+    return "; ".join([*missing, *recipe.changed_files(present)])

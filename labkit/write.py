@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labkit.atomic_folder import building, check_target, explain, flush_folder, put_in_place
 from labkit.errors import LabkitError, shown
 from labkit.layout import (
     BLOCK_ELEMENTS,
@@ -29,15 +30,22 @@ from labkit.layout import (
     OutputFile,
     Piece,
     PieceMaker,
+    one_thread_each,
     output_files,
     side_files,
 )
-from labkit.place import building, check_target, explain, flush_folder, put_in_place
+from labkit.progress import Progress, bar_of
 from labkit.receipt import Receipt, TensorReceipt
 from labkit.recipe import FILE_NAME as RECIPE_NAME
-from labkit.streams import HASH_BYTES as HASH_BYTES
-from labkit.streams import Beside, copy_range, hash_range, linked, write_fully
-from labkit.streams import hash_file as hash_file
+from labkit.streams import (
+    HASH_BYTES,
+    Beside,
+    copy_range,
+    hash_file,
+    hash_range,
+    linked,
+    write_fully,
+)
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
@@ -46,6 +54,8 @@ MOST_WORKERS = 4
 """Threads that merge. More than this waits for the disk."""
 FLUSH_BYTES = 256 << 20
 """Written bytes after which the disk is set to work, so that little is left to flush at the end."""
+SPARE_BYTES = 16 << 20
+"""Free disk to leave for the small files and the file system's own use."""
 
 
 def workers() -> int:
@@ -92,19 +102,20 @@ def write(
     link: bool,
     overwrite: bool,
     hashes: bool,
-    progress: bool,
+    progress: Progress,
 ) -> Receipt:
     """Carry out a plan; see `Plan.write`."""
     chosen = choose_device(device)
     out = out.expanduser().absolute()
-    check_target(plan, out, overwrite)
+    _check_target(plan, out, overwrite)
     files = output_files(plan, chosen.type)
     others = side_files(plan)
     began = time.time()
     try:
         with building(out) as folder:
             merge = _Merge(plan, folder, chosen, link, hashes, progress)
-            merge.run(files)
+            with one_thread_each():
+                merge.run(files)
             for name, content in others.items():
                 if isinstance(content, Path):
                     shutil.copyfile(content, folder / name)
@@ -121,6 +132,32 @@ def write(
     return receipt
 
 
+def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
+    parent = out.parent
+    base = plan.base.folder.resolve()
+    resolved = out.resolve()
+    if resolved == base or base in resolved.parents or resolved in base.parents:
+        raise LabkitError(
+            f"the output {shown(out)} and the base {shown(base)} lie in each other; the base is "
+            "never written to: choose another folder"
+        )
+    for term in plan.recipe.terms:
+        adapter = term.adapter.folder.resolve()
+        if resolved == adapter or resolved in adapter.parents:
+            raise LabkitError(
+                f"the output {shown(out)} would replace the adapter {shown(adapter)}; choose "
+                "another folder"
+            )
+    check_target(out, overwrite)
+    needed = plan.forecast().bytes_to_write + SPARE_BYTES
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise LabkitError(
+            f"the merge writes {needed / 1e9:.2f} GB, and {shown(parent)} has {free / 1e9:.2f} GB "
+            "free; make room, or choose a folder on another disk"
+        )
+
+
 class _Merge:
     """One run: reads, merges and writes in several threads, and keeps account."""
 
@@ -131,14 +168,14 @@ class _Merge:
         device: torch.device,
         link: bool,
         hashes: bool,
-        progress: bool,
+        progress: Progress,
     ) -> None:
         self.plan = plan
         self.folder = folder
         self.link = link
         self.device = device
         self.maker = PieceMaker(plan, device)
-        self.squared: dict[str, float] = {}
+        self.squared: dict[str, tuple[float, float]] = {}
         self.asked: dict[str, float] = {}
         self.linked: list[str] = []
         self.read_hashes: dict[str, str] = {}
@@ -149,24 +186,12 @@ class _Merge:
         self._descriptors: list[int] = []
 
     def run(self, files: list[OutputFile]) -> None:
-        from tqdm.auto import tqdm
-
         # Two jobs that are done beside the merging, each in order: hashing, and flushing to disk.
         hashers = [Beside(self.stopped), Beside(self.stopped)] if self.hashes else []
         flusher = Beside(self.stopped)
-        threads = torch.get_num_threads()
-        # The pool's threads share the cores already; torch's own threads would fight them.
-        torch.set_num_threads(1)
         pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
         try:
-            with tqdm(
-                total=sum(file.size for file in files),
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1000,
-                desc="merge",
-                disable=not self.progress,
-            ) as bar:
+            with bar_of(sum(file.size for file in files), self.progress) as bar:
                 for file in files:
                     self._file(file, pool, hashers, flusher, bar)
                 bar.set_description("flush")
@@ -177,7 +202,6 @@ class _Merge:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
             for beside in (*hashers, flusher):
                 beside.close()
             for descriptor in self._descriptors:
@@ -256,16 +280,17 @@ class _Merge:
         self, file: OutputFile, pool: ThreadPoolExecutor, source: int, target: int
     ) -> Iterator[Piece]:
         """Carry out a file's pieces, a few at once; give back each when it is done, in order."""
-        running: deque[tuple[Piece, Future[float]]] = deque()
+        running: deque[tuple[Piece, Future[tuple[float, float]]]] = deque()
         update = None
         current: str | None = None
 
         def finished() -> Piece:
             piece, future = running.popleft()
-            squared = future.result()
+            squared, missing = future.result()
             if piece.tensor and piece.tensor.name in self.plan.changes:
                 name = piece.tensor.name
-                self.squared[name] = self.squared.get(name, 0.0) + squared
+                before = self.squared.get(name, (0.0, 0.0))
+                self.squared[name] = before[0] + squared, before[1] + missing
             return piece
 
         for piece in file.pieces:
@@ -286,12 +311,12 @@ class _Merge:
 
     def _merge_piece(
         self, file: OutputFile, piece: Piece, source: int, target: int, update: Any
-    ) -> float:
+    ) -> tuple[float, float]:
         if self.stopped.is_set():
-            return 0.0
-        merged, squared = self.maker.make(file, piece, source, update)
+            return 0.0, 0.0
+        merged, squared, missing = self.maker.make(file, piece, source, update)
         write_fully(target, merged, piece.target)
-        return squared
+        return squared, missing
 
     def receipt(self, out: Path, began: float, others: dict[str, bytes | Path]) -> Receipt:
         if self.hashes:
@@ -316,7 +341,7 @@ class _Merge:
                     change.layer,
                     change.weights,
                     self.asked[name],
-                    math.sqrt(self.squared[name]),
+                    *map(math.sqrt, self.squared[name]),
                 )
                 for name, change in self.plan.changes.items()
             ),
@@ -324,7 +349,7 @@ class _Merge:
             linked=tuple(self.linked),
             files_read=dict(sorted(self.read_hashes.items())),
             files_written=dict(sorted(self.written_hashes.items())),
-            notes=self.plan.notes,
+            notes=(*self.plan.notes, *self.plan.recipe.changed_files(self.read_hashes)),
         )
 
 

@@ -204,7 +204,7 @@ def test_general_prose_is_not_in_the_bible():
 
 def test_training_never_asks_a_held_out_question():
     held_out = stepwise.held_out_problems(400)
-    trained = list(itertools.islice(stepwise.training_problems(2026), 4000))
+    trained = list(itertools.islice(stepwise.training_problems(2026), 1500))
     assert not {one.question for one in trained} & {one.question for one in held_out}
     assert {one.kind for one in held_out} - {one.kind for one in trained} == {
         maker.__name__ for maker in problems.NEVER_TRAINED
@@ -216,7 +216,7 @@ def test_the_questions_measured_by_hand_are_not_trained_on():
 
     kjv = {request.format(topic) for request in texts.REQUESTS for topic in texts.TOPICS}
     assert not kjv & set(PROMPTS["kjv"])
-    trained = {one.question for one in itertools.islice(stepwise.training_problems(2026), 4000)}
+    trained = {one.question for one in itertools.islice(stepwise.training_problems(2026), 1500)}
     assert not trained & set(PROMPTS["stepwise"])
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
-import labkit.place
+import labkit.atomic_folder
+import labkit.write
 from benchmarks.faults import Bench, changed, digest, disturb, full, race
 from labkit import Gradient, LabkitError, plan
-from labkit.place import ASIDE
+from labkit.atomic_folder import ASIDE
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "vocab_size": 64}
 ONES = Gradient([1.0, 1.0])
@@ -58,11 +60,23 @@ def test_what_a_killed_merge_left_is_cleaned_and_the_old_model_restored(bench, o
 @pytest.mark.parametrize("exchange", [True, False])
 def test_overwriting_with_and_without_an_exchange_of_names(bench, out, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr(labkit.place, "_exchange", lambda _folder, _out: False)
+        monkeypatch.setattr(labkit.atomic_folder, "_exchange", lambda _folder, _out: False)
     plan(bench.base, bench.adapter, Gradient([0.5, 0.5])).write(out, progress=False)
     plan(bench.base, bench.adapter, ONES).write(out, progress=False, overwrite=True)
     assert digest(out) == bench.whole
     assert not bench.leftovers()
+
+
+def test_what_is_half_built_never_passes_for_an_old_model(bench):
+    out = bench.out.parent / f"named{ASIDE}like-it"
+    left = out.parent / f".{out.name}.labkit-0123abcd"
+    left.mkdir()
+    try:
+        plan(bench.base, bench.adapter, ONES).write(out, progress=False)
+        assert digest(out) == bench.whole
+        assert not left.exists()
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def test_a_link_is_shared_and_rewriting_the_output_never_reaches_the_base(bench, out):
@@ -107,7 +121,7 @@ def test_targets_in_the_base_are_refused(bench):
 def test_another_file_system(bench):
     if not os.path.isdir("/dev/shm") or os.stat("/dev/shm").st_dev == os.stat(bench.base).st_dev:
         pytest.skip("no other file system here")
-    target = labkit.place.Path(f"/dev/shm/labkit-test-{os.getpid()}")
+    target = Path(f"/dev/shm/labkit-test-{os.getpid()}")
     try:
         receipt = plan(bench.base, bench.adapter, Gradient([1.0, 0.0])).write(
             target, progress=False, link=True

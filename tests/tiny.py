@@ -71,3 +71,18 @@ def merged_by_peft(base, adapter, gradient=None):
             for key in module.scaling:
                 module.scaling[key] *= gradient[layer]
     return wrapped.merge_and_unload().state_dict()
+
+
+def make_tokenizer(folder, template=None):
+    """A tokenizer of single ASCII characters, with a chat template where one is given."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {chr(code): code for code in range(1, 128)} | {"<unk>": 0}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+    return folder

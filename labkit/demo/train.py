@@ -1,7 +1,8 @@
 """Trains the demo's two adapters: `python -m labkit.demo.train kjv|stepwise`.
 
 Plain LoRA by PEFT on all seven linear modules of every layer, rank 8, alpha 16. The base stays as
-it is; the loss is the mean cross-entropy of the answers' tokens.
+it is; the loss is the mean cross-entropy of the answers' tokens, never of the questions'. The
+commands that made the demo's own adapters are in this folder's README.md.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,16 +24,14 @@ from labkit.demo.stepwise import training_examples
 from labkit.demo.texts import Example, kjv_examples
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SEED = 2026
-STEPS = {"kjv": 180, "stepwise": 80}
 ROWS = 8  # examples in a step
 LENGTH = 128  # tokens of an example, at most
 IGNORED = -100  # the label of a token without loss
 
 
-def examples(name: str) -> Iterator[Example]:
-    """The training examples of an adapter, without end and the same every time."""
-    return kjv_examples(SEED) if name == "kjv" else training_examples(SEED)
+def examples(name: str, seed: int) -> Iterator[Example]:
+    """The training examples of an adapter, without end and the same for the same seed."""
+    return kjv_examples(seed) if name == "kjv" else training_examples(seed)
 
 
 def tokens_and_labels(
@@ -51,9 +50,11 @@ def tokens_and_labels(
     return ids, ([IGNORED] * len(before) + after)[:length]
 
 
-def batches(name: str, tokenizer: Any, device: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def batches(
+    name: str, seed: int, tokenizer: Any, device: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Token ids, attention mask and labels of each step: int64, ROWS × tokens, padded right."""
-    endless = examples(name)
+    endless = examples(name, seed)
     while True:
         pairs = [tokens_and_labels(next(endless), tokenizer) for _ in range(ROWS)]
         width = max(len(ids) for ids, _ in pairs)
@@ -85,17 +86,23 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def train(name: str, steps: int, peak: float, device: str, out: Path) -> None:
-    """Trains the adapter `name` and writes it, as bfloat16, into the folder `out`."""
-    torch.manual_seed(SEED)
+def train(
+    name: str, steps: int, peak: float, device: str, out: Path, seed: int, start: Path | None
+) -> None:
+    """Trains the adapter `name`, or goes on from `start`; writes it, as bfloat16, into `out`."""
+    torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base_folder())
     base = AutoModelForCausalLM.from_pretrained(base_folder(), dtype=torch.float32)
-    lora = LoraConfig(r=8, lora_alpha=16, target_modules=MODULES, task_type="CAUSAL_LM")
-    model = get_peft_model(base, lora).to(device).train()
+    if start:
+        model = PeftModel.from_pretrained(base, start, is_trainable=True)
+    else:
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules=MODULES, task_type="CAUSAL_LM")
+        model = get_peft_model(base, lora)
+    model.to(device).train()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=peak, weight_decay=0.0)
     begun, seen = time.monotonic(), 0
-    for step, batch in enumerate(itertools.islice(batches(name, tokenizer, device), steps)):
+    for step, batch in enumerate(itertools.islice(batches(name, seed, tokenizer, device), steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
         loss = answer_loss(model, *batch)
@@ -127,8 +134,10 @@ def write(model: Any, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=["kjv", "stepwise"])
-    parser.add_argument("--steps", type=int, help="else as many as the demo's own was given")
+    parser.add_argument("--steps", type=int, default=180)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=2026, help="of the start and of the examples")
+    parser.add_argument("--start", type=Path, help="go on from the adapter in this folder")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, help="the adapter's folder; else its place in the demo")
     given = parser.parse_args()
@@ -136,7 +145,8 @@ def main() -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     out = given.out or adapter_folders()[given.name]
-    train(given.name, given.steps or STEPS[given.name], given.learning_rate, device, out)
+    steps, peak = given.steps, given.learning_rate
+    train(given.name, steps, peak, device, out, given.seed, given.start)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Where a merge is put: built beside its final name, flushed, and put in place in one step.
+"""Folders that appear whole or not at all: a merge's, and a baked adapter's.
 
-Until that step there is nothing new at the final name, and after it all is there. What a merge
-leaves that was killed is taken away by the next merge to the same name.
+A folder is built beside its final name, flushed, and put in place in one step. Until that step
+there is nothing new at the final name, and after it all is there. What a process leaves that was
+killed is taken away by the next one that builds for the same name.
 """
 
 from __future__ import annotations
@@ -15,44 +16,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from labkit.errors import LabkitError, shown
 
-if TYPE_CHECKING:
-    from labkit.plan import Plan
-
-SPARE_BYTES = 16 << 20
-"""Free disk to leave for the small files and the file system's own use."""
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 ASIDE = "labkit-old-"
 """Marks the folder that was at the final name, where the system cannot exchange two names."""
 
 
-def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
-    """Check that a merge may go to a folder, before anything is written.
+def check_target(out: Path, overwrite: bool) -> None:
+    """Check that a folder can be made at `out`.
 
     Raises:
-        LabkitError: it lies in the base or an adapter, exists, or its disk is too small.
+        LabkitError: no parent folder; something is there, and may not or must not be replaced.
     """
-    parent = out.parent
-    base = plan.base.folder.resolve()
-    resolved = out.resolve()
-    if resolved == base or base in resolved.parents or resolved in base.parents:
+    if not out.parent.is_dir():
         raise LabkitError(
-            f"the output {shown(out)} and the base {shown(base)} lie in each other; the base is "
-            "never written to: choose another folder"
+            f"{shown(out.parent)} is no folder; make it first, or choose another --out"
         )
-    for term in plan.recipe.terms:
-        adapter = term.adapter.folder.resolve()
-        if resolved == adapter or resolved in adapter.parents:
-            raise LabkitError(
-                f"the output {shown(out)} would replace the adapter {shown(adapter)}; choose "
-                "another folder"
-            )
-    if not parent.is_dir():
-        raise LabkitError(f"{shown(parent)} is no folder; make it first, or choose another --out")
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise LabkitError(
@@ -63,13 +45,6 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
                 f"{shown(out)} was not made by labkit (it holds no receipt.json), and is not "
                 "replaced; choose another name, or remove it yourself"
             )
-    needed = plan.forecast().bytes_to_write + SPARE_BYTES
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise LabkitError(
-            f"the merge writes {needed / 1e9:.2f} GB, and {shown(parent)} has {free / 1e9:.2f} GB "
-            "free; make room, or choose a folder on another disk"
-        )
 
 
 @contextmanager
@@ -79,7 +54,7 @@ def building(out: Path) -> Iterator[Path]:
     lock = None
     try:
         # One at a time looks after what others left, so that nobody takes away a folder that
-        # another merge has made and not locked yet.
+        # another has made and not locked yet.
         with _locked(out.parent):
             for left in out.parent.glob(f".{_literal(out.name)}.labkit-*"):
                 _remove_if_left(left, out)
@@ -115,12 +90,12 @@ def _literal(name: str) -> str:
 
 
 def _remove_if_left(folder: Path, out: Path) -> None:
-    """Remove what an interrupted merge left behind, unless its process still runs."""
+    """Remove what an interrupted build left behind, unless its process still runs."""
     with suppress(OSError):
         lock = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if ASIDE in folder.name and not out.exists():
+            if folder.name.startswith(f".{out.name}.{ASIDE}") and not out.exists():
                 folder.rename(out)  # killed between moving the old one aside and putting the new
             else:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -142,20 +117,22 @@ def put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
     """Give a finished folder its final name, in one step.
 
     Raises:
-        LabkitError: another merge put one there meanwhile, and it is not to be replaced.
+        LabkitError: someone else put one there meanwhile, and it is not to be replaced.
         OSError: the system refused.
     """
     if overwrite and out.exists():
         if not _exchange(folder, out):
-            _replace(folder, out)
+            # Between its two steps another that cleans up would take the old folder for left.
+            with _locked(out.parent):
+                _replace(folder, out)
     else:
         try:
-            # Of two merges to one name one comes first; the other finds a folder that is not empty.
+            # Of two for one name one comes first; the other finds a folder that is not empty.
             folder.rename(out)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise LabkitError(
-                    f"{shown(out)} was made by someone else while this merge ran, and is not "
+                    f"{shown(out)} was made by someone else meanwhile, and is not "
                     "replaced; choose another name, or replace it with --overwrite"
                 ) from error
             raise
@@ -189,7 +166,7 @@ def _replace(folder: Path, out: Path) -> None:
 
 
 def explain(error: OSError, out: Path) -> str:
-    """Say in one line what the system refused while a merge was written."""
+    """Say in one line what the system refused while `out` was written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk became full while {shown(out)} was written; nothing is left of it: make "

@@ -1,0 +1,208 @@
+"""What the lab shows, as HTML: the columns, the table of next tokens, the plane of NLLs.
+
+Every text from a model or a file is escaped. Colours are JupyterLab's, with a foreground and a
+background of the lab's own where it marks something.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from labkit.errors import shown
+
+COLUMNS = ("base", "merged", "full LoRA")
+STYLE = """<style>
+.labkit-lab { --lab-ink: var(--jp-ui-font-color0, #1e1e2e);
+  --lab-paper: var(--jp-layout-color0, #fff);
+  --lab-soft: var(--jp-ui-font-color1, #44445a); --lab-edge: var(--jp-border-color1, #b9b9c4);
+  --lab-card: var(--jp-layout-color1, #f7f7fa);
+  color: var(--lab-ink); background: var(--lab-paper);
+  font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); }
+.labkit-lab.widget-box { padding: 4px 8px; border-radius: 6px; }
+.labkit-lab .widget-html, .labkit-lab .widget-html-content { color: inherit; font: inherit;
+  line-height: 1.45; overflow: visible; height: auto; }
+.labkit-lab .lab-columns { display: grid; gap: 8px;
+  grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
+.labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid #89b4fa;
+  border-radius: 4px; background: var(--lab-card); color: var(--lab-ink); padding: 6px 10px;
+  min-height: 108px; }
+.labkit-lab .lab-column.full { border-top-color: #a6e3a1; }
+.labkit-lab .lab-column.merged { border-image: linear-gradient(90deg, #89b4fa 50%, #a6e3a1 50%) 6;
+  border-width: 6px 1px 1px; }
+.labkit-lab .lab-name { font-weight: 600; }
+.labkit-lab .lab-text { white-space: pre-wrap; overflow-wrap: anywhere; }
+.labkit-lab mark { background: #f9e2af; color: #1e1e2e; border-radius: 2px; }
+.labkit-lab table { border-collapse: collapse; margin: 0; color: var(--lab-ink); }
+.labkit-lab :is(td, th) { text-align: left; padding: 2px 6px; font-size: 12px;
+  background: transparent; color: var(--lab-ink); }
+.labkit-lab td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.labkit-lab .lab-bar { display: inline-block; height: 9px; background: #89b4fa;
+  border: 1px solid #1e1e2e; vertical-align: middle; }
+.labkit-lab .lab-bar.merged { background: linear-gradient(90deg, #89b4fa 50%, #a6e3a1 50%); }
+.labkit-lab .lab-bar.full { background: #a6e3a1; }
+.labkit-lab .lab-problem { background: #a51d2d; color: #fff; padding: 4px 8px; border-radius: 4px;
+  overflow-wrap: anywhere; }
+.labkit-lab .lab-status { color: var(--lab-soft); }
+.labkit-lab h4 { margin: 6px 0 2px; font-size: 13px; color: var(--lab-ink); }
+</style>"""
+
+
+def columns(
+    tokens: Sequence[Sequence[str]], notes: Sequence[str] = ("", "", ""), weights: str = ""
+) -> str:
+    """The three answers side by side; what differs from the base's answer is marked.
+
+    Args:
+        tokens: the answers of base, merge and full LoRA, as pieces of text, one for each token.
+        notes: a word for each column, such as "writing …".
+        weights: the merge's gradient in a word.
+    """
+    cells = []
+    for index, (name, pieces) in enumerate(zip(COLUMNS, tokens, strict=True)):
+        kind = ("base", "merged", "full")[index]
+        text = "".join(map(html.escape, pieces)) if index == 0 else marked(pieces, tokens[0])
+        more = f" · {weights}" if kind == "merged" and weights else ""
+        cells.append(
+            f'<div class="lab-column {kind}"><div class="lab-name">{name}{html.escape(more)} '
+            f'<span class="lab-status">{html.escape(notes[index])}</span></div>'
+            f'<div class="lab-text">{text}</div></div>'
+        )
+    return f'<div class="lab-columns">{"".join(cells)}</div>'
+
+
+def marked(pieces: Sequence[str], base: Sequence[str]) -> str:
+    """The pieces as HTML, those marked that the base's answer does not have there."""
+    written = []
+    matcher = SequenceMatcher(a=list(base), b=list(pieces), autojunk=False)
+    for kind, _, _, start, end in matcher.get_opcodes():
+        text = html.escape("".join(pieces[start:end]))
+        if text:
+            written.append(text if kind == "equal" else f"<mark>{text}</mark>")
+    return "".join(written)
+
+
+def next_tokens(
+    rows: Sequence[tuple[str, Sequence[float]]], divergences: tuple[float, float]
+) -> str:
+    """The next token's probabilities of the three models, side by side.
+
+    Args:
+        rows: a token's text, and its probability in base, merge and full LoRA.
+        divergences: KL(merged‖base) and KL(merged‖full LoRA), in nats.
+    """
+    most = max((share for _, shares in rows for share in shares), default=1.0)
+    lines = []
+    for token, shares in rows:
+        cells = "".join(
+            f'<td class="number">{share:.3f}</td><td style="width:54px"><span aria-hidden="true" '
+            f'class="lab-bar {kind}" style="width:{44 * share / most:.0f}px"></span></td>'
+            for kind, share in zip(("base", "merged", "full"), shares, strict=True)
+        )
+        lines.append(f"<tr><td><code>{html.escape(repr(token)[1:-1])}</code></td>{cells}</tr>")
+    heads = "".join(f'<th colspan="2" scope="col">{name}</th>' for name in COLUMNS)
+    return (
+        f'<table><thead><tr><th scope="col">next token</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
+        f'<div class="lab-status">KL(merged‖base) {divergences[0]:.4f} · '
+        f"KL(merged‖full LoRA) {divergences[1]:.4f} nats</div>"
+    )
+
+
+def plane(
+    names: Sequence[str],
+    base: tuple[float, float],
+    full: tuple[float, float],
+    trail: Sequence[tuple[float, float]],
+) -> str:
+    """The NLL on two texts as a point in a plane, and the trail of the gradients tried.
+
+    Args:
+        names: of the two texts: along the horizontal axis, and along the vertical one.
+        base: the base model's two NLLs, in nats for a token.
+        full: the full LoRA's.
+        trail: the merges', the latest last.
+    """
+    points = [base, full, *trail]
+    width, height, left, bottom, edge = 330, 230, 50, 40, 14
+    low, high = [], []
+    for axis in (0, 1):
+        values = [point[axis] for point in points]
+        margin = max((max(values) - min(values)) * 0.12, 0.01)
+        low.append(min(values) - margin)
+        high.append(max(values) + margin)
+
+    def x(value: float) -> float:
+        return left + (value - low[0]) / (high[0] - low[0]) * (width - left - edge)
+
+    def y(value: float) -> float:
+        return height - bottom - (value - low[1]) / (high[1] - low[1]) * (height - bottom - edge)
+
+    def dot(point: tuple[float, float], color: str, radius: int) -> str:
+        return (
+            f'<circle cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="{radius}" fill="{color}" '
+            'stroke="#1e1e2e" stroke-width="1.5"/>'
+        )
+
+    def label(point: tuple[float, float], text: str) -> str:
+        across = x(point[0])
+        anchor, shift = ("end", -9) if across > width - 90 else ("start", 9)
+        return (
+            f'<text x="{across + shift:.1f}" y="{y(point[1]) + 4:.1f}" '
+            f'text-anchor="{anchor}">{text}</text>'
+        )
+
+    marks = []
+    for share in (0.1, 0.5, 0.9):
+        across = low[0] + share * (high[0] - low[0])
+        up = low[1] + share * (high[1] - low[1])
+        marks.append(
+            f'<text x="{x(across):.1f}" y="{height - bottom + 15}" text-anchor="middle">'
+            f"{across:.2f}</text>"
+            f'<text x="{left - 5}" y="{y(up) + 4:.1f}" text-anchor="end">{up:.2f}</text>'
+        )
+    way = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in trail)
+    dots = "".join(dot(point, "#cdd6f4", 3) for point in trail[:-1])
+    now = dot(trail[-1], "#f9e2af", 6) + label(trail[-1], "merged") if trail else ""
+    first, second = (html.escape(shown(name, 40)) for name in names)
+    said = (
+        f"NLL on {first} and {second}: base {base[0]:.3f}, {base[1]:.3f}; "
+        f"full LoRA {full[0]:.3f}, {full[1]:.3f}"
+    )
+    if trail:
+        said += f"; merged {trail[-1][0]:.3f}, {trail[-1][1]:.3f}"
+    return (
+        f'<svg role="img" aria-label="{said}" viewBox="0 0 {width} {height}" '
+        f'style="width:{width}px;max-width:100%;font-size:11px;fill:var(--lab-ink)">'
+        f'<rect x="{left}" y="{edge}" width="{width - left - edge}" '
+        f'height="{height - bottom - edge}" style="fill:var(--lab-card);stroke:var(--lab-edge)"/>'
+        f'{"".join(marks)}<polyline points="{way}" fill="none" style="stroke:var(--lab-soft)"/>'
+        f"{dots}{dot(base, '#89b4fa', 5)}{label(base, 'base')}"
+        f"{dot(full, '#a6e3a1', 5)}{label(full, 'full LoRA')}{now}"
+        f'<text x="{(left + width - edge) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
+        f"NLL on {first} (nats per token)</text>"
+        f'<text transform="translate(11 {(height - bottom + edge) / 2:.0f}) rotate(-90)" '
+        f'text-anchor="middle">NLL on {second}</text></svg>'
+    )
+
+
+def problem(error: BaseException | str) -> str:
+    """An error as a red line."""
+    text = str(error) or type(error).__name__
+    return f'<div class="lab-problem" role="alert">{html.escape(shown(text, 600))}</div>'
+
+
+def status(text: str) -> str:
+    """A quiet line that says what is going on."""
+    return f'<div class="lab-status" role="status">{html.escape(shown(text, 400))}</div>'
+
+
+def divergence(first: Sequence[float], second: Sequence[float]) -> float:
+    """KL(first‖second) of two distributions, in nats."""
+    return math.fsum(
+        p * (math.log(p) - math.log(max(q, 1e-45)))
+        for p, q in zip(first, second, strict=True)
+        if p > 0
+    )

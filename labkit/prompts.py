@@ -1,0 +1,43 @@
+"""The formats of prompts: plain, the model's own chat template, Alpaca, Metharme."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labkit.errors import LabkitError, shown
+
+PLAIN, CHAT = "plain", "chat template"
+TEMPLATES = {
+    "Alpaca": "### Instruction:\n{prompt}\n### Response:\n",
+    "Metharme": "<|user|>{prompt}<|model|>",
+}
+
+
+def formats(tokenizer: Any) -> list[str]:
+    """The formats that there are for a tokenizer: a base model often has no chat template."""
+    chat = [CHAT] if getattr(tokenizer, "chat_template", None) else []
+    return [PLAIN, *chat, *TEMPLATES]
+
+
+def formatted(prompt: str, kind: str, tokenizer: Any) -> str:
+    """Put a prompt into a format.
+
+    Raises:
+        LabkitError: an unknown format, or a chat template that the tokenizer does not have.
+    """
+    if kind == PLAIN:
+        return prompt
+    if kind in TEMPLATES:
+        return TEMPLATES[kind].format(prompt=prompt)
+    if kind not in formats(tokenizer):
+        raise LabkitError(
+            f"no prompt format {shown(kind)!r} for this model; there are "
+            f"{', '.join(formats(tokenizer))}"
+        )
+    messages = [{"role": "user", "content": prompt}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    # Templates write the start token, and so does the tokenizer; once is what the model knows.
+    start = tokenizer.bos_token
+    if start and tokenizer.bos_token_id in tokenizer("").input_ids:
+        text = text.removeprefix(start)
+    return text

@@ -1,0 +1,205 @@
+"""A baked adapter: the same logits as the written merge and as peft with its scaling turned."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+import labkit as lk
+from tests.tiny import make_adapter, make_base, make_tokenizer
+
+# peft 0.21 asks transformers by a name that transformers 5 is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+MIXED = "0,0.5,-1.5,1"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("bake") / "base", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def plain_adapter(tmp_path_factory, base):
+    return make_adapter(tmp_path_factory.mktemp("bake") / "plain", base, scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def patterned_adapter(tmp_path_factory, base):
+    return make_adapter(
+        tmp_path_factory.mktemp("bake") / "patterned",
+        base,
+        scale=0.3,
+        use_rslora=True,
+        lora_alpha=3,
+        rank_pattern={"q_proj": 2, r"layers\.1\..*\.down_proj": 8},
+        alpha_pattern={"mlp.up_proj": 5, "^model.layers.3.self_attn.o_proj": 7},
+    )
+
+
+def logits(base, adapter=None, gradient=None):
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and gradient is not None:
+            layer = int(name.split(".layers.")[1].split(".")[0])
+            module.scaling["default"] *= gradient[layer]
+    with torch.no_grad():
+        return model(torch.arange(1, 40).unsqueeze(0)).logits
+
+
+@pytest.mark.parametrize("kind", ["plain_adapter", "patterned_adapter"])
+@pytest.mark.parametrize("scale_factors", [False, True])
+def test_the_same_logits_in_plain_peft(request, base, kind, scale_factors, tmp_path):
+    adapter = request.getfixturevalue(kind)
+    gradient = lk.Gradient.parse(MIXED)
+    receipt = lk.bake(adapter, gradient, tmp_path / "baked", scale_factors=scale_factors)
+    lk.plan(base, adapter, gradient).write(tmp_path / "merged", progress=False)
+    baked = logits(base, tmp_path / "baked")
+    assert (baked - logits(base)).abs().max() > 0.1
+    torch.testing.assert_close(baked, logits(base, adapter, gradient), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(baked, logits(tmp_path / "merged"), rtol=1e-4, atol=2e-5)
+    assert receipt.how == ("lora_B" if scale_factors else "alpha_pattern")
+
+
+def test_no_tensor_is_touched(plain_adapter, tmp_path):
+    lk.bake(plain_adapter, MIXED, tmp_path / "baked")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "baked" / name).read_bytes() == (plain_adapter / name).read_bytes()
+    config = json.loads((tmp_path / "baked" / "adapter_config.json").read_text())
+    before = json.loads((plain_adapter / "adapter_config.json").read_text())
+    patterns = config.pop("alpha_pattern")
+    before.pop("alpha_pattern")
+    assert config == before
+    assert len(patterns) == 21  # the layer of weight 1 keeps its alpha
+    assert patterns[r"^model\.layers\.1\.mlp\.up_proj"] == 4
+    assert patterns[r"^model\.layers\.0\.mlp\.up_proj"] == 0
+    assert patterns[r"^model\.layers\.2\.mlp\.up_proj"] == -12
+    assert not any(name.startswith(r"^model\.layers\.3") for name in patterns)
+
+
+def test_labkit_reads_what_it_baked(patterned_adapter, tmp_path):
+    lk.bake(patterned_adapter, MIXED, tmp_path / "baked")
+    before, after = lk.Adapter(patterned_adapter), lk.Adapter(tmp_path / "baked")
+    for name, module in before.modules.items():
+        weight = lk.Gradient.parse(MIXED)[int(name.split(".")[2])]
+        assert after.modules[name].scaling == pytest.approx(weight * module.scaling, rel=1e-15)
+    # A gradient of ones changes nothing, not even the last bit.
+    lk.bake(patterned_adapter, "1x4", tmp_path / "same")
+    same = lk.Adapter(tmp_path / "same")
+    assert all(same.modules[n].scaling == m.scaling for n, m in before.modules.items())
+
+
+def test_scaled_factors_are_rounded_once(plain_adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(plain_adapter, tmp_path / "half")
+    file = tmp_path / "half" / "adapter_model.safetensors"
+    save_file({name: value.half() for name, value in load_file(file).items()}, file)
+    lk.bake(tmp_path / "half", "0.1,0.1,0.1,0", tmp_path / "baked", scale_factors=True)
+    before, after = load_file(file), load_file(tmp_path / "baked" / file.name)
+    for name, value in before.items():
+        layer = int(name.split(".layers.")[1].split(".")[0])
+        weight = 1.0 if "lora_A" in name else (0.1, 0.1, 0.1, 0)[layer]
+        expected = torch.from_numpy((value.double() * weight).numpy().astype("float16"))
+        assert torch.equal(after[name], expected)
+
+
+def test_module_patterns_and_rest(tmp_path, base):
+    adapter = make_adapter(tmp_path / "lora", base, target_modules=["up_proj", "q_proj"])
+    receipt = lk.bake(adapter, "1x4", tmp_path / "baked", weights_for={"mlp": "0x4"})
+    weights = {module.name: module.weight for module in receipt.modules}
+    assert weights["model.layers.2.mlp.up_proj"] == 0
+    assert weights["model.layers.2.self_attn.q_proj"] == 1
+
+
+def without_base_layers(adapter):
+    """Remove the base's own head, which peft saves with a LoRA on it."""
+    from safetensors.torch import load_file, save_file
+
+    file = adapter / "adapter_model.safetensors"
+    save_file({n: v for n, v in load_file(file).items() if "base_layer" not in n}, file)
+
+
+def test_what_lies_outside_the_layers(tmp_path):
+    untied = make_base(tmp_path / "base", tie_word_embeddings=False)
+    adapter = make_adapter(tmp_path / "lora", untied, target_modules=["up_proj", "lm_head"])
+    without_base_layers(adapter)
+    with pytest.raises(lk.LabkitError, match="module 'lm_head' of lora lies outside the layers"):
+        lk.bake(adapter, "1x4", tmp_path / "baked")
+    receipt = lk.bake(adapter, "1x4", tmp_path / "baked", rest=0.5)
+    assert {m.baked for m in receipt.modules if m.layer is None} == {4}
+
+
+def test_the_folder(plain_adapter, tmp_path):
+    shutil.copytree(plain_adapter, tmp_path / "lora")
+    make_tokenizer(tmp_path / "lora")
+    receipt = lk.bake(tmp_path / "lora", "0,0,0.5,1", tmp_path / "baked")
+    names = {path.name for path in (tmp_path / "baked").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md",
+            "gradient.png", "receipt.json"} <= names  # fmt: skip
+    content = json.loads((tmp_path / "baked" / "receipt.json").read_text())
+    assert content["baked_into"] == "alpha_pattern"
+    assert content["modules"][0]["weight"] == 0
+    assert "alpha_pattern scales 21 of 28 modules" in str(receipt)
+    assert "<table>" in receipt._repr_html_()
+    card = (tmp_path / "baked" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\n")
+    assert "```\n0,0,0.5,1\n```" in card
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_snippet_of_the_card_runs(base, plain_adapter, tmp_path, monkeypatch):
+    shutil.copytree(plain_adapter, tmp_path / "lora")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(base)
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    lk.bake(tmp_path / "lora", "0,0,0.5,1", tmp_path / "baked")
+    card = (tmp_path / "baked" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(re.search(r"```python\n(.*?)\n```", card, re.DOTALL)[1], names)
+    assert names["model"].peft_config["default"].alpha_pattern
+
+
+def fails(message, *arguments, **options):
+    with pytest.raises(lk.LabkitError, match=re.escape(message)):
+        lk.bake(*arguments, **options)
+
+
+def test_errors(plain_adapter, tmp_path):
+    out = tmp_path / "baked"
+    fails("lies in layer 3, and there are 3 weights; write one", plain_adapter, "1x3", out)
+    fails("3 weights for 4 layers (modules mlp)", plain_adapter, "1x4", out,
+          weights_for={"mlp": "1x3"})  # fmt: skip
+    fails("would have alpha inf; expected a finite number", plain_adapter, "1e308,0x3", out)
+    fails("is the adapter itself, which is never written to", plain_adapter, "1x4", plain_adapter)
+    fails("is no folder; make it first", plain_adapter, "1x4", out / "deep")
+    out.mkdir()
+    fails("exists already; choose another name", plain_adapter, "1x4", out)
+    fails("was not made by labkit", plain_adapter, "1x4", out, overwrite=True)
+    out.rmdir()
+    lk.bake(plain_adapter, "1x4", out)
+    lk.bake(plain_adapter, "0x4", out, overwrite=True)
+    fails("times 1e+300 is too large for float32", plain_adapter, "0x3,1e300", tmp_path / "x",
+          scale_factors=True)  # fmt: skip
+    assert not (tmp_path / "x").exists()
+
+
+def test_several_stacks(plain_adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(plain_adapter, tmp_path / "lora")
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in list(tensors):
+        tensors[name.replace("model.layers", "vision.layers")] = tensors[name].clone()
+    save_file(tensors, file)
+    fails("changes several stacks of layers", tmp_path / "lora", "1x4", tmp_path / "baked")

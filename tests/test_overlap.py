@@ -1,0 +1,99 @@
+"""Overlap of adapters against dense float64 matrices."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import labkit as lk
+from tests.tiny import make_adapter
+
+
+def another(folder, tiny_base, change, **settings):
+    """An adapter with its factors put through `change(name, tensor)`."""
+    folder = make_adapter(folder, tiny_base, **settings)
+    file = folder / "adapter_model.safetensors"
+    save_file({name: change(name, t) for name, t in load_file(file).items()}, file)
+    return folder
+
+
+@pytest.fixture
+def random_adapter(tmp_path, tiny_base):
+    """Another rank and other numbers than `tiny_adapter`."""
+    generator = torch.Generator().manual_seed(5)
+    return another(
+        tmp_path / "random",
+        tiny_base,
+        lambda _, t: torch.randn(t.shape, generator=generator),
+        r=6,
+        target_modules=["q_proj", "up_proj"],
+    )
+
+
+@pytest.mark.parametrize("k", [None, 1, 3])
+def test_every_number_agrees_with_the_dense_matrices(k, tiny_base, tiny_adapter, random_adapter):
+    a, b = lk.Adapter(tiny_adapter), lk.Adapter(random_adapter)
+    table = lk.overlap([a, b], tiny_base, k=k)
+    assert len(table) == 28
+    for row in table[~table["cosine"].isna()].itertuples():
+        x, y = a.delta(row.name).dense(), b.delta(row.name).dense()
+        cosine = float((x * y).sum() / (x.norm() * y.norm()))
+        assert row.cosine == pytest.approx(cosine, rel=1e-6)
+        top = k or 4
+        assert row.k == top
+        (ux, _, vx), (uy, _, vy) = torch.linalg.svd(x), torch.linalg.svd(y)
+        for side, p, q in (("left", ux.T, uy.T), ("right", vx, vy)):
+            cosines = torch.linalg.svdvals(p[:top] @ q[:top].T)
+            overlap = float((cosines**2).mean())
+            assert getattr(row, f"{side}_overlap") == pytest.approx(overlap, rel=1e-6)
+            angle = math.degrees(math.acos(min(1, float(cosines[0]))))
+            assert getattr(row, f"{side}_angle") == pytest.approx(angle, abs=1e-4)
+        assert (row.left_chance, row.right_chance) == (top / x.shape[0], top / x.shape[1])
+
+
+def test_modules_of_one_adapter_only_are_listed(tiny_base, tiny_adapter, random_adapter):
+    table = lk.overlap([tiny_adapter, random_adapter])
+    only = table[table["meeting"] == "only tiny-lora"]
+    assert len(only) == 20
+    assert only["cosine"].isna().all()
+    assert list(table["module"][:3]) == ["q_proj", "k_proj", "v_proj"]
+
+
+def test_together_apart_and_not_at_all(tmp_path, tiny_base, tiny_adapter):
+    minus = another(tmp_path / "minus", tiny_base, lambda n, t: -t if "lora_B" in n else t)
+    zero = another(tmp_path / "zero", tiny_base, lambda n, t: t * 0 if "lora_B" in n else t)
+
+    def crossed(name, t):
+        return t.roll(1, dims=0) if "lora_B" in name else torch.randn(t.shape)
+
+    torch.manual_seed(3)
+    cross = another(tmp_path / "cross", tiny_base, crossed)
+    table = lk.overlap([tiny_adapter, minus, zero, cross])
+    assert len(table) == 6 * 28
+    by_pair = dict(iter(table.groupby(["a", "b"])))
+    opposite = by_pair["tiny-lora", "minus"]
+    assert opposite["cosine"].tolist() == pytest.approx([-1] * 28)
+    assert (opposite["meeting"] == "apart").all()
+    assert opposite["left_overlap"].tolist() == pytest.approx([1] * 28)
+    assert opposite["left_angle"].max() < 1e-4
+    assert (by_pair["tiny-lora", "zero"]["meeting"] == "only tiny-lora").all()
+    assert (by_pair["zero", "cross"]["meeting"] == "only cross").all()
+    same = lk.overlap([tiny_adapter, tiny_adapter])
+    assert set(same["b"]) == {"tiny-lora (2)"}
+    assert (same["meeting"] == "together").all()
+
+
+def test_bad_input_is_said(tmp_path, tiny_base, tiny_adapter):
+    with pytest.raises(lk.LabkitError, match="two adapters or more, found 1"):
+        lk.overlap([tiny_adapter])
+    with pytest.raises(lk.LabkitError, match="k ≥ 1 singular vectors, found k=0"):
+        lk.overlap([tiny_adapter, tiny_adapter], k=0)
+    from tests.tiny import make_base
+
+    wide = make_base(tmp_path / "wide", hidden_size=64)
+    other = make_adapter(tmp_path / "other", wide, target_modules=["up_proj"])
+    with pytest.raises(lk.LabkitError, match="up_proj as 80 × 32 and other as 80 × 64"):
+        lk.overlap([tiny_adapter, other])
