@@ -128,10 +128,11 @@ def main() -> None:
         answered(page)
         frames = [frame(page)] * 4
         paint(page, [(0.98 - i * 0.035, min(1.0, 0.5 + i * 0.08)) for i in range(16)], frames)
-        for _ in range(60):
+        for taken in range(80):
             page.wait_for_timeout(250)
             frames.append(frame(page))
-            if not page.locator(".lab-status[role=status]").count():
+            # The first second passes before the lab has begun to answer.
+            if taken > 6 and not page.locator(".lab-status[role=status]").count():
                 break
         save_gif(frames, OUT / "lab.gif")
         pages.check()

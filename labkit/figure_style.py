@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 MODULE_COLORS = (
     "#0072b2", "#56b4e9", "#009e73", "#8c8fa1", "#e69f00", "#d55e00", "#cc79a7", "#f0e442",
 )  # fmt: skip
+LABELS = {
+    "norm": "‖ΔW‖ (Frobenius)",
+    "spectral_norm": "‖ΔW‖₂ (spectral)",
+    "stable_rank": "stable rank",
+    "effective_rank": "effective rank",
+    "share": "share of ‖ΔW‖²",
+    "base_norm": "‖W‖ (Frobenius)",
+    "relative_norm": "‖ΔW‖ / ‖W‖",
+    "weight": "layer weight",
+    "weighted_norm": "‖wΔW‖ (Frobenius)",
+    "weighted_share": "share of ‖wΔW‖²",
+    "changed": "elements that change",
+    "lost": "lost to rounding",
+    "cosine": "cosine of the two deltas",
+}
+RANKS = ("stable_rank", "effective_rank")
+"""Columns that begin at 1."""
+PER_CENT = ("share", "relative_norm", "weighted_share", "changed", "lost")
 
 
 @dataclass(frozen=True)

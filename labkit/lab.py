@@ -168,6 +168,7 @@ class Lab:
         panel.answer.on_click(lambda _: self._changed(answer=True))
         panel.write.on_click(lambda _: self.write(panel.folder.value))
         panel.cancel.on_click(lambda _: self._cancel.set())
+        panel.bake.on_click(lambda _: self._work.submit(lambda stopped: self._guarded(self._bake)))
         panel.save_recipe.on_click(lambda _: self._guarded(self._save_recipe))
         panel.save_picture.on_click(lambda _: self._guarded(self._save_picture))
 
@@ -262,6 +263,21 @@ class Lab:
                 self.panel.writing(False)
 
         self._writer.submit(job)
+
+    def _bake(self) -> Path:
+        """Write the adapter that is shown, with its gradient inside it."""
+        from labkit.bake import bake
+
+        term = self._recipe.terms[self.panel.place[0]]
+        path = Path(f"{self.panel.folder.value}-adapter")
+        bake(
+            term.adapter,
+            term.weights,
+            path,
+            weights_for=term.weights_for,
+            rest=self._recipe.rest,
+        )
+        return path
 
     def _save_recipe(self) -> Path:
         path = Path(f"{self.panel.folder.value}.yaml")

@@ -41,31 +41,35 @@ class Panel:
         self.temperature = ipywidgets.BoundedFloatText(
             0.0, min=0.0, max=5.0, step=0.1, description="temperature"
         )
-        widths = ((self.kind, "190px"), (self.length, "120px"), (self.temperature, "150px"))
+        widths = ((self.kind, "180px"), (self.length, "110px"), (self.temperature, "135px"))
         for field, width in widths:
             field.layout = ipywidgets.Layout(width=width)
             field.style = {"description_width": "initial"}
         self.live = ipywidgets.Checkbox(
             True, description="answer while I draw", indent=False, layout={"width": "auto"}
         )
-        narrow = {"width": "100px"}
+        narrow = {"width": "88px"}
         self.answer = ipywidgets.Button(description="Answer", icon="play", layout=narrow)
         self.stop = ipywidgets.Button(description="Stop", icon="stop", layout=narrow)
         self.folder = ipywidgets.Text(
             "merged",
             description="folder",
-            layout={"width": "220px"},
+            layout={"width": "190px"},
             style={"description_width": "initial"},
         )
         self.write = ipywidgets.Button(
             description="Write the merge", icon="save", button_style="primary"
         )
-        self.cancel = ipywidgets.Button(description="Cancel", icon="times", disabled=True)
-        self.progress = ipywidgets.FloatProgress(
-            0, min=0, max=1, layout={"width": "160px", "visibility": "hidden"}
+        self.cancel = ipywidgets.Button(
+            description="Cancel", icon="times", disabled=True, layout=narrow
         )
-        self.save_recipe = ipywidgets.Button(description="Save the recipe")
-        self.save_picture = ipywidgets.Button(description="Save the picture")
+        self.progress = ipywidgets.FloatProgress(
+            0, min=0, max=1, layout={"width": "140px", "display": "none"}
+        )
+        saving = {"width": "126px"}
+        self.bake = ipywidgets.Button(description="Bake the adapter", layout=saving)
+        self.save_recipe = ipywidgets.Button(description="Save the recipe", layout=saving)
+        self.save_picture = ipywidgets.Button(description="Save the picture", layout=saving)
         self.problem, self.status = ipywidgets.HTML(), ipywidgets.HTML()
         self._shown = {name: ipywidgets.HTML() for name in ("columns", "next", "plane")}
         self._shown |= {name: ipywidgets.HTML() for name in ("plan", "receipt")}
@@ -88,7 +92,7 @@ class Panel:
         """Switch the buttons for the time that a merge is being written."""
         self.write.disabled, self.cancel.disabled = now, not now
         self.progress.value = 0
-        self.progress.layout.visibility = "visible" if now else "hidden"
+        self.progress.layout.display = None if now else "none"
 
     def around(self, editor: Any) -> ipywidgets.VBox:
         """The whole lab."""
@@ -110,7 +114,7 @@ class Panel:
                 details,
                 _row(
                     *(self.folder, self.write, self.cancel, self.progress),
-                    *(self.save_recipe, self.save_picture),
+                    *(self.bake, self.save_recipe, self.save_picture),
                 ),
                 shown["receipt"],
             ]

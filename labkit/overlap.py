@@ -45,7 +45,7 @@ def overlap(
     | `right_overlap` | the same of the right ones (what the deltas read) |
     | `left_angle`, `right_angle` | the smallest principal angle, in degrees |
     | `left_chance`, `right_chance` | the overlap to expect of random spans: `k/out`, `k/in` |
-    | `meeting` | "together" from a cosine of 0.1 on, "apart" from -0.1 down, "do not meet" between; "only NAME" where one adapter changes nothing |
+    | `meeting` | "together" from a cosine of 0.1 on, "apart" from -0.1 down, "do not meet" between; "only NAME" where one adapter changes nothing; "no factors" where one change is no product of factors |
 
     Two deltas can share a span without meeting: they write to the same directions what they read
     from different ones, and then their cosine is near 0.
@@ -107,6 +107,8 @@ def _compare(pair: tuple[str, str, Target | None, Target | None, int | None]) ->
     if first is None or second is None:
         return row | {"meeting": f"only {a if first else b}", **dict.fromkeys(NUMBERS, math.nan)}
     x, y = first.delta(), second.delta()
+    if not (isinstance(x, LowRank) and isinstance(y, LowRank)):
+        return row | {"meeting": "no factors", **dict.fromkeys(NUMBERS, math.nan)}
     if x.shape != y.shape:
         raise LabkitError(
             f"{a} changes {one.name} as {x.shape[0]} × {x.shape[1]} and {b} as "

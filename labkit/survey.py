@@ -65,7 +65,8 @@ def survey(
     | `weighted_share` | `‖wΔW‖_F²` / sum over all rows |
     | `changed`, `lost`, … | with a base: what survives rounding, as `labkit.survival` gives it |
 
-    A ΔW that is 0 has no stable and no effective rank: both are NaN.
+    A ΔW that is 0 has no stable and no effective rank: both are NaN. So are all columns about rank
+    and singular values for a change that is no product of factors.
 
     Args:
         base: the base model, opened or as a reference; None for the columns that need none. Then
@@ -237,16 +238,19 @@ def lost_in_all(table: pd.DataFrame) -> dict[str, float]:
 def _measure(target: Target) -> tuple[dict[str, Any], list[float]]:
     """One row of the survey, and the singular values."""
     delta = target.delta()
-    values: list[float] = delta.singular_values().tolist()
-    norm = math.sqrt(math.fsum(value * value for value in values))
-    largest, total = values[0], math.fsum(values)
+    # A change that is no product of factors has a norm, and neither rank nor singular values.
+    values: list[float] = []
+    if hasattr(delta, "singular_values"):
+        values = delta.singular_values().tolist()
+    norm = math.sqrt(math.fsum(v * v for v in values)) if values else delta.norm()
+    largest, total = max(values, default=math.nan), math.fsum(values)
     portions = [value / total for value in values if value > 0]
     row = {
         "layer": target.layer,
         "module": target.module,
         "name": target.name,
-        "shape": delta.shape,
-        "rank": delta.rank,
+        "shape": tuple(getattr(delta, "shape", target.tensor.shape if target.tensor else ())),
+        "rank": getattr(delta, "rank", None),
         "scaling": target.scaling,
         "norm": norm,
         "spectral_norm": largest,

@@ -17,6 +17,9 @@ import numpy as np
 
 from labkit.errors import LabkitError, shown
 from labkit.figure_style import (
+    LABELS,
+    PER_CENT,
+    RANKS,
     grid_of,
     layer_axis,
     legend_below,
@@ -36,25 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-LABELS = {
-    "norm": "‖ΔW‖ (Frobenius)",
-    "spectral_norm": "‖ΔW‖₂ (spectral)",
-    "stable_rank": "stable rank",
-    "effective_rank": "effective rank",
-    "share": "share of ‖ΔW‖²",
-    "base_norm": "‖W‖ (Frobenius)",
-    "relative_norm": "‖ΔW‖ / ‖W‖",
-    "weight": "layer weight",
-    "weighted_norm": "‖wΔW‖ (Frobenius)",
-    "weighted_share": "share of ‖wΔW‖²",
-    "changed": "elements that change",
-    "lost": "lost to rounding",
-    "cosine": "cosine of the two deltas",
-}
-RANKS = ("stable_rank", "effective_rank")
-"""Columns that begin at 1."""
-PER_CENT = ("share", "relative_norm", "weighted_share", "changed", "lost")
 
 
 def norms_by_layer(table: pd.DataFrame, column: str = "norm", *, dark: bool = False) -> Figure:

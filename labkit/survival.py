@@ -239,7 +239,9 @@ def _look(
                 view = memoryview(_own.buffer)[:size]
                 read_fully(file.fileno(), view, tensor.start + start * row_bytes, tensor.file)
                 block = torch.frombuffer(view, dtype=stored).view(stop - start, columns)
-                asked = _asked(update, block, start)
+                # Kinds of change that depend on the base's numbers are given them.
+                asked = torch.zeros(block.shape, dtype=torch.float64)
+                update.add_rows_to(asked, start, block)
                 change = merger.merge(block, update, start, dtype)[0].double() - block.double()
                 parts["changed"].append(torch.count_nonzero(change, dim=1))
                 parts["error"].append(_squares(change.sub_(asked)))
@@ -248,16 +250,6 @@ def _look(
         raise LabkitError(f"cannot read {shown(tensor.file)}: {error.strerror}") from error
     joined: dict[str, Any] = {name: torch.cat(part).double() for name, part in parts.items()}
     return _PerRow(**joined)
-
-
-def _asked(update: Delta, block: Tensor, start: int) -> Tensor:
-    """The rows of what is added, in float64."""
-    if isinstance(update, LowRank):
-        return update.rows(start, start + len(block))
-    base = block.double()
-    total = base.clone()
-    update.add_rows_to(total, start, block)
-    return total - base
 
 
 def _squares(matrix: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,13 +16,12 @@ from labkit.adapter import Adapter
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient
-from labkit.matching import Contribution
-from labkit.parts import BiasOfB, ExpertLora, LoraModule, TokenRows, WholeTensor
+from labkit.matching import Change
 from labkit.plan import plan
 from labkit.recipe import Recipe, Term
 
 if TYPE_CHECKING:
-    from labkit.delta import LowRank
+    from labkit.delta import LowRank, Sum
     from labkit.tensor_file import StoredTensor
 
 USUAL_ORDER = (
@@ -42,7 +42,7 @@ class Target:
         name: the base's tensor without `.weight`; without a base the adapter's module.
         layer: its decoder layer; None outside the layers.
         module: the end of its name that tells the modules of one layer apart: `q_proj`.
-        scaling: `s` in `ΔW = s·B·A`.
+        scaling: `s` in `ΔW = s·B·A`; NaN for a change of another form.
         tensor: the base's tensor, where a base is known.
         delta: reads what is added to it, in the orientation of the base's tensor.
     """
@@ -52,7 +52,7 @@ class Target:
     module: str
     scaling: float
     tensor: StoredTensor | None
-    delta: Callable[[], LowRank]
+    delta: Callable[[], LowRank | Sum]
 
 
 def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
@@ -62,21 +62,21 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
         LabkitError: with a base, whatever a plan refuses; without one, an adapter of which the
             config selects no module.
     """
-    found: list[tuple[str, int | None, float, StoredTensor | None, Callable[[], LowRank]]]
+    found: list[tuple[str, int | None, float, StoredTensor | None, Callable[[], LowRank | Sum]]]
     if base is not None:
         # A plan with every weight 1 is the one place that matches names and checks shapes.
         everything = Term(adapter, Gradient.constant(base.layers))
         resolved = plan(Recipe(base, [everything], rest=1.0))
+        # All that is added to a tensor at weight 1, whatever its kind: `W_adapter − W`.
         found = [
             (
                 change.tensor.name.removesuffix(".weight"),
                 change.layer,
-                _plain_lora(contribution, adapter).scaling,
+                _scaling(change),
                 change.tensor,
-                contribution.delta,
+                change.update,
             )
             for change in resolved.changes.values()
-            for contribution in change.contributions
         ]
     else:
         selected = [module for module in adapter.modules.values() if adapter.targets(module.name)]
@@ -98,15 +98,12 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
     return sorted(listed, key=lambda target: place(target.layer, target.module))
 
 
-def _plain_lora(contribution: Contribution, adapter: Adapter) -> LoraModule | ExpertLora | BiasOfB:
-    part = contribution.module
-    if isinstance(part, (WholeTensor, TokenRows)) or getattr(part, "magnitude", None) is not None:
-        raise LabkitError(
-            f"{shown(adapter.name)} changes {shown(part.name)!r} by more than a product of factors "
-            "(DoRA, or numbers stored whole); the survey measures plain LoRA, and the receipt of a "
-            "merge gives this tensor's norms"
-        )
-    return part
+def _scaling(change: Change) -> float:
+    """The scaling of the one contribution that has one."""
+    found = [
+        getattr(contribution.module, "scaling", math.nan) for contribution in change.contributions
+    ]
+    return found[0] if len(found) == 1 else math.nan
 
 
 def place(layer: int | None, module: str) -> tuple[float, int, str]:

@@ -41,3 +41,25 @@ def test_a_function_may_be_named_as_its_module():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "labkit.plan"]
+
+
+def test_jupyter_opens_the_notebooks_of_a_clone_and_leaves_others_alone(tmp_path):
+    from traitlets.config import Config
+
+    text = (ROOT / "notebooks" / ".jupyter" / "jupyter_server_config.py").read_text()
+
+    def settings(prefix):
+        config = Config()
+        code = f"import sys; sys.prefix = {str(prefix)!r}\n{text}"
+        before = sys.prefix
+        try:
+            exec(code, {"get_config": lambda: config})
+        finally:
+            sys.prefix = before
+        return config
+
+    assert settings(tmp_path / "venv") == {}
+    config = settings(ROOT / ".venv")
+    assert config.ServerApp.root_dir == str(ROOT / "notebooks")
+    first = config.LabApp.default_url.removeprefix("/lab/tree/")
+    assert (ROOT / "notebooks" / first).is_file()

@@ -126,6 +126,14 @@ def test_recipe_and_picture_are_saved_and_the_recipe_restores_the_lab(lab, tmp_p
     again.close()
 
 
+def test_the_adapter_is_baked(lab, tmp_path):
+    lab.panel.folder.value = str(tmp_path / "mine")
+    lab.panel.bake.click()
+    lab.wait(60)
+    assert (tmp_path / "mine-adapter" / "adapter_model.safetensors").exists()
+    assert "saved" in lab.panel.status.value
+
+
 def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):  # noqa: F811
     lab.panel.scope.value = "mlp"
     lab.editor.weights = [0.25, 0, 0, 1]

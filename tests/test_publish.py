@@ -153,7 +153,7 @@ def test_push_a_baked_adapter_and_be_refused(hub, tiny_adapter, tmp_path):
     lk.bake(tiny_adapter, "0,0,0.5,1", tmp_path / "baked")
     done = labkit(hub, "push", tmp_path / "baked", "owner/name", "--private")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("uploaded 6 files, 0.00 GB: http://127.0.0.1")
+    assert done.stdout.startswith("uploaded 5 files, 0.00 GB: http://127.0.0.1")
     assert hub.state["created"].get("private") or hub.state["created"]["visibility"] == "private"
     refused = labkit(hub, "push", tmp_path / "baked", "owner/name", token="hf_wrong")
     assert refused.returncode == 2
