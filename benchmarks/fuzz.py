@@ -21,7 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,16 @@ def broken(folder: Path, chance: random.Random) -> str:
     path = chance.choice(files)
     kind = path.suffix
     how = chance.random()
-    if kind == ".json" and how < 0.75:
-        # JSON of another library's making: surrogates and infinities included.
-        content = json.loads(path.read_text())
-        what = _change_value(content, chance)
-        path.write_text(json.dumps(content), encoding="utf-8")
-    elif kind == ".safetensors" and how < 0.6:
-        what = _change_header(path, chance)
-    else:
-        what = _change_bytes(path, chance)
+    what = ""
+    # What was broken before may be no JSON any more; then its bytes are broken further.
+    with suppress(ValueError, IndexError):
+        if kind == ".json" and how < 0.75:
+            content = json.loads(path.read_text())
+            what = _change_value(content, chance)
+            path.write_text(json.dumps(content), encoding="utf-8")
+        elif kind == ".safetensors" and how < 0.6:
+            what = _change_header(path, chance)
+    what = what or _change_bytes(path, chance)
     return f"{path.relative_to(folder)}: {what}"
 
 
@@ -147,7 +148,7 @@ def _change_bytes(path: Path, chance: random.Random) -> str:
         at = max(0, len(data) - 1 - at)
     if how == "cut":
         del data[at:]
-    elif how == "flip":
+    elif how == "flip" and data:
         for _ in range(chance.choice((1, 1, 4))):
             data[(at + chance.randrange(8)) % len(data)] ^= 1 << chance.randrange(8)
     elif how == "insert":

@@ -7,6 +7,7 @@ write too, and MLX-LM's of the same name.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from labkit.errors import LabkitError, shown
 
 CONFIG = "adapter_config.json"
 LONGEST_MATCH_SECONDS = 2.0
-"""A pattern of a config that takes longer on one name is refused: some never end."""
+"""Patterns of a config that take longer on all names together are refused: some never end."""
 LONGEST_PATTERN = 20_000
 """Characters of a pattern; compiling a longer one takes memory and time without end."""
 
@@ -84,6 +85,7 @@ class AdapterConfig:
         """
         self.values = values
         self.name = name
+        self._seconds_left = LONGEST_MATCH_SECONDS
         self._refuse_other_kinds()
 
     def get(self, field: str, default: Any = None) -> Any:
@@ -186,7 +188,7 @@ class AdapterConfig:
 
     def _selects(self, targets: str | Iterable[str], module: str, field: str) -> bool:
         if isinstance(targets, str):
-            return _match(targets, module, whole=True) is not None
+            return self._match(targets, module, whole=True) is not None
         return any(
             module == target or module.endswith(f".{target}") for target in self._names(field)
         )
@@ -206,7 +208,7 @@ class AdapterConfig:
             patterns = self._names("layers_pattern") or [r"[^.]*"]
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             # The first number in a name is the layer's; later ones count experts.
-            match = _match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module, whole=False)
+            match = self._match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module, whole=False)
             if match:
                 return int(match["layer"]) in chosen
         return False
@@ -219,9 +221,35 @@ class AdapterConfig:
         # PEFT asks for a parameter that target_parameters names by the parameter's own name.
         module = f"{module}.weight" if self._selects_parameter(module) else module
         for pattern, value in patterns.items():
-            if _match(rf"(.*\.)?({pattern})$", module, whole=False):
+            if self._match(rf"(.*\.)?({pattern})$", module, whole=False):
                 return value
         return self.values.get(default, {"r": 8, "lora_alpha": 8}[default])
+
+    def _match(self, pattern: str, name: str, whole: bool) -> regex.Match[str] | None:
+        """Match a pattern from the config against a name, with an end to it."""
+        if len(pattern) > LONGEST_PATTERN:
+            raise LabkitError(
+                f"{CONFIG} holds a pattern of {len(pattern)} characters; expected at most "
+                f"{LONGEST_PATTERN}; write a simpler pattern"
+            )
+        began = time.monotonic()
+        try:
+            match = regex.fullmatch if whole else regex.match
+            found = match(pattern, name, timeout=max(self._seconds_left, 0.001))
+        except (regex.error, OverflowError, RecursionError, MemoryError) as error:
+            raise LabkitError(
+                f"{CONFIG} holds the pattern {shown(pattern)!r}, which is no regular expression: "
+                f"{shown(error)}"
+            ) from error
+        except TimeoutError:
+            raise LabkitError(
+                f"{CONFIG} holds the pattern {shown(pattern)!r}, which takes more than "
+                f"{LONGEST_MATCH_SECONDS} s to match {shown(name)!r}; write a simpler pattern"
+            ) from None
+        spent = time.monotonic() - began
+        # Ordinary patterns take microseconds, and compiling one milliseconds.
+        self._seconds_left -= spent if spent > 0.01 else 0.0
+        return found
 
     def _refuse_other_kinds(self) -> None:
         name = f"the adapter {shown(self.name)}"
@@ -310,25 +338,3 @@ def read_config(values: dict[str, Any], name: str) -> AdapterConfig:
     if "peft_type" not in values and ("lora_parameters" in values or "fine_tune_type" in values):
         return MlxConfig(values, name)
     return AdapterConfig(values, name)
-
-
-def _match(pattern: str, name: str, whole: bool) -> regex.Match[str] | None:
-    """Match a pattern from a config against a name, with an end to it."""
-    if len(pattern) > LONGEST_PATTERN:
-        raise LabkitError(
-            f"{CONFIG} holds a pattern of {len(pattern)} characters; expected at most "
-            f"{LONGEST_PATTERN}; write a simpler pattern"
-        )
-    try:
-        match = regex.fullmatch if whole else regex.match
-        return match(pattern, name, timeout=LONGEST_MATCH_SECONDS)
-    except (regex.error, OverflowError, RecursionError, MemoryError) as error:
-        raise LabkitError(
-            f"{CONFIG} holds the pattern {shown(pattern)!r}, which is no regular expression: "
-            f"{shown(error)}"
-        ) from error
-    except TimeoutError:
-        raise LabkitError(
-            f"{CONFIG} holds the pattern {shown(pattern)!r}, which takes more than "
-            f"{LONGEST_MATCH_SECONDS} s to match {shown(name)!r}; write a simpler pattern"
-        ) from None

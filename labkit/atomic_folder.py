@@ -1,11 +1,14 @@
-"""Folders that appear whole or not at all.
+"""Folders that appear whole or not at all: a merge's, and a baked adapter's.
 
-A folder is built beside its final name, flushed to disk and renamed once. Whoever fails or is
-interrupted on the way takes away what was built.
+A folder is built beside its final name, flushed, and put in place in one step. Until that step
+there is nothing new at the final name, and after it all is there. What a process leaves that was
+killed is taken away by the next one that builds for the same name.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import secrets
@@ -15,6 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from labkit.errors import LabkitError, shown
+
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+ASIDE = "labkit-old-"
+"""Marks the folder that was at the final name, where the system cannot exchange two names."""
 
 
 def check_target(out: Path, overwrite: bool) -> None:
@@ -41,38 +49,62 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 @contextmanager
 def building(out: Path) -> Iterator[Path]:
-    """Make a folder beside `out` to build in; take it away again unless it was renamed."""
-    for left in out.parent.glob(f".{_literal(out.name)}.labkit-*"):
-        _remove_if_left(left)
+    """Make a folder beside `out` to build in; take it away again unless it was put in place."""
     folder = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
-    folder.mkdir()
-    # The lock says that someone is still building; it ends with the process, however that ends.
-    lock = os.open(folder, os.O_RDONLY)
+    lock = None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # One at a time looks after what others left, so that nobody takes away a folder that
+        # another has made and not locked yet.
+        with _locked(out.parent):
+            for left in out.parent.glob(f".{_literal(out.name)}.labkit-*"):
+                _remove_if_left(left, out)
+            folder.mkdir()
+            # The lock says that someone is still building; it ends with the process, however.
+            lock = os.open(folder, os.O_RDONLY)
+            _lock(lock)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    with suppress(OSError):  # file systems without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _literal(name: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
-def _remove_if_left(folder: Path) -> None:
-    """Remove what an interrupted merge left behind, unless its process still runs."""
+def _remove_if_left(folder: Path, out: Path) -> None:
+    """Remove what an interrupted build left behind, unless its process still runs."""
     with suppress(OSError):
         lock = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.name.startswith(f".{out.name}.{ASIDE}") and not out.exists():
+                folder.rename(out)  # killed between moving the old one aside and putting the new
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
 
 
 def flush_folder(folder: Path) -> None:
-    """Send a folder and its files to the disk, and wait until they are there."""
+    """Flush every file of a folder, and the folder, to disk."""
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -81,33 +113,72 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def put_in_place(folder: Path, out: Path) -> None:
-    """Rename a whole folder to its final name, in place of what was there."""
-    old = None
-    if out.exists():
-        old = out.parent / f".{out.name}.labkit-{secrets.token_hex(4)}"
-        out.rename(old)
+def put_in_place(folder: Path, out: Path, overwrite: bool) -> None:
+    """Give a finished folder its final name, in one step.
+
+    Raises:
+        LabkitError: someone else put one there meanwhile, and it is not to be replaced.
+        OSError: the system refused.
+    """
+    if overwrite and out.exists():
+        if not _exchange(folder, out):
+            # Between its two steps another that cleans up would take the old folder for left.
+            with _locked(out.parent):
+                _replace(folder, out)
+    else:
+        try:
+            # Of two for one name one comes first; the other finds a folder that is not empty.
+            folder.rename(out)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise LabkitError(
+                    f"{shown(out)} was made by someone else meanwhile, and is not "
+                    "replaced; choose another name, or replace it with --overwrite"
+                ) from error
+            raise
+    descriptor = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(folder: Path, out: Path) -> bool:
+    """Let two folders change their names in one step, where the system can (Linux, renameat2)."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    done: int = call(AT_FDCWD, os.fsencode(folder), AT_FDCWD, os.fsencode(out), RENAME_EXCHANGE)
+    return done == 0
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Move the old folder aside, and the new one in its place: two steps, the way back open."""
+    old = out.parent / f".{out.name}.{ASIDE}{secrets.token_hex(4)}"
+    out.rename(old)
     try:
         folder.rename(out)
-    except OSError:
-        if old:
-            old.rename(out)
+    except BaseException:
+        old.rename(out)
         raise
-    parent = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
-    if old:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def explain(error: OSError, out: Path) -> str:
-    """Say what went wrong with the disk while `out` was written."""
-    if error.errno in (28, 122):  # no space left, over quota
+    """Say in one line what the system refused while `out` was written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk became full while {shown(out)} was written; nothing is left of it: make "
             "room, or choose a folder on another disk"
         )
-    where = f" ({shown(error.filename)})" if error.filename else ""
+    if error.errno == errno.EFBIG:
+        return (
+            f"a file of {shown(out)} became larger than the system allows here (ulimit -f, or the "
+            "file system); nothing is left of it: choose a folder on another disk"
+        )
+    name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+    if name and out.parent not in Path(name).parents:
+        return f"cannot read {shown(name)}: {error.strerror}; nothing is left of {shown(out)}"
+    where = f" ({shown(name)})" if name else ""
     return f"cannot write {shown(out)}: {error.strerror}{where}; nothing is left of it"

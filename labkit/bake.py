@@ -152,7 +152,7 @@ def bake(
             receipt = _write(term, modules, folder, target, began)
             opened.file.require_unchanged()
             flush_folder(folder)
-            put_in_place(folder, target)
+            put_in_place(folder, target, overwrite)
     except OSError as error:
         raise LabkitError(explain(error, target)) from error
     return receipt
@@ -233,7 +233,7 @@ def _write(
 ) -> BakeReceipt:
     from labkit.figures import gradient_picture, picture_bytes
     from labkit.layout import LEGAL_NAMES, TOKENIZER_FILES
-    from labkit.write import hash_file
+    from labkit.streams import hash_file
 
     adapter = term.adapter
     tensors = folder / adapter.file.path.name

@@ -194,8 +194,10 @@ def open_tensor_file(path: Path) -> TensorFile:
         raise LabkitError(f"cannot read {shown(path)}: {error.strerror}") from error
     entries = _json_object(header, path)
     metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise LabkitError(f"the header of {shown(path)} is damaged: __metadata__ is not an object")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise LabkitError(
+            f"the header of {shown(path)} is damaged: __metadata__ is not an object of texts"
+        )
     tensors = [_entry(name, entry, path, 8 + length) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     end = 8 + length

@@ -11,7 +11,8 @@ from labkit.errors import LabkitError, shown
 from labkit.layout import OutputFile, Piece, PieceMaker, one_thread_each, output_files, side_files
 from labkit.plan import Plan, plan
 from labkit.recipe import FILE_NAME, Recipe
-from labkit.write import HASH_BYTES, choose_device, hash_file
+from labkit.streams import HASH_BYTES, hash_file
+from labkit.write import choose_device
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import hashlib
 import json
 import math
 import os
-import queue
 import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -35,15 +34,24 @@ from labkit.layout import (
     output_files,
     side_files,
 )
+from labkit.progress import Progress, bar_of
 from labkit.receipt import Receipt, TensorReceipt
 from labkit.recipe import FILE_NAME as RECIPE_NAME
+from labkit.streams import (
+    HASH_BYTES,
+    Beside,
+    copy_range,
+    hash_file,
+    hash_range,
+    linked,
+    write_fully,
+)
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
 
 MOST_WORKERS = 4
 """Threads that merge. More than this waits for the disk."""
-HASH_BYTES = 4 << 20
 FLUSH_BYTES = 256 << 20
 """Written bytes after which the disk is set to work, so that little is left to flush at the end."""
 SPARE_BYTES = 16 << 20
@@ -94,7 +102,7 @@ def write(
     link: bool,
     overwrite: bool,
     hashes: bool,
-    progress: bool | Callable[[int, int], None],
+    progress: Progress,
 ) -> Receipt:
     """Carry out a plan; see `Plan.write`."""
     chosen = choose_device(device)
@@ -118,45 +126,10 @@ def write(
             receipt = merge.receipt(out, began, others)
             _describe(plan, receipt, folder, merge.read_hashes)
             flush_folder(folder)
-            put_in_place(folder, out)
+            put_in_place(folder, out, overwrite)
     except OSError as error:
         raise LabkitError(explain(error, out)) from error
     return receipt
-
-
-def _bar(total: int, progress: bool | Callable[[int, int], None]) -> Any:
-    from tqdm.auto import tqdm
-
-    if callable(progress):
-        return _Told(total, progress)
-    return tqdm(
-        total=total,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1000,
-        desc="merge",
-        disable=not progress,
-    )
-
-
-class _Told:
-    """Stands in for a progress bar: tells a function how many bytes are done, and of how many."""
-
-    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
-        self.done, self.total, self.tell = 0, total, tell
-
-    def __enter__(self) -> _Told:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, count: int) -> None:
-        self.done += count
-        self.tell(self.done, self.total)
-
-    def set_description(self, _: str) -> None:
-        self.tell(self.done, self.total)
 
 
 def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
@@ -195,7 +168,7 @@ class _Merge:
         device: torch.device,
         link: bool,
         hashes: bool,
-        progress: bool | Callable[[int, int], None],
+        progress: Progress,
     ) -> None:
         self.plan = plan
         self.folder = folder
@@ -214,11 +187,11 @@ class _Merge:
 
     def run(self, files: list[OutputFile]) -> None:
         # Two jobs that are done beside the merging, each in order: hashing, and flushing to disk.
-        hashers = [_Beside(self.stopped), _Beside(self.stopped)] if self.hashes else []
-        flusher = _Beside(self.stopped)
+        hashers = [Beside(self.stopped), Beside(self.stopped)] if self.hashes else []
+        flusher = Beside(self.stopped)
         pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
         try:
-            with _bar(sum(file.size for file in files), self.progress) as bar:
+            with bar_of(sum(file.size for file in files), self.progress) as bar:
                 for file in files:
                     self._file(file, pool, hashers, flusher, bar)
                 bar.set_description("flush")
@@ -238,12 +211,12 @@ class _Merge:
         self,
         file: OutputFile,
         pool: ThreadPoolExecutor,
-        hashers: list[_Beside],
-        flusher: _Beside,
+        hashers: list[Beside],
+        flusher: Beside,
         bar: Any,
     ) -> None:
         source_path, target_path = file.source.path, self.folder / file.name
-        if file.untouched and self.link and _linked(source_path, target_path):
+        if file.untouched and self.link and linked(source_path, target_path):
             self.linked.append(file.name)
             bar.update(file.size)
             if hashers:
@@ -251,7 +224,7 @@ class _Merge:
             return
         source = self._open(source_path, os.O_RDONLY)
         target = self._open(target_path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        _write_fully(target, file.header, 0)
+        write_fully(target, file.header, 0)
         bar.update(len(file.header))
         digests: list[Any] = [
             # Read in order only where each of its bytes is read once; else it is read again.
@@ -281,16 +254,16 @@ class _Merge:
         return descriptor
 
     def _hash_piece(
-        self, hashers: list[_Beside], digests: list[Any], piece: Piece, source: int, target: int
+        self, hashers: list[Beside], digests: list[Any], piece: Piece, source: int, target: int
     ) -> None:
         if digests[0] is not None:
             hashers[0].put(
-                lambda: _hash_range(
+                lambda: hash_range(
                     digests[0], source, piece.source, piece.source_bytes, self.stopped
                 )
             )
         hashers[1].put(
-            lambda: _hash_range(digests[1], target, piece.target, piece.nbytes, self.stopped)
+            lambda: hash_range(digests[1], target, piece.target, piece.nbytes, self.stopped)
         )
 
     def _note_source(self, path: Path, digest: Any) -> None:
@@ -322,7 +295,7 @@ class _Merge:
 
         for piece in file.pieces:
             if piece.tensor is None:
-                job = pool.submit(_copy_range, source, target, piece, file)
+                job = pool.submit(copy_range, source, target, piece, file)
             else:
                 if piece.tensor.name != current:
                     current = piece.tensor.name
@@ -342,7 +315,7 @@ class _Merge:
         if self.stopped.is_set():
             return 0.0, 0.0
         merged, squared, missing = self.maker.make(file, piece, source, update)
-        _write_fully(target, merged, piece.target)
+        write_fully(target, merged, piece.target)
         return squared, missing
 
     def receipt(self, out: Path, began: float, others: dict[str, bytes | Path]) -> Receipt:
@@ -378,105 +351,6 @@ class _Merge:
             files_written=dict(sorted(self.written_hashes.items())),
             notes=(*self.plan.notes, *self.plan.recipe.changed_files(self.read_hashes)),
         )
-
-
-class _Beside:
-    """Does jobs one after the other in a thread of its own; the first error ends the merge."""
-
-    def __init__(self, stopped: threading.Event) -> None:
-        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._error: BaseException | None = None
-        self._stopped = stopped
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def put(self, job: Any) -> None:
-        if self._error:
-            raise self._error
-        self._jobs.put(job)
-
-    def finish(self) -> None:
-        """Wait until all is done; raise what went wrong."""
-        self.close()
-        if self._error:
-            raise self._error
-
-    def close(self) -> None:
-        """End the thread, whatever went wrong."""
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._stopped.is_set():
-                continue
-            try:
-                job()
-            # Whatever it is, it is raised again in the thread that waits.
-            except BaseException as error:  # noqa: BLE001
-                self._error = error
-                self._stopped.set()
-
-
-def hash_file(path: Path, stopped: threading.Event | None = None) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        _hash_range(digest, file.fileno(), 0, size, stopped or threading.Event())
-    return digest.hexdigest()
-
-
-def _hash_range(
-    digest: Any, descriptor: int, start: int, count: int, stopped: threading.Event
-) -> None:
-    for position in range(start, start + count, HASH_BYTES):
-        if stopped.is_set():
-            return
-        digest.update(os.pread(descriptor, min(HASH_BYTES, start + count - position), position))
-
-
-def _copy_range(source: int, target: int, piece: Piece, file: OutputFile) -> tuple[float, float]:
-    """Let the kernel copy: file systems that can share blocks then do."""
-    done = 0
-    while done < piece.nbytes:
-        count = _copy_some(
-            source, target, piece.nbytes - done, piece.source + done, piece.target + done
-        )
-        if count == 0:
-            raise LabkitError(
-                f"{shown(file.source.path)} became shorter while it was read; leave it alone, and "
-                "start again"
-            )
-        done += count
-    return 0.0, 0.0
-
-
-def _copy_some(source: int, target: int, count: int, start: int, to: int) -> int:
-    if hasattr(os, "copy_file_range"):
-        try:
-            return os.copy_file_range(source, target, count, start, to)
-        except OSError as error:
-            # Some file systems, and some pairs of them, cannot; then the bytes go through memory.
-            if error.errno in (28, 122, 27):  # no space, over quota, file too large
-                raise
-    data = os.pread(source, min(count, HASH_BYTES), start)
-    return os.pwrite(target, data, to)
-
-
-def _write_fully(descriptor: int, data: bytes | memoryview, start: int) -> None:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], start + done)
-
-
-def _linked(source: Path, target: Path) -> bool:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        return False  # another file system, or one without links: copied in place of linked
-    return True
 
 
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:

@@ -1,0 +1,384 @@
+"""Broken and hostile input: one line of error or a merge, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from benchmarks import fuzz
+from labkit import Adapter, Checkpoint, Gradient, LabkitError, Recipe, plan
+from labkit.adapter_config import read_config
+from labkit.errors import shown
+from labkit.naming import canonical, split_layer
+from labkit.tensor_file import open_tensor_file
+from tests.tiny import make_adapter, make_base
+
+CASES = 120
+"""Of the fuzzer's cases, those that run here; the script runs 20,000."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("hostile") / "base", layers=2, shard="20KB")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, base):
+    return make_adapter(tmp_path_factory.mktemp("hostile") / "adapter", base)
+
+
+@pytest.fixture
+def broken_base(tmp_path, base):
+    return shutil.copytree(base, tmp_path / "base")
+
+
+@pytest.fixture
+def broken_adapter(tmp_path, adapter):
+    return shutil.copytree(adapter, tmp_path / "adapter")
+
+
+def refusal(action):
+    """The error's text, after checking that it is one line and safe to show."""
+    with pytest.raises(LabkitError) as caught:
+        action()
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 1500
+    return text
+
+
+def with_header(path, header, data=b""):
+    text = json.dumps(header).encode() if isinstance(header, dict) else header
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def test_a_fixed_sample_of_the_fuzzers_cases(tmp_path, monkeypatch):
+    import labkit.figures
+
+    monkeypatch.setattr(labkit.figures, "picture_bytes", labkit.figures.picture_bytes)
+    ended = fuzz.run(CASES, 7, tmp_path, show=False)
+    assert set(ended) <= {"merged", "refused"}
+    assert ended["merged"] > 10
+    assert ended["refused"] > 50
+
+
+# safetensors.
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path, adapter):
+    data = (adapter / "adapter_model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    cut = tmp_path / "cut.safetensors"
+    points = {*range(10), 8 + length - 1, 8 + length, 8 + length + 1, len(data) - 1}
+    points |= set(range(11, len(data), len(data) // 60))
+    for point in sorted(points):
+        cut.write_bytes(data[:point])
+        assert "get the file again" in refusal(lambda: open_tensor_file(cut)), point
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "said"),
+    [
+        ({"a": entry(offsets=(0, 4))}, b"\0" * 4, "has 4 bytes, but F32 of shape .* takes 8"),
+        ({"a": entry(offsets=(8, 16))}, b"\0" * 16, "starts at byte .*, expected"),
+        ({"a": entry(), "b": entry(offsets=(4, 12))}, b"\0" * 12, "without gap or overlap"),
+        ({"a": entry(offsets=(0, 2**62), shape=(2**60,))}, b"\0" * 8, "and the file at byte"),
+        ({"a": entry(shape=(2**62, 2**62))}, b"\0" * 8, "takes"),
+        ({"a": entry(shape=(-2,))}, b"\0" * 8, "expected lists of whole numbers from 0"),
+        ({"a": entry(shape=(2.0,))}, b"\0" * 8, "expected lists of whole numbers from 0"),
+        ({"a": entry(offsets=(8, 0))}, b"\0" * 8, "has -8 bytes"),
+        ({"a": entry(dtype="F31")}, b"\0" * 8, "unknown dtype 'F31'"),
+        ({"a": entry(dtype=["F32"])}, b"\0" * 8, "unknown dtype"),
+        ({"a": 3}, b"", "has no dtype, shape or data_offsets"),
+        ({"__metadata__": [1]}, b"", "__metadata__ is not an object"),
+        ({"__metadata__": {"a": 1}}, b"", "__metadata__ is not an object"),
+        (b'{"a": 1, "a": 2}', b"", "names 'a' twice"),
+        (b"[]", b"", "is not a JSON object"),
+        (b"{", b"", "is not JSON"),
+        (b"\xff\xfe", b"", "is not JSON"),
+        (b"[" * 100_000, b"", "is not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", b"", "is not JSON"),
+    ],
+)
+def test_headers_that_disagree_are_refused(tmp_path, header, data, said):
+    import re
+
+    path = with_header(tmp_path / "x.safetensors", header, data)
+    assert re.search(said, refusal(lambda: open_tensor_file(path)))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 2**31, 2**63, 2**64 - 1])
+def test_an_absurd_header_length_is_refused_at_once(tmp_path, length):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}")
+    text = refusal(lambda: open_tensor_file(path))
+    assert "is not a whole safetensors file" in text or "is not JSON" in text
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=80))
+def test_any_bytes_are_opened_or_refused(tmp_path, data):
+    for content in (data, len(data).to_bytes(8, "little") + data):
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(content)
+        try:
+            open_tensor_file(path)
+        except LabkitError as error:
+            said = str(error)
+            assert said.isprintable()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_in_an_adapter(base, broken_adapter, value):
+    path = broken_adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name][0, 0] = value
+    save_file(tensors, path)
+    text = refusal(lambda: plan(base, broken_adapter, Gradient([1, 1])))
+    assert "holds 1 numbers that are NaN or infinite" in text
+    assert name in text
+
+
+# The index.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../base/model.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "x.safetensors\n",
+     3, None, ["a"], "config.json", "x" * 10_000 + ".safetensors"],
+)  # fmt: skip
+def test_an_index_that_leads_elsewhere_is_refused(broken_base, name):
+    path = broken_base / "model.safetensors.index.json"
+    content = json.loads(path.read_text())
+    content["weight_map"][next(iter(content["weight_map"]))] = name
+    path.write_text(json.dumps(content))
+    text = refusal(lambda: Checkpoint(broken_base))
+    said = ("in the same folder", "is not in the folder", "do not hold the same tensors")
+    assert any(part in text for part in said)
+
+
+def test_a_link_out_of_the_folder_is_refused_and_the_hubs_cache_is_not(tmp_path, base, adapter):
+    elsewhere = tmp_path / "elsewhere"
+    linked = tmp_path / "linked"
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / "0123abc"
+    for folder in (elsewhere, linked, cache / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    for number, path in enumerate(sorted(base.iterdir())):
+        shutil.copy(path, elsewhere)
+        (linked / path.name).symlink_to(elsewhere / path.name)
+        shutil.copy(path, cache / "blobs" / f"blob{number}")
+        (snapshot / path.name).symlink_to(f"../../blobs/blob{number}")
+    text = refusal(lambda: Checkpoint(linked))
+    assert "is a link to" in text
+    assert "outside its folder; put the file itself there" in text
+    out = tmp_path / "out"
+    plan(snapshot, adapter, Gradient([1, 1])).write(out, progress=False)
+    assert not any(path.is_symlink() for path in out.iterdir())
+
+
+def test_a_tokenizer_that_is_a_link_to_a_secret_is_not_copied(tmp_path, broken_base, adapter):
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    (broken_base / "tokenizer.json").symlink_to(secret)
+    out = tmp_path / "out"
+    text = refusal(lambda: plan(broken_base, adapter, Gradient([1, 1])).write(out, progress=False))
+    assert "tokenizer.json" in text
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("layers", [0, -1, 10**18, 10**400, 1.5, "4", None, True, [2]])
+def test_a_config_with_an_impossible_number_of_layers_is_refused(broken_base, layers):
+    path = broken_base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": layers}))
+    began = time.monotonic()
+    text = refusal(lambda: Checkpoint(broken_base))
+    assert "layers" in text
+    assert time.monotonic() - began < 5
+
+
+# adapter_config.json.
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("r", 0, "has rank 0"), ("r", -4, "has rank -4"), ("r", "4", "has rank 4"),
+        ("r", 10**30, "but its rank in"), ("r", True, "has rank True"),
+        ("lora_alpha", "8", "has alpha '8'"), ("lora_alpha", None, "has alpha 'None'"),
+        ("lora_alpha", 10**400, "has alpha inf"), ("lora_alpha", float("nan"), "has alpha nan"),
+        ("lora_alpha", True, "has alpha 'True'"),
+        ("target_modules", [1], "expected a list of names"),
+        ("target_modules", {"a": 1}, "expected a list of names"),
+        ("target_modules", 7, "expected a list of names"),
+        ("target_modules", "(", "is no regular expression"),
+        ("rank_pattern", [1], "is not an object"),
+        ("rank_pattern", {"[": 1}, "is no regular expression"),
+        ("layers_to_transform", ["a"], "expected layer numbers"),
+        ("layers_to_transform", 0.5, "expected layer numbers"),
+        ("target_parameters", "experts", "expected a list of names"),
+        ("target_modules", "x" * 50_000, "a pattern of 50000 characters"),
+    ],
+)  # fmt: skip
+def test_impossible_values_in_the_adapters_config_are_refused(
+    base, broken_adapter, field, value, said
+):
+    path = broken_adapter / "adapter_config.json"
+    content = json.loads(path.read_text()) | {field: value}
+    if field == "layers_to_transform":
+        content["target_modules"] = ["q_proj", "k_proj"]
+    path.write_text(json.dumps(content))
+    assert said in refusal(lambda: plan(base, Adapter(broken_adapter), Gradient([1, 1])))
+
+
+def test_alpha_0_changes_nothing_and_says_so(base, broken_adapter):
+    path = broken_adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 0}))
+    notes = " ".join(plan(base, broken_adapter, Gradient([1, 1])).notes)
+    assert "has alpha 0: it changes nothing at any weight" in notes
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(.*)*(.*)*(.*)*\d!", r"(([a-z_.0-9])+.)+[!]+", "(a|a.|.)+$!"]
+)
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])
+def test_a_catastrophic_pattern_ends(base, broken_adapter, field, pattern):
+    path = broken_adapter / "adapter_config.json"
+    value = pattern if field == "target_modules" else {pattern: 3}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    began = time.monotonic()
+    try:
+        plan(base, Adapter(broken_adapter), Gradient([1, 1]))
+    except LabkitError as error:
+        said = str(error)
+        assert "takes more than 2.0 s" in said or "its rank in" in said
+    assert time.monotonic() - began < 15
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    "r lora_alpha target_modules exclude_modules rank_pattern alpha_pattern layers_to_transform "
+    "layers_pattern use_rslora use_dora bias init_lora_weights target_parameters "
+    "trainable_token_indices peft_type lora_parameters fine_tune_type".split()
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(FIELDS, JSON, max_size=4), st.booleans())
+def test_any_config_is_read_or_refused(values, lora):
+    values = {"peft_type": "LORA", **values} if lora else values
+    module = "model.layers.3.self_attn.q_proj"
+    try:
+        config = read_config(values, "name")
+        config.targets(module)
+        config.parameters(module)
+        config.scaling_of(module, config.rank_of(module))
+        config.token_indices(module)
+    except LabkitError as error:
+        said = str(error)
+        assert said.isprintable()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60))
+def test_any_name_has_a_canonical_form_and_can_be_shown(name):
+    split_layer(name)
+    assert canonical(canonical(name)) == canonical(name)
+    assert shown(name).isprintable()
+
+
+# Names that reach terminals, notebooks and cards.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<script>alert(1)</script>", "a\nlabkit: error: b", "\x1b[31mred\x1b[0m", "x" * 10_000,
+     "\u202egnp.exe", "a|b`c`*d*[e](http://f)", "\r\x08"],
+)  # fmt: skip
+def test_names_are_escaped_wherever_they_appear(tmp_path, base, broken_adapter, name):
+    path = broken_adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = sorted(tensors)[0]
+    tensors[key.replace("model.layers.0", f"model.{name}.0", 1)] = tensors.pop(key)
+    save_file(tensors, path)
+    refusal(lambda: plan(base, broken_adapter, Gradient([1, 1])))
+    path = broken_adapter / "adapter_config.json"
+    content = json.loads(path.read_text())
+    for field in ("peft_type", "bias", "unheard_of"):
+        path.write_text(json.dumps(content | {field: name}))
+        refusal(lambda: Adapter(broken_adapter))
+
+
+def test_a_claimed_base_name_is_escaped_in_a_notebook(base, broken_adapter, tmp_path, monkeypatch):
+    path = broken_adapter / "adapter_config.json"
+    claimed = "owner/<img src=x onerror=alert(1)>\n\x1b[31m"
+    content = json.loads(path.read_text()) | {"base_model_name_or_path": claimed}
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(Checkpoint, "repository", "owner/another")
+    resolved = plan(base, broken_adapter, Gradient([1, 1]))
+    assert any("says it was trained on" in note for note in resolved.notes)
+    assert "<img" not in resolved._repr_html_()
+    assert "\x1b" not in repr(resolved)
+
+
+# Recipes.
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base: !!python/object/apply:os.mkdir [x]\n", "the tag 'tag:yaml.org"),
+        ("base: b\nterms: []\nexecute: rm\n", "execute: is an unknown key"),
+        ("[" * 3000, "not YAML"), ("- a\n- b\n", "expected"), ("base: [1, 2]\nterms: []\n", ""),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n", "aliases (*) are not read"), ("\x00", "is not YAML"),
+        ("", "expected"),
+        ("base: b\nterms: 3\n", "expected a list"), ("base: b\nterms:\n- 3\n", ""),
+        ("x" * 2_000_000, "too large"),
+    ],
+)  # fmt: skip
+def test_recipes_that_are_none_are_refused(base, tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    assert said in refusal(lambda: Recipe.load(path, base))
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_billion_laughs_do_not_fill_the_memory(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 25)]
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\n".join(lines))
+    assert "aliases (*) are not read" in refusal(lambda: Recipe.load(path))
+    path.write_text("\n".join([*lines, "base: *a24", "terms: *a24"]).replace("a0:", "base:", 1))
+    refusal(lambda: Recipe.load(path))
+
+
+def test_a_pickle_of_numbers_of_another_shape_is_refused(broken_adapter):
+    path = broken_adapter / "adapter_model.safetensors"
+    torch.save([1, 2, 3], broken_adapter / "adapter_model.bin")
+    path.unlink()
+    assert "holds list, expected tensors by name" in refusal(lambda: Adapter(broken_adapter))
+    torch.save({"a": "text"}, broken_adapter / "adapter_model.bin")
+    assert "expected only tensors" in refusal(lambda: Adapter(broken_adapter))
+    torch.save({"a": torch.zeros(4, 4).T[1:]}, broken_adapter / "adapter_model.bin")
+    assert "does not lie in one piece" in refusal(lambda: Adapter(broken_adapter))
+    (broken_adapter / "adapter_model.bin").write_bytes(b"not an archive")
+    assert "is no whole archive of torch" in refusal(lambda: Adapter(broken_adapter))
