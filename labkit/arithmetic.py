@@ -63,22 +63,6 @@ def _positions(mask: Bool[Tensor, " entries"]) -> Int64[Tensor, " found"]:
     return candidates[mask[candidates]]
 
 
-def _halfway_in_float32(
-    single: Float[Tensor, " entries"], short: Float[Tensor, " entries"]
-) -> Int64[Tensor, " found"]:
-    """Find float32 numbers that lie halfway between two neighbours of a 16-bit dtype."""
-    dropped = 24 - SIGNIFICAND_BITS[short.dtype]
-    bits = single.view(torch.int32)
-    found = _positions((bits & ((1 << dropped) - 1)) == (1 << (dropped - 1)))
-    if short.dtype != torch.float16:
-        return found  # bfloat16 and float32 share their exponents, subnormal numbers included
-    # Below float16's normal numbers the last place stays 2⁻²⁴, whatever the exponent.
-    small = _positions((short.view(torch.int16) & 0x7FFF) <= 0x0400)
-    in_last_places = single[small].abs() * 2.0**24
-    halves = small[in_last_places.frac() == 0.5]
-    return torch.cat([found, halves])
-
-
 def _near_halfway_in_float64(values: Float64[Tensor, " entries"]) -> Int64[Tensor, " found"]:
     """Find float64 numbers close to halfway between two neighbours in float32."""
     below = values.view(torch.int64) & ((1 << 29) - 1)
@@ -126,7 +110,9 @@ class BlockMerger:
         change = self._buffer("change", base.shape, torch.float64).copy_(merged)
         # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
         missing = total.sub_(change).view(-1)
-        change = change.sub_(base).view(-1)
+        # Subtracting a 16-bit tensor itself would make a float64 copy of it in fresh memory.
+        original = self._buffer("original", base.shape, torch.float64).copy_(base)
+        change = change.sub_(original).view(-1)
         return merged, float(torch.dot(change, change)), float(torch.dot(missing, missing))
 
     def _round(
@@ -146,7 +132,7 @@ class BlockMerger:
         else:
             single = self._buffer("single", total.shape, torch.float32).copy_(total)
             merged.copy_(single)
-            found = _halfway_in_float32(single, merged)
+            found = self._halfway_in_float32(single, merged)
         if len(found):
             columns = base.shape[1]
             rows = found.div(columns, rounding_mode="floor")
@@ -155,6 +141,24 @@ class BlockMerger:
             update.add_entries_to(exact, original, rows + start, found - rows * columns)
             merged[found] = round_once(exact, dtype)
         return merged
+
+    def _halfway_in_float32(
+        self, single: Float[Tensor, " entries"], short: Float[Tensor, " entries"]
+    ) -> Int64[Tensor, " found"]:
+        """Find float32 numbers that lie halfway between two neighbours of a 16-bit dtype."""
+        dropped = 24 - SIGNIFICAND_BITS[short.dtype]
+        bits = self._buffer("bits", single.shape, torch.int32)
+        found = self._buffer("found", single.shape, torch.bool)
+        torch.bitwise_and(single.view(torch.int32), (1 << dropped) - 1, out=bits)
+        halfway = _positions(torch.eq(bits, 1 << (dropped - 1), out=found))
+        if short.dtype != torch.float16:
+            return halfway  # bfloat16 and float32 share their exponents, subnormal numbers too
+        # Below float16's normal numbers the last place stays 2⁻²⁴, whatever the exponent.
+        magnitude = self._buffer("magnitude", short.shape, torch.int16)
+        torch.bitwise_and(short.view(torch.int16), 0x7FFF, out=magnitude)
+        small = _positions(torch.le(magnitude, 0x0400, out=found))
+        in_last_places = single[small].abs() * 2.0**24
+        return torch.cat([halfway, small[in_last_places.frac() == 0.5]])
 
     def _buffer(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         size = shape.numel()

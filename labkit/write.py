@@ -65,8 +65,8 @@ def workers() -> int:
 
 def working_memory(plan: Plan) -> int:
     """Bytes of memory that carrying out a plan takes at most, beside Python's and torch's own."""
-    # For each element of a block: its float64 twice, its float32, and what looks for ties.
-    blocks = BLOCK_ELEMENTS["cpu"] * (8 + 8 + 4 + 16)
+    # For each element of a block: its float64 three times, its float32, and what looks for ties.
+    blocks = BLOCK_ELEMENTS["cpu"] * (3 * 8 + 4 + 16)
     pieces = MERGE_BYTES["cpu"] * 3  # the bytes read, and at most twice as many written
     factors = max(
         (
