@@ -187,7 +187,7 @@ class Pages:
         context = self.browser.new_context(
             **{"viewport": {"width": 1280, "height": 1000}, **options}
         )
-        context.set_default_timeout(90_000)
+        context.set_default_timeout(240_000)
         self.contexts.append(context)
         self.watched.append(Watched(context.new_page()))
         page = self.watched[-1].page
