@@ -10,7 +10,7 @@ from labkit.adapter_file import read_parts
 from labkit.errors import LabkitError, shown
 from labkit.parts import LoraModule as LoraModule
 from labkit.parts import Part, WholeTensor
-from labkit.reference import Located, locate, read_json
+from labkit.reference import Located, Opened, locate, read_json
 from labkit.tensor_file import TensorFile, open_tensor_file
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ DOWNLOADS = (CONFIG, WEIGHTS, PICKLED, MLX_WEIGHTS, "tokenizer*", "special_token
              "README.md")  # fmt: skip
 
 
-class Adapter:
+class Adapter(Opened):
     """A LoRA on disk. Opening one reads its config and its file's header only.
 
     Attributes:
@@ -55,31 +55,6 @@ class Adapter:
                 f"{shown(self.file.path)} holds no LoRA factors (lora_A, lora_B) among its "
                 f"{len(self.file.tensors)} tensors; name the folder of a LoRA adapter"
             )
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are on this machine."""
-        return self._located.folder
-
-    @property
-    def reference(self) -> str:
-        """The folder or hub id it was opened by."""
-        return self._located.reference
-
-    @property
-    def repository(self) -> str | None:
-        """The hub id without revision; None for a local folder."""
-        return self._located.repository
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of the hub's repository; None for a local folder."""
-        return self._located.revision
-
-    @property
-    def name(self) -> str:
-        """A short name to show: the folder's, or the hub repository's."""
-        return self._located.name
 
     @property
     def rank(self) -> int:

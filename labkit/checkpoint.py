@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabkitError, shown
 from labkit.naming import STACKS, canonical, split_layer, without_wrappers
-from labkit.reference import Located, locate, read_json, require_inside
+from labkit.reference import Located, Opened, locate, read_json, require_inside
 from labkit.tensor_file import FLOATS, StoredTensor, TensorFile, open_tensor_file
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ LANGUAGE_CONFIGS = ("text_config", "llm_config", "language_config")
 """Where the config of a vision-language model keeps its language model's part."""
 
 
-class Checkpoint:
+class Checkpoint(Opened):
     """A base model on disk. Opening one reads JSON and headers only, never a tensor.
 
     Attributes:
@@ -64,31 +64,6 @@ class Checkpoint:
                     )
                 self.tensors[tensor.name] = tensor
         self.layer_prefix, self.layers = _find_layers(self.config, self.tensors, self.folder)
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are on this machine."""
-        return self._located.folder
-
-    @property
-    def reference(self) -> str:
-        """The folder or hub id it was opened by."""
-        return self._located.reference
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of the hub's repository; None for a local folder."""
-        return self._located.revision
-
-    @property
-    def repository(self) -> str | None:
-        """The hub id without revision; None for a local folder."""
-        return self._located.repository
-
-    @property
-    def name(self) -> str:
-        """A short name to show: the folder's, or the hub repository's."""
-        return self._located.name
 
     @cached_property
     def nbytes(self) -> int:

@@ -36,6 +36,37 @@ class Located:
     revision: str | None = None
 
 
+class Opened:
+    """What was opened by a reference, and knows where it came from."""
+
+    _located: Located
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are on this machine."""
+        return self._located.folder
+
+    @property
+    def reference(self) -> str:
+        """The folder or hub id it was opened by."""
+        return self._located.reference
+
+    @property
+    def repository(self) -> str | None:
+        """The hub id without revision; None for a local folder."""
+        return self._located.repository
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the hub's repository; None for a local folder."""
+        return self._located.revision
+
+    @property
+    def name(self) -> str:
+        """A short name to show: the folder's, or the hub repository's."""
+        return self._located.name
+
+
 def locate(reference: str | Path, what: str, patterns: Sequence[str]) -> Located:
     """Find a folder on this machine, or download what is needed from the hub.
 
