@@ -60,6 +60,8 @@ class Bench:
         child = os.fork()
         if child:
             return child
+        # A shell starts what runs in the background with Ctrl-C ignored, and a fork inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         # A fork has everything imported already: the signal finds the merge, not the imports.
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)

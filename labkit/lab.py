@@ -22,11 +22,14 @@ from labkit.gradient import Gradient
 from labkit.lab_answers import Answers, relative_norms
 from labkit.lab_panel import Panel
 from labkit.live import LiveModel, live
-from labkit.plan import plan
+from labkit.plan import Plan, plan
 from labkit.prompts import PLAIN, formats, formatted
 from labkit.receipt import Receipt
 from labkit.recipe import Recipe, Term
+from labkit.survival import rounding_sentence, survival
 
+ROUNDING_ROWS = 8
+"""Rows of each tensor that tell what rounding loses: an answer at once, to about a percent."""
 SETTLE = 0.15
 """Seconds without a change after which the model is asked again."""
 TEXTS = {
@@ -230,9 +233,20 @@ class Lab:
             weights = f"mean weight {recipe.terms[panel.place[0]].weights.mean:.2f}"
             self._answers.write(prompt, mix, length, temperature, weights, stopped)
         if not stopped.is_set():
-            panel.show("plan", plan(recipe)._repr_html_())
+            resolved = plan(recipe)
+            panel.show("plan", resolved._repr_html_())
             self._remember()
+            panel.say("looking at what rounding loses …")
+            panel.show("rounding", lab_view.status(self._rounding(resolved, stopped)))
         panel.say("")
+
+    def _rounding(self, resolved: Plan, stopped: threading.Event) -> str:
+        """What rounding will lose of the merge, estimated from a few rows of each tensor."""
+        if stopped.is_set():
+            return ""
+        table = survival(resolved, rows=ROUNDING_ROWS, progress=False)
+        said = rounding_sentence(table)
+        return f"{said} (estimated; a recipe's dtype float32 keeps it all)" if said else ""
 
     def _show_norms(self) -> None:
         if self._live is not None:

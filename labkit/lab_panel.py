@@ -72,7 +72,7 @@ class Panel:
         self.save_picture = ipywidgets.Button(description="Save picture", layout=saving)
         self.problem, self.status = ipywidgets.HTML(), ipywidgets.HTML()
         self._shown = {name: ipywidgets.HTML() for name in ("columns", "next", "plane")}
-        self._shown |= {name: ipywidgets.HTML() for name in ("plan", "receipt")}
+        self._shown |= {name: ipywidgets.HTML() for name in ("plan", "rounding", "receipt")}
         self.show("columns", lab_view.columns([[], [], []]))
 
     @property
@@ -81,7 +81,7 @@ class Panel:
         return int(self.which.value), str(self.scope.value)
 
     def show(self, name: str, content: str) -> None:
-        """Show HTML in "columns", "next", "plane", "plan" or "receipt"."""
+        """Show HTML in "columns", "next", "plane", "plan", "rounding" or "receipt"."""
         self._shown[name].value = content
 
     def say(self, text: str) -> None:
@@ -111,6 +111,7 @@ class Panel:
                 shown["columns"],
                 self.status,
                 _row(shown["next"], shown["plane"], gap="8px 20px"),
+                shown["rounding"],
                 details,
                 _row(
                     *(self.folder, self.write, self.cancel, self.progress),

@@ -142,14 +142,23 @@ def rounding_line(table: pd.DataFrame) -> str | None:
     """
     from labkit.survey import lost_in_all
 
+    if not lost_in_all(table)["lost"] > MUCH_LOST:
+        return None
+    return f"{rounding_sentence(table)}; --dtype float32 keeps it"
+
+
+def rounding_sentence(table: pd.DataFrame) -> str | None:
+    """The same about any loss, and without the way out; None if no change was asked for."""
+    from labkit.survey import lost_in_all
+
     whole = lost_in_all(table)
-    if not whole["lost"] > MUCH_LOST:
+    if math.isnan(whole["lost"]):
         return None
     dtypes = sorted({str(dtype) for dtype in table.loc[table["lost"].notna(), "dtype"]})
     error = f" ± {whole['lost_error']:.1%}" if whole["lost_error"] > 0 else ""
     return (
         f"rounding to {' and '.join(dtypes)} loses {whole['lost']:.1%}{error} of the change, and "
-        f"{1 - whole['changed']:.0%} of the elements stay as they are; --dtype float32 keeps it"
+        f"{1 - whole['changed']:.0%} of the elements stay as they are"
     )
 
 

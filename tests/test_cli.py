@@ -111,3 +111,15 @@ def test_the_version_is_the_projects():
 
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert lk.__version__ == project["version"]
+
+
+def test_a_recipe_that_cannot_be_written_there(tiny_base, tiny_adapter, tmp_path):
+    out = tmp_path / "out"
+    labkit("merge", tiny_base, tiny_adapter, "--weights", "0x2,1x2", "--out", out, "--quiet")
+    exported = labkit("recipe", "export", out / "recipe.yaml")
+    assert (exported.returncode, exported.stderr) == (0, "")
+    nowhere = tmp_path / "no" / "such" / "folder.yml"
+    said = error_of("recipe", "export", out / "recipe.yaml", "--out", nowhere)
+    assert "folder.yml" in said
+    assert "No such file or directory" in said
+    assert not nowhere.parent.exists()

@@ -317,3 +317,37 @@ def test_the_sums_in_the_steps_hold(maker):
     for _ in range(300):
         for left, right in sums.findall("; ".join(problems.problem(maker, rng).steps)):
             assert eval(left) == eval(right)
+
+
+# --- the live model and the written one ---
+
+
+@pytest.mark.parametrize("weights", ["0x15,1x15", "0.5x30"])
+def test_the_live_model_writes_what_the_written_merge_writes(folder, tmp_path, weights):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import labkit as lk
+
+    adapter = adapter_folders()["kjv"]
+    gradient = lk.Gradient.parse(weights)
+    model = lk.live(folder, adapter, device="cpu")
+    try:
+        recipe = lk.Recipe(folder, [lk.Term(adapter, gradient)], dtype="float32")
+        lk.plan(recipe).write(tmp_path / "merged", progress=False)
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+        model.weights = gradient
+        for prompt in ("In the beginning", "The best way to cook rice is"):
+            tokens = model.tokens(prompt)
+            with torch.inference_mode():
+                torch.testing.assert_close(
+                    model.logits(prompt), merged(tokens).logits[0], atol=1e-4, rtol=0
+                )
+                written = merged.generate(tokens, max_new_tokens=24, do_sample=False)
+            expected = model.tokenizer.decode(
+                written[0, tokens.shape[1] :], skip_special_tokens=True
+            )
+            assert "".join(model.generate(prompt, 24)) == expected
+            assert expected.strip()
+    finally:
+        lk.free()

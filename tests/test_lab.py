@@ -46,6 +46,7 @@ def test_it_answers_when_it_is_made(lab):
     assert "KL(merged‖base)" in shown(lab, "next")
     assert "NLL on everyday text" in shown(lab, "plane")
     assert "ledger" in shown(lab, "plan")
+    assert re.search(r"loses \d+\.\d% .*of the change", shown(lab, "rounding"))
     assert len(lab.editor.norms) == 4
     assert all(norm > 0 for norm in lab.editor.norms)
 
@@ -82,6 +83,12 @@ def test_several_adapters(words, tiny_adapter, second_adapter):  # noqa: F811
     assert lab.gradient == HALF
     assert [term.weights for term in lab.recipe.terms] == [HALF, Gradient([1, 1, 1, 0])]
     lab.wait(60)
+
+
+def test_where_nothing_is_merged_rounding_loses_nothing(lab):
+    lab.gradient = Gradient.constant(4, 0)
+    lab.wait(60)
+    assert "loses" not in shown(lab, "rounding")
 
 
 def test_the_merge_is_what_the_plan_writes(lab, words, tiny_adapter, tmp_path):  # noqa: F811

@@ -63,6 +63,23 @@ def test_logits_are_those_of_the_written_merge(model, words, tiny_adapter, tmp_p
     torch.testing.assert_close(model.logits("In the beginning"), expected, atol=1e-4, rtol=0)
 
 
+def test_a_baked_adapter_answers_the_same_in_plain_peft(model, words, tiny_adapter, tmp_path):
+    from peft import PeftModel
+
+    from labkit.bake import bake
+
+    gradient = Gradient.parse("0,0.5,-1,2")
+    bake(tiny_adapter, gradient, tmp_path / "baked")
+    base = AutoModelForCausalLM.from_pretrained(words, dtype=torch.float32)
+    baked = PeftModel.from_pretrained(base, tmp_path / "baked")
+    with torch.inference_mode():
+        expected = baked(model.tokens("In the beginning")).logits[0]
+    model.weights = "0x4"
+    assert (model.logits("In the beginning") - expected).abs().max() > 1e-3
+    model.weights = gradient
+    torch.testing.assert_close(model.logits("In the beginning"), expected, atol=1e-4, rtol=0)
+
+
 def test_several_adapters_and_module_patterns(words, tiny_adapter, second_adapter, tmp_path):
     model = live(words, tiny_adapter, second_adapter, device="cpu")
     terms = [
