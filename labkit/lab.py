@@ -28,8 +28,9 @@ from labkit.receipt import Receipt
 from labkit.recipe import Recipe, Term
 from labkit.survival import rounding_sentence, survival
 
-ROUNDING_ROWS = 8
-"""Rows of each tensor that tell what rounding loses: an answer at once, to about a percent."""
+WHOLE_BASE_BYTES = 500_000_000
+"""Of a base up to this size every row is looked at for what rounding loses; of others, a few."""
+ROUNDING_ROWS = 16
 SETTLE = 0.15
 """Seconds without a change after which the model is asked again."""
 TEXTS = {
@@ -237,16 +238,18 @@ class Lab:
             panel.show("plan", resolved._repr_html_())
             self._remember()
             panel.say("looking at what rounding loses …")
-            panel.show("rounding", lab_view.status(self._rounding(resolved, stopped)))
+            panel.show("rounding", self._rounding(resolved, stopped))
         panel.say("")
 
     def _rounding(self, resolved: Plan, stopped: threading.Event) -> str:
-        """What rounding will lose of the merge, estimated from a few rows of each tensor."""
+        """What rounding will lose of the merge: as HTML, empty if nothing is merged."""
         if stopped.is_set():
             return ""
-        table = survival(resolved, rows=ROUNDING_ROWS, progress=False)
-        said = rounding_sentence(table)
-        return f"{said} (estimated; a recipe's dtype float32 keeps it all)" if said else ""
+        exact = sum(tensor.nbytes for tensor in resolved.base.tensors.values()) <= WHOLE_BASE_BYTES
+        said = rounding_sentence(
+            survival(resolved, exact=exact, rows=ROUNDING_ROWS, progress=False)
+        )
+        return lab_view.remark(f"{said}; a recipe with dtype: float32 keeps it") if said else ""
 
     def _show_norms(self) -> None:
         if self._live is not None:

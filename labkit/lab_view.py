@@ -199,6 +199,11 @@ def status(text: str) -> str:
     return f'<div class="lab-status" role="status">{html.escape(shown(text, 400))}</div>'
 
 
+def remark(text: str) -> str:
+    """A quiet line that stays."""
+    return f'<div class="lab-status">{html.escape(shown(text, 400))}</div>'
+
+
 def divergence(first: Sequence[float], second: Sequence[float]) -> float:
     """KL(first‖second) of two distributions, in nats."""
     return math.fsum(
