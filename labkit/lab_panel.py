@@ -49,7 +49,7 @@ class Panel:
             True, description="answer while I draw", indent=False, layout={"width": "auto"}
         )
         narrow = {"width": "80px"}
-        self.answer = ipywidgets.Button(description="Answer", icon="play", layout=narrow)
+        self.answer = ipywidgets.Button(description="Answer", icon="play", layout={"width": "92px"})
         self.stop = ipywidgets.Button(description="Stop", icon="stop", layout=narrow)
         self.folder = ipywidgets.Text(
             "merged",

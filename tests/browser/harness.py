@@ -64,7 +64,9 @@ class Jupyter:
         self.folder, self.address, self.token = folder, address, token
 
     def url(self, name: str, app: str) -> str:
-        page = "lab/tree" if app == "lab" else "notebooks"
+        # A workspace of its own: JupyterLab would open again what the page before had open, and
+        # the tests would look at either.
+        page = f"lab/workspaces/{secrets.token_hex(4)}/tree" if app == "lab" else "notebooks"
         return f"{self.address}/{page}/{name}?token={self.token}"
 
     def write(self, name: str, cells: list[str]) -> None:
