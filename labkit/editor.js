@@ -649,9 +649,11 @@ function createPanel(model, plot, store) {
   let editing = false; // the text field holds what the user typed, not yet what is drawn
 
   let asked = 0;
+  let awaited = null; // the request whose answer is shown; a later one or Escape ends the wait
   function ask(request) {
     store.flush();
-    model.set("request", { ...request, number: `${Date.now()}-${asked++}` });
+    awaited = `${Date.now()}-${Math.random()}-${asked++}`;
+    model.set("request", { ...request, number: awaited });
     model.save_changes();
   }
 
@@ -731,10 +733,16 @@ function createPanel(model, plot, store) {
     mean, status,
   );
 
+  let submitted = null; // Enter submits, and the browser's change after it is not a second time
   function submit() {
-    if (editing) ask({ kind: "parse", text: list.value });
+    if (!editing || list.value === submitted) return;
+    submitted = list.value;
+    ask({ kind: "parse", text: submitted });
   }
-  list.addEventListener("input", () => (editing = true));
+  list.addEventListener("input", () => {
+    editing = true;
+    submitted = awaited = null;
+  });
   list.addEventListener("paste", () => setTimeout(submit)); // once the text has arrived
   list.addEventListener("change", submit);
   list.addEventListener("keydown", (event) => {
@@ -747,13 +755,17 @@ function createPanel(model, plot, store) {
 
   function accepted() {
     editing = false;
+    submitted = awaited = null;
     problem.replaceChildren();
     list.removeAttribute("aria-invalid");
   }
 
   function answer(message) {
-    if (message.kind === "done") accepted();
-    if (message.kind !== "problem") return drawText();
+    if (message.number !== awaited) return; // of another view, or no longer of interest
+    if (message.kind === "done") {
+      accepted();
+      return drawText();
+    }
     list.setAttribute("aria-invalid", "true");
     problem.replaceChildren(message.text);
     if (message.found) {

@@ -194,13 +194,15 @@ class GradientEditor(anywidget.AnyWidget):
     def _asked(self, change: Any) -> None:
         """Answer the browser; what is wrong with its request is shown under the text field."""
         content = change["new"]
+        number = content.get("number")  # the view that asked knows its answer by it
         try:
             self._do(content)
         except (LabkitError, traitlets.TraitError) as error:
             found = self._stretchable(content)
-            self.send({"kind": "problem", "text": str(error), "found": found})
+            problem = {"kind": "problem", "number": number, "text": str(error), "found": found}
+            self.send(problem)
         else:
-            self.send({"kind": "done"})
+            self.send({"kind": "done", "number": number})
 
     def _do(self, content: dict[str, Any]) -> None:
         kind = content.get("kind")

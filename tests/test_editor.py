@@ -29,8 +29,11 @@ class Asking:
         editor.send = lambda content, buffers=None: self.answers.append(content)
 
     def __call__(self, **request: Any) -> dict[str, Any]:
-        self.editor.set_state({"request": {**request, "number": len(self.answers)}})
-        return self.answers[-1]
+        number = f"request {len(self.answers)}"
+        self.editor.set_state({"request": {**request, "number": number}})
+        answer = dict(self.answers[-1])
+        assert answer.pop("number") == number
+        return answer
 
 
 def test_gradient_reads_and_sets_and_calls_back(editor: GradientEditor) -> None:
