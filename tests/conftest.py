@@ -7,6 +7,9 @@ import os
 # Before transformers and huggingface_hub are imported: tests never reach for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A kernel that answers in the background would otherwise spin on every core while it waits, and
+# tests of 10 seconds would take minutes on a machine of two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxtyping import install_import_hook
 

@@ -69,6 +69,21 @@ class Jupyter:
         page = f"lab/workspaces/{secrets.token_hex(4)}/tree" if app == "lab" else "notebooks"
         return f"{self.address}/{page}/{name}?token={self.token}"
 
+    def ask(self, path: str, method: str = "GET") -> bytes:
+        """What the server's interface answers."""
+        request = urllib.request.Request(
+            f"{self.address}{path}",
+            method=method,
+            headers={"Authorization": f"token {self.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return bytes(answer.read())
+
+    def stop_kernels(self) -> None:
+        """Ends every notebook's kernel."""
+        for session in json.loads(self.ask("/api/sessions")):
+            self.ask(f"/api/sessions/{session['id']}", "DELETE")
+
     def write(self, name: str, cells: list[str]) -> None:
         """A notebook with these code cells."""
         notebook = nbformat.v4.new_notebook(
@@ -233,6 +248,8 @@ class Pages:
     def close(self) -> None:
         for context in self.contexts:
             context.close()
+        # A lab goes on answering without its page, and would take the next test's processor.
+        self.jupyter.stop_kernels()
 
 
 def run_all(page: Any) -> None:
