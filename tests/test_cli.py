@@ -83,7 +83,7 @@ def test_errors_are_one_line(tiny_base, tiny_adapter, tmp_path):
 def test_a_stopped_merge_leaves_nothing(tiny_base, tiny_adapter, tmp_path, stop):
     # The merge waits in its first piece, so that the signal surely finds it at work.
     code = (
-        "import signal, time, labkit.layout as layout; make = layout.PieceMaker.make;\n"
+        "import os, signal, time, labkit.layout as layout; make = layout.PieceMaker.make;\n"
         # A shell's background jobs ignore Ctrl-C, and so would this test when it is run in one.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def slow(*a):\n    print('at work', flush=True); time.sleep(0.5); return make(*a)\n"
