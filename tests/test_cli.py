@@ -86,7 +86,8 @@ def test_a_stopped_merge_leaves_nothing(tiny_base, tiny_adapter, tmp_path, stop)
         "import os, signal, time, labkit.layout as layout; make = layout.PieceMaker.make;\n"
         # A shell's background jobs ignore Ctrl-C, and so would this test when it is run in one.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def slow(*a):\n    print('at work', flush=True); time.sleep(0.5); return make(*a)\n"
+        # Two threads say it, each in one piece.
+        "def slow(*a):\n    os.write(1, b'at work\\n'); time.sleep(0.5); return make(*a)\n"
         "layout.PieceMaker.make = slow\n"
         "from labkit.cli import main\nmain()"
     )
