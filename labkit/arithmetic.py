@@ -15,8 +15,11 @@ fixed order, and rounded with one exact operation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int32, Int64, Shaped
 from torch import Tensor
 
 from labkit.delta import Delta
@@ -29,6 +32,13 @@ SMALLEST_EXPONENT = {
     torch.bfloat16: -126, torch.float16: -14, torch.float32: -126, torch.float64: -1022
 }  # fmt: skip
 """Exponent of the smallest normal number: below it, numbers are evenly spaced."""
+
+BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Elements merged at a time, by the kind of device: few enough for a processor's cache, and enough
+that the work outweighs Python's."""
+
+MOST_SPACES = 64
+"""Shapes of blocks whose views are kept: a model's matrices have few."""
 
 NEAR_HALFWAY = 1 << 12
 """For float32 outputs: how near to halfway, in units of float64's last place, is looked at again.
@@ -54,17 +64,29 @@ def _power_of_two(exponent: Int32[Tensor, " entries"]) -> Float64[Tensor, " entr
 
 
 def _positions(mask: Bool[Tensor, " entries"]) -> Int64[Tensor, " found"]:
-    """Find the few places where a long mask is true, eight at a time: `nonzero` is slow."""
-    whole = len(mask) // 8 * 8
-    words = mask[:whole].view(torch.int64).nonzero()
-    near = (words * 8 + torch.arange(8, device=mask.device)).view(-1)
-    rest = torch.arange(whole, len(mask), device=mask.device)
-    candidates = torch.cat([near, rest])
-    return candidates[mask[candidates]]
+    """Find the few places where a long mask is true."""
+    if mask.device.type != "cpu":
+        return mask.nonzero().view(-1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # five times as fast as torch's
 
 
-def _near_halfway_in_float64(values: Float64[Tensor, " entries"]) -> Int64[Tensor, " found"]:
+def _compare(
+    values: Shaped[Tensor, " entries"], relation: str, limit: int, out: Bool[Tensor, " entries"]
+) -> Bool[Tensor, " entries"]:
+    """Compare integers with one number; relation is a function's name, such as "equal"."""
+    if values.device.type != "cpu":
+        return getattr(torch, relation)(values, limit, out=out)
+    # On a processor numpy takes a tenth of torch's time for it: 0.06 against 0.57 ns an element.
+    getattr(np, relation)(values.numpy(), limit, out=out.numpy())
+    return out
+
+
+def _near_halfway_in_float64(
+    values: Float64[Tensor, " entries"], dtype: torch.dtype
+) -> Int64[Tensor, " found"]:
     """Find float64 numbers close to halfway between two neighbours in float32."""
+    if dtype == torch.float64:
+        return torch.empty(0, dtype=torch.int64, device=values.device)
     below = values.view(torch.int64) & ((1 << 29) - 1)
     near = (below - (1 << 28)).abs() <= NEAR_HALFWAY
     # Subnormal float32 numbers have fewer bits; they are too rare to look closer.
@@ -72,16 +94,54 @@ def _near_halfway_in_float64(values: Float64[Tensor, " entries"]) -> Int64[Tenso
     return _positions(near | small)
 
 
-class BlockMerger:
-    """Merges blocks of rows, one after the other, in buffers that it keeps.
+def _sum_of_squares(
+    values: Float[Tensor, "rows columns"], scratch: Float[Tensor, "rows columns"]
+) -> float:
+    # Torch's sum adds in a tree; its dot product, one after the other, would be off by 1e-5.
+    total = float(torch.mul(values, values, out=scratch).sum())
+    if 1e-30 < total < 1e30 or values.dtype == torch.float64:
+        return total
+    # Squares that leave float32's range; that is rare, so their copy may cost.
+    return float(values.double().square().sum())
 
-    Fresh memory for every block would cost more than the arithmetic: the kernel clears each page.
+
+def _settle(
+    found: Int64[Tensor, " found"],
+    base: Float[Tensor, "rows columns"],
+    update: Delta,
+    start: int,
+    merged: Float[Tensor, "rows columns"],
+) -> tuple[float, float]:
+    """Sum single elements in a fixed order and round them exactly; return what the sums gain."""
+    columns = base.shape[1]
+    rows = found.div(columns, rounding_mode="floor")
+    original = base.reshape(-1)[found].double()
+    exact = original.clone()
+    update.add_entries_to(exact, original, rows + start, found - rows * columns)
+    before = merged.view(-1)[found].double()
+    after = round_once(exact, merged.dtype)
+    merged.view(-1)[found] = after
+    after = after.double()
+    gains = [
+        (after - target).square().sum() - (before - target).square().sum()
+        for target in (original, exact)
+    ]
+    return float(gains[0]), float(gains[1])
+
+
+class BlockMerger:
+    """Merges runs of rows, one after the other, in buffers that it keeps.
+
+    Fresh memory for every run would cost more than the arithmetic: the kernel clears each page.
+    A run is merged in blocks whose buffers stay in the processor's cache.
     One merger belongs to one thread.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.block_elements = BLOCK_ELEMENTS[device.type]
         self._buffers: dict[str, Tensor] = {}
+        self._spaces: dict[object, _Space] = {}
 
     def merge(
         self,
@@ -89,80 +149,119 @@ class BlockMerger:
         update: Delta,
         start: int,
         dtype: torch.dtype,
+        out: Float[Tensor, "rows columns"] | None = None,
     ) -> tuple[Float[Tensor, "rows columns"], float, float]:
-        """Add the update's rows from `start` on to a block of the base's rows, and round once.
+        """Add the update's rows from `start` on to a run of the base's rows, and round once.
 
         Args:
-            base: the block of the base's tensor, on this merger's device.
+            base: rows of the base's tensor, on this merger's device.
             update: everything that is added to the whole tensor, weights included, likewise.
-            start: the number of the block's first row in the tensor.
+            start: the number of the first of these rows in the tensor.
             dtype: of the result.
+            out: where the result goes, on the same device; by default a buffer of this merger.
 
         Returns:
-            the merged block (overwritten by the next call), and two sums of squares in float64, to
-            know what survived the rounding: of the change `W' - W`, and of what it lacks of the
-            change that was asked for, `(W' - W) - wΔW`.
+            the merged rows (in a buffer, overwritten by the next call), and two sums of squares
+            to know what survived the rounding: of the change `W' - W`, and of what it lacks of the
+            change that was asked for, `(W' - W) - wΔW`. Between 16-bit numbers, their relative
+            errors stay below 1e-6 and 1e-4.
         """
-        total = self._buffer("total", base.shape, torch.float64)
-        total.copy_(base)
-        update.add_rows_to(total, start, base)
-        merged = self._round(total.view(-1), base, update, start, dtype).view(base.shape)
-        change = self._buffer("change", base.shape, torch.float64).copy_(merged)
-        # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
-        missing = total.sub_(change).view(-1)
-        # Subtracting a 16-bit tensor itself would make a float64 copy of it in fresh memory.
-        original = self._buffer("original", base.shape, torch.float64).copy_(base)
-        change = change.sub_(original).view(-1)
-        return merged, float(torch.dot(change, change)), float(torch.dot(missing, missing))
+        merged = self._buffer("merged", base.shape, dtype) if out is None else out
+        step = max(1, self.block_elements // max(1, base.shape[1]))
+        squared = missing = 0.0
+        unsure = []
+        for first in range(0, len(base), step):
+            rows = slice(first, first + step)
+            found, change, lacks = self._block(base[rows], update, start + first, merged[rows])
+            unsure.append(found + first * base.shape[1])
+            squared += change
+            missing += lacks
+        found = torch.cat(unsure) if unsure else torch.empty(0)
+        if len(found):
+            change, lacks = _settle(found, base, update, start, merged)
+            squared += change
+            missing += lacks
+        return merged, squared, missing
 
-    def _round(
+    def _block(
         self,
-        total: Float64[Tensor, " entries"],
         base: Float[Tensor, "rows columns"],
         update: Delta,
         start: int,
-        dtype: torch.dtype,
-    ) -> Float[Tensor, " entries"]:
-        if dtype == torch.float64:
-            return self._buffer("merged", total.shape, dtype).copy_(total)
-        merged = self._buffer("merged", total.shape, dtype)
-        if dtype == torch.float32:
-            merged.copy_(total)
-            found = _near_halfway_in_float64(total)
+        merged: Float[Tensor, "rows columns"],
+    ) -> tuple[Int64[Tensor, " found"], float, float]:
+        """Merge a block; return where the last bit is unsure, and the two sums of squares."""
+        short = base.element_size() == 2 and merged.element_size() == 2
+        space = self._space(base.shape, merged.dtype, short)
+        space.original.copy_(base)
+        space.total.copy_(space.original)
+        update.add_rows_to(space.total, start, base)
+        if merged.element_size() == 2:
+            space.single.copy_(space.total)
+            merged.copy_(space.single)
+            found = space.halfway_in_float32(merged)
         else:
-            single = self._buffer("single", total.shape, torch.float32).copy_(total)
-            merged.copy_(single)
-            found = self._halfway_in_float32(single, merged)
-        if len(found):
-            columns = base.shape[1]
-            rows = found.div(columns, rounding_mode="floor")
-            original = base.reshape(-1)[found].double()
-            exact = original.clone()
-            update.add_entries_to(exact, original, rows + start, found - rows * columns)
-            merged[found] = round_once(exact, dtype)
-        return merged
+            merged.copy_(space.total)
+            found = _near_halfway_in_float64(space.total.view(-1), merged.dtype)
+        space.change.copy_(merged)
+        # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
+        missing = (space.single if short else space.total).sub_(space.change)
+        change = space.change.sub_(space.original)
+        scratch = space.original
+        return found, _sum_of_squares(change, scratch), _sum_of_squares(missing, scratch)
 
-    def _halfway_in_float32(
-        self, single: Float[Tensor, " entries"], short: Float[Tensor, " entries"]
-    ) -> Int64[Tensor, " found"]:
-        """Find float32 numbers that lie halfway between two neighbours of a 16-bit dtype."""
-        dropped = 24 - SIGNIFICAND_BITS[short.dtype]
-        bits = self._buffer("bits", single.shape, torch.int32)
-        found = self._buffer("found", single.shape, torch.bool)
-        torch.bitwise_and(single.view(torch.int32), (1 << dropped) - 1, out=bits)
-        halfway = _positions(torch.eq(bits, 1 << (dropped - 1), out=found))
-        if short.dtype != torch.float16:
-            return halfway  # bfloat16 and float32 share their exponents, subnormal numbers too
-        # Below float16's normal numbers the last place stays 2⁻²⁴, whatever the exponent.
-        magnitude = self._buffer("magnitude", short.shape, torch.int16)
-        torch.bitwise_and(short.view(torch.int16), 0x7FFF, out=magnitude)
-        small = _positions(torch.le(magnitude, 0x0400, out=found))
-        in_last_places = single[small].abs() * 2.0**24
-        return torch.cat([halfway, small[in_last_places.frac() == 0.5]])
+    def _space(self, shape: torch.Size, dtype: torch.dtype, short: bool) -> _Space:
+        key = (tuple(shape), dtype, short)
+        if key not in self._spaces:
+            if len(self._spaces) > MOST_SPACES:
+                self._spaces.clear()
+            self._spaces[key] = _Space(self._buffer, shape, dtype, short)
+        return self._spaces[key]
 
     def _buffer(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         size = shape.numel()
         key = f"{name} {dtype}"
         if key not in self._buffers or len(self._buffers[key]) < size:
             self._buffers[key] = torch.empty(size, dtype=dtype, device=self.device)
+            self._spaces.clear()
         return self._buffers[key][:size].view(shape)
+
+
+class _Space:
+    """A merger's buffers, seen in one block's shape: making the views anew would cost time."""
+
+    def __init__(
+        self,
+        buffer: Callable[[str, torch.Size, torch.dtype], Tensor],
+        shape: torch.Size,
+        dtype: torch.dtype,
+        short: bool,
+    ) -> None:
+        # For the sums of squares alone: 16-bit numbers differ by what float32 holds well enough,
+        # and it needs half the memory's time.
+        wide = torch.float32 if short else torch.float64
+        self.original = buffer("original", shape, wide)
+        self.total = buffer("total", shape, torch.float64)
+        self.change = buffer("change", shape, wide)
+        if dtype.itemsize != 2:
+            return
+        self.single = buffer("single", shape, torch.float32)
+        self._values = self.single.view(-1)
+        self._value_bits = self._values.view(torch.int32)
+        flat = torch.Size([shape.numel()])
+        self._bits = buffer("bits", flat, torch.int32)
+        self._found = buffer("found", flat, torch.bool)
+        self._magnitude = buffer("magnitude", flat, torch.int16)
+
+    def halfway_in_float32(self, short: Float[Tensor, "rows columns"]) -> Int64[Tensor, " found"]:
+        """Find where `single` lies halfway between two neighbours of a 16-bit dtype."""
+        dropped = 24 - SIGNIFICAND_BITS[short.dtype]
+        torch.bitwise_and(self._value_bits, (1 << dropped) - 1, out=self._bits)
+        halfway = _positions(_compare(self._bits, "equal", 1 << (dropped - 1), self._found))
+        if short.dtype != torch.float16:
+            return halfway  # bfloat16 and float32 share their exponents, subnormal numbers too
+        # Below float16's normal numbers the last place stays 2⁻²⁴, whatever the exponent.
+        torch.bitwise_and(short.view(-1).view(torch.int16), 0x7FFF, out=self._magnitude)
+        small = _positions(_compare(self._magnitude, "less_equal", 0x0400, self._found))
+        in_last_places = self._values[small].mul_(2.0**24)
+        return torch.cat([halfway, small[in_last_places.frac_().abs_() == 0.5]])

@@ -120,10 +120,10 @@ class LowRank:
         Matrix products differ in their last bit from one device and library to the next. These
         sums do not: each step is one multiplication and one addition of IEEE 754.
         """
-        left, right = self.left[rows], self.right[:, columns]
+        products = self.left[rows].T * self.right[:, columns]
         total = torch.zeros(len(rows), dtype=torch.float64, device=self.left.device)
-        for k in range(self.rank):
-            total += left[:, k] * right[k]
+        for product in products:
+            total += product
         return total
 
     def norm(self) -> float:

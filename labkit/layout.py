@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
 COPY_BYTES = 64 << 20
 """Bytes copied at a time: few enough to cancel quickly."""
-MERGE_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20}
-"""Bytes of the base read at a time into memory, by the kind of device that merges them."""
-BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
-"""Elements merged at a time: enough that threads seldom wait for each other, and few for memory."""
+MERGE_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
+"""Bytes of the base read at a time into memory, by the kind of device that merges them: enough
+that threads seldom wait for each other."""
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
@@ -214,7 +213,6 @@ class PieceMaker:
     def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan = plan
         self.device = device
-        self._block_elements = BLOCK_ELEMENTS[device.type]
         self._own = threading.local()
 
     def update(self, tensor: StoredTensor) -> Delta | None:
@@ -253,16 +251,14 @@ class PieceMaker:
             base = torch.zeros((piece.rows[1] - piece.rows[0], columns), dtype=stored)
         merged = torch.frombuffer(target, dtype=dtype).view(-1, columns)
         squared = missing = 0.0
-        step = max(1, self._block_elements // columns)
-        for start in range(0, len(base), step):
-            rows = base[start : start + step].to(self.device)
-            if update is None:
-                merged[start : start + step] = rows.to(dtype)
-            else:
-                block, change, lacks = merger.merge(rows, update, piece.rows[0] + start, dtype)
-                merged[start : start + step] = block
-                squared += change
-                missing += lacks
+        if update is None:
+            merged.copy_(base)
+        elif self.device.type == "cpu":
+            _, squared, missing = merger.merge(base, update, piece.rows[0], dtype, merged)
+        else:
+            there = base.to(self.device)
+            result, squared, missing = merger.merge(there, update, piece.rows[0], dtype)
+            merged.copy_(result)
         # The sum of squares of the change is not finite if any element of it is not.
         if not math.isfinite(squared) or (update is None and dtype == torch.float16):
             _refuse_overflow(base, merged, tensor, dtype)

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labkit.arithmetic import BLOCK_ELEMENTS
 from labkit.atomic_folder import building, check_target, explain, flush_folder, put_in_place
 from labkit.errors import LabkitError, shown
 from labkit.layout import (
-    BLOCK_ELEMENTS,
     MERGE_BYTES,
     OutputFile,
     Piece,
@@ -65,7 +65,7 @@ def workers() -> int:
 
 def working_memory(plan: Plan) -> int:
     """Bytes of memory that carrying out a plan takes at most, beside Python's and torch's own."""
-    # For each element of a block: its float64 three times, its float32, and what looks for ties.
+    # For each element of a block: float64 three times, float32 once, and what looks for ties.
     blocks = BLOCK_ELEMENTS["cpu"] * (3 * 8 + 4 + 16)
     pieces = MERGE_BYTES["cpu"] * 3  # the bytes read, and at most twice as many written
     factors = max(

@@ -71,11 +71,11 @@ def test_exact_is_what_a_merge_does(dtype, tmp_path, tiny_base, tiny_adapter):
         assert row.dtype == ("bfloat16" if dtype == "auto" else dtype)
         assert row.changed_error == 0
         assert row.lost_error == pytest.approx(row.lost * 0, nan_ok=True)
-    # The receipt knows the same of the tensors that changed.
-    assert receipt.lost == pytest.approx(lost_in_all(table)["lost"], rel=1e-6)
+    # The receipt knows the same of the tensors that changed, as closely as float32 tells.
+    assert receipt.lost == pytest.approx(lost_in_all(table)["lost"], rel=1e-4)
     lost = {tensor.name: tensor.missing / tensor.asked for tensor in receipt.tensors}
     for row in table[table["weight"] != 0].itertuples():
-        assert lost[f"{row.name}.weight"] == pytest.approx(row.lost, rel=1e-6)
+        assert lost[f"{row.name}.weight"] == pytest.approx(row.lost, rel=1e-4)
 
 
 @pytest.mark.parametrize(
