@@ -10,7 +10,7 @@ from labkit.adapter_file import read_parts
 from labkit.errors import LabkitError, shown
 from labkit.parts import LoraModule as LoraModule
 from labkit.parts import Part, WholeTensor
-from labkit.reference import Located, Opened, locate, read_json
+from labkit.reference import Located, Opened, locate, read_json, require_same_json
 from labkit.tensor_file import TensorFile, open_tensor_file
 
 if TYPE_CHECKING:
@@ -55,6 +55,15 @@ class Adapter(Opened):
                 f"{shown(self.file.path)} holds no LoRA factors (lora_A, lora_B) among its "
                 f"{len(self.file.tensors)} tensors; name the folder of a LoRA adapter"
             )
+
+    def require_unchanged(self) -> None:
+        """Check that config and weights are still those that were opened.
+
+        Raises:
+            LabkitError: one was changed, replaced or removed since.
+        """
+        require_same_json(self.folder / CONFIG, self.config)
+        self.file.require_unchanged()
 
     @property
     def rank(self) -> int:

@@ -112,21 +112,16 @@ def _settle(
     start: int,
     merged: Float[Tensor, "rows columns"],
 ) -> tuple[float, float]:
-    """Sum single elements in a fixed order and round them exactly; return what the sums gain."""
+    """Sum single elements in a fixed order and round them exactly; return their sums of squares."""
     columns = base.shape[1]
     rows = found.div(columns, rounding_mode="floor")
     original = base.reshape(-1)[found].double()
     exact = original.clone()
     update.add_entries_to(exact, original, rows + start, found - rows * columns)
-    before = merged.view(-1)[found].double()
-    after = round_once(exact, merged.dtype)
-    merged.view(-1)[found] = after
-    after = after.double()
-    gains = [
-        (after - target).square().sum() - (before - target).square().sum()
-        for target in (original, exact)
-    ]
-    return float(gains[0]), float(gains[1])
+    rounded = round_once(exact, merged.dtype)
+    merged.view(-1)[found] = rounded
+    rounded = rounded.double()
+    return float((rounded - original).square().sum()), float((rounded - exact).square().sum())
 
 
 class BlockMerger:
@@ -207,6 +202,8 @@ class BlockMerger:
         # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
         missing = (space.single if short else space.total).sub_(space.change)
         change = space.change.sub_(space.original)
+        for one in (change, missing):
+            one.view(-1)[found] = 0  # what is unsure is counted when it is settled
         scratch = space.original
         return found, _sum_of_squares(change, scratch), _sum_of_squares(missing, scratch)
 

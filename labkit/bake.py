@@ -140,17 +140,18 @@ def bake(
     opened = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
     term = Term(opened, weights, weights_for or {})  # type: ignore[arg-type] # Term reads each kind
     target = Path(out).expanduser().absolute()
-    if target.resolve() == opened.folder.resolve():
+    source, resolved = opened.folder.resolve(), target.resolve()
+    if resolved == source or resolved in source.parents:
         raise LabkitError(
-            f"the output {shown(target)} is the adapter itself, which is never written to; choose "
-            "another folder"
+            f"the output {shown(target)} would replace the adapter {shown(source)}, which is never "
+            "written to; choose another folder"
         )
     check_target(target, overwrite)
     modules = tuple(_modules(term, rest, scale_factors))
     try:
         with building(target) as folder:
             receipt = _write(term, modules, folder, target, began)
-            opened.file.require_unchanged()
+            opened.require_unchanged()
             flush_folder(folder)
             put_in_place(folder, target, overwrite)
     except OSError as error:

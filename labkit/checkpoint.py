@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabkitError, shown
 from labkit.naming import STACKS, canonical, split_layer, without_wrappers
-from labkit.reference import Located, Opened, locate, read_json, require_inside
+from labkit.reference import (
+    Located,
+    Opened,
+    locate,
+    read_json,
+    require_inside,
+    require_same_json,
+)
 from labkit.tensor_file import FLOATS, StoredTensor, TensorFile, open_tensor_file
 
 if TYPE_CHECKING:
@@ -64,6 +71,16 @@ class Checkpoint(Opened):
                     )
                 self.tensors[tensor.name] = tensor
         self.layer_prefix, self.layers = _find_layers(self.config, self.tensors, self.folder)
+
+    def require_unchanged(self) -> None:
+        """Check that config and tensors are still those that were opened.
+
+        Raises:
+            LabkitError: one was changed, replaced or removed since.
+        """
+        require_same_json(self.folder / "config.json", self.config)
+        for file in self.files:
+            file.require_unchanged()
 
     @cached_property
     def nbytes(self) -> int:

@@ -152,3 +152,20 @@ def require_inside(path: Path) -> None:
     raise LabkitError(
         f"{shown(path)} is a link to {shown(real)}, outside its folder; put the file itself there"
     )
+
+
+def require_same_json(path: Path, content: dict[str, Any]) -> None:
+    """Check that a JSON file still says what it said when it was read.
+
+    Raises:
+        LabkitError: it was changed or removed since.
+    """
+    try:
+        same = read_json(path) == content
+    except LabkitError:
+        same = False
+    if not same:
+        raise LabkitError(
+            f"{shown(path)} was changed or removed while labkit worked with it; leave it alone, "
+            "and start again"
+        )

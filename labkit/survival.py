@@ -127,8 +127,7 @@ def survival(
                 }
             )
             bar.update()
-    for file in resolved.base.files:
-        file.require_unchanged()
+    resolved.base.require_unchanged()
     result = pd.DataFrame(table)
     result["layer"] = result["layer"].astype("Int64")
     return result

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,8 @@ MOST_WORKERS = 4
 """Threads that merge. More than this waits for the disk."""
 FLUSH_BYTES = 256 << 20
 """Written bytes after which the disk is set to work, so that little is left to flush at the end."""
+LARGE_COPY = 16 << 20
+"""Bytes from which a run that is only copied goes its own way, beside the merging."""
 SPARE_BYTES = 16 << 20
 """Free disk to leave for the small files and the file system's own use."""
 
@@ -121,8 +123,9 @@ def write(
                     shutil.copyfile(content, folder / name)
                 else:
                     (folder / name).write_bytes(content)
-            for file in (*plan.base.files, *(term.adapter.file for term in plan.recipe.terms)):
-                file.require_unchanged()
+            plan.base.require_unchanged()
+            for term in plan.recipe.terms:
+                term.adapter.require_unchanged()
             receipt = merge.receipt(out, began, others)
             _describe(plan, receipt, folder, merge.read_hashes)
             flush_folder(folder)
@@ -158,6 +161,30 @@ def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
         )
 
 
+class _Target:
+    """One output file under way: its pieces are done in any order, and hashed in theirs."""
+
+    def __init__(self, file: OutputFile, source: int, target: int) -> None:
+        self.file = file
+        self.source, self.target = source, target
+        self.waiting = deque(enumerate(file.pieces))
+        self.done: set[int] = set()
+        self.unflushed = 0
+        self.digests: list[Any] = [
+            # Read in order only where each of its bytes is read once; else it is read again.
+            hashlib.sha256(file.source.header_bytes) if file.sequential else None,
+            hashlib.sha256(file.header),
+        ]
+
+    def finish(self, number: int) -> Iterator[Piece]:
+        """Note that a piece is done; give back those that now are done with all before them."""
+        self.done.add(number)
+        while self.waiting and self.waiting[0][0] in self.done:
+            number, piece = self.waiting.popleft()
+            self.done.remove(number)
+            yield piece
+
+
 class _Merge:
     """One run: reads, merges and writes in several threads, and keeps account."""
 
@@ -175,7 +202,7 @@ class _Merge:
         self.link = link
         self.device = device
         self.maker = PieceMaker(plan, device)
-        self.squared: dict[str, tuple[float, float]] = {}
+        self.squares: dict[str, list[tuple[float, float]]] = {}
         self.asked: dict[str, float] = {}
         self.linked: list[str] = []
         self.read_hashes: dict[str, str] = {}
@@ -192,8 +219,15 @@ class _Merge:
         pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
         try:
             with bar_of(sum(file.size for file in files), self.progress) as bar:
-                for file in files:
-                    self._file(file, pool, hashers, flusher, bar)
+                targets = [self._begin(file, hashers, flusher, bar) for file in files]
+                present = [target for target in targets if target is not None]
+                for target, number, piece in self._pieces(present, pool):
+                    bar.update(piece.nbytes)
+                    for ordered in target.finish(number):
+                        self._hash_piece(hashers, target, ordered)
+                    self._flush(target, piece.nbytes, flusher)
+                    if not target.waiting:
+                        self._finish(target, hashers, flusher)
                 bar.set_description("flush")
                 for beside in (*hashers, flusher):
                     beside.finish()
@@ -207,44 +241,38 @@ class _Merge:
             for descriptor in self._descriptors:
                 os.close(descriptor)
 
-    def _file(
-        self,
-        file: OutputFile,
-        pool: ThreadPoolExecutor,
-        hashers: list[Beside],
-        flusher: Beside,
-        bar: Any,
-    ) -> None:
+    def _begin(
+        self, file: OutputFile, hashers: list[Beside], flusher: Beside, bar: Any
+    ) -> _Target | None:
+        """Make an output file with its header; None if that was all there is to do."""
         source_path, target_path = file.source.path, self.folder / file.name
         if file.untouched and self.link and linked(source_path, target_path):
             self.linked.append(file.name)
             bar.update(file.size)
             if hashers:
                 hashers[0].put(lambda: self._hash_untouched(file))
-            return
+            return None
         source = self._open(source_path, os.O_RDONLY)
-        target = self._open(target_path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        write_fully(target, file.header, 0)
+        begun = _Target(file, source, self._open(target_path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        write_fully(begun.target, file.header, 0)
         bar.update(len(file.header))
-        digests: list[Any] = [
-            # Read in order only where each of its bytes is read once; else it is read again.
-            hashlib.sha256(file.source.header_bytes) if file.sequential else None,
-            hashlib.sha256(file.header),
-        ]
-        unflushed = 0
-        for piece in self._pieces(file, pool, source, target):
-            bar.update(piece.nbytes)
-            if hashers and not file.untouched:
-                self._hash_piece(hashers, digests, piece, source, target)
-            unflushed += piece.nbytes
-            if unflushed >= FLUSH_BYTES:
-                flusher.put(lambda: os.fdatasync(target))
-                unflushed = 0
-        flusher.put(lambda: os.fsync(target))
+        if not file.pieces:
+            self._finish(begun, hashers, flusher)
+        return begun
+
+    def _flush(self, target: _Target, nbytes: int, flusher: Beside) -> None:
+        target.unflushed += nbytes
+        if target.unflushed >= FLUSH_BYTES:
+            flusher.put(lambda: os.fdatasync(target.target))
+            target.unflushed = 0
+
+    def _finish(self, target: _Target, hashers: list[Beside], flusher: Beside) -> None:
+        file, digests = target.file, target.digests
+        flusher.put(lambda: os.fsync(target.target))
         if hashers and file.untouched:
             hashers[0].put(lambda: self._hash_untouched(file))
         elif hashers:
-            hashers[0].put(lambda: self._note_source(source_path, digests[0]))
+            hashers[0].put(lambda: self._note_source(file.source.path, digests[0]))
             hashers[1].put(lambda: self.written_hashes.update({file.name: digests[1].hexdigest()}))
 
     def _open(self, path: Path, flags: int) -> int:
@@ -253,17 +281,18 @@ class _Merge:
         self._descriptors.append(descriptor)
         return descriptor
 
-    def _hash_piece(
-        self, hashers: list[Beside], digests: list[Any], piece: Piece, source: int, target: int
-    ) -> None:
-        if digests[0] is not None:
+    def _hash_piece(self, hashers: list[Beside], target: _Target, piece: Piece) -> None:
+        if not hashers or target.file.untouched:
+            return
+        read, written = target.digests
+        if read is not None:
             hashers[0].put(
                 lambda: hash_range(
-                    digests[0], source, piece.source, piece.source_bytes, self.stopped
+                    read, target.source, piece.source, piece.source_bytes, self.stopped
                 )
             )
         hashers[1].put(
-            lambda: hash_range(digests[1], target, piece.target, piece.nbytes, self.stopped)
+            lambda: hash_range(written, target.target, piece.target, piece.nbytes, self.stopped)
         )
 
     def _note_source(self, path: Path, digest: Any) -> None:
@@ -277,45 +306,55 @@ class _Merge:
         self.written_hashes[file.name] = digest
 
     def _pieces(
-        self, file: OutputFile, pool: ThreadPoolExecutor, source: int, target: int
-    ) -> Iterator[Piece]:
-        """Carry out a file's pieces, a few at once; give back each when it is done, in order."""
-        running: deque[tuple[Piece, Future[tuple[float, float]]]] = deque()
+        self, targets: list[_Target], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[_Target, int, Piece]]:
+        """Carry out all pieces, a few at once; give back each when it is done.
+
+        Long runs that are only copied and the rest are two queues, so that one processor copies
+        while the others merge. Only one run is copied at a time: the kernel lets one thread write
+        to a file, and a second one would spin.
+        """
+        everything = [
+            (target, number, piece)
+            for target in targets
+            for number, piece in enumerate(target.file.pieces)
+        ]
+        copies = deque(one for one in everything if _only_copied(one[2]))
+        others = deque(one for one in everything if not _only_copied(one[2]))
+        running: dict[Future[tuple[float, float]], tuple[_Target, int, Piece]] = {}
+        copying: Future[tuple[float, float]] | None = None
         update = None
         current: str | None = None
+        while copies or others or running:
+            if copies and copying not in running:
+                target, number, piece = copies.popleft()
+                copying = pool.submit(copy_range, target.source, target.target, piece, target.file)
+                running[copying] = target, number, piece
+            while others and len(running) <= 2 * workers():
+                target, number, piece = others.popleft()
+                if piece.tensor is None:
+                    job = pool.submit(copy_range, target.source, target.target, piece, target.file)
+                else:
+                    if piece.tensor.name != current:
+                        current = piece.tensor.name
+                        update = self.maker.update(piece.tensor)
+                        if update is not None:
+                            self.asked[current] = update.norm()
+                    job = pool.submit(self._merge_piece, target, piece, update)
+                running[job] = target, number, piece
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                target, number, piece = running.pop(future)
+                if piece.tensor and piece.tensor.name in self.plan.changes:
+                    self.squares.setdefault(piece.tensor.name, []).append(future.result())
+                else:
+                    future.result()
+                yield target, number, piece
 
-        def finished() -> Piece:
-            piece, future = running.popleft()
-            squared, missing = future.result()
-            if piece.tensor and piece.tensor.name in self.plan.changes:
-                name = piece.tensor.name
-                before = self.squared.get(name, (0.0, 0.0))
-                self.squared[name] = before[0] + squared, before[1] + missing
-            return piece
-
-        for piece in file.pieces:
-            if piece.tensor is None:
-                job = pool.submit(copy_range, source, target, piece, file)
-            else:
-                if piece.tensor.name != current:
-                    current = piece.tensor.name
-                    update = self.maker.update(piece.tensor)
-                    if update is not None:
-                        self.asked[current] = update.norm()
-                job = pool.submit(self._merge_piece, file, piece, source, target, update)
-            running.append((piece, job))
-            while len(running) > 2 * workers():
-                yield finished()
-        while running:
-            yield finished()
-
-    def _merge_piece(
-        self, file: OutputFile, piece: Piece, source: int, target: int, update: Any
-    ) -> tuple[float, float]:
+    def _merge_piece(self, target: _Target, piece: Piece, update: Any) -> tuple[float, float]:
         if self.stopped.is_set():
             return 0.0, 0.0
-        merged, squared, missing = self.maker.make(file, piece, source, update)
-        write_fully(target, merged, piece.target)
+        merged, squared, missing = self.maker.make(target.file, piece, target.source, update)
+        write_fully(target.target, merged, piece.target)
         return squared, missing
 
     def receipt(self, out: Path, began: float, others: dict[str, bytes | Path]) -> Receipt:
@@ -341,7 +380,8 @@ class _Merge:
                     change.layer,
                     change.weights,
                     self.asked[name],
-                    *map(math.sqrt, self.squared[name]),
+                    # Summed exactly, since the pieces come in another order every time.
+                    *(math.sqrt(math.fsum(sums)) for sums in zip(*self.squares[name], strict=True)),
                 )
                 for name, change in self.plan.changes.items()
             ),
@@ -351,6 +391,10 @@ class _Merge:
             files_written=dict(sorted(self.written_hashes.items())),
             notes=(*self.plan.notes, *self.plan.recipe.changed_files(self.read_hashes)),
         )
+
+
+def _only_copied(piece: Piece) -> bool:
+    return piece.tensor is None and piece.nbytes >= LARGE_COPY
 
 
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:

@@ -180,7 +180,8 @@ def test_errors(plain_adapter, tmp_path):
     fails("3 weights for 4 layers (modules mlp)", plain_adapter, "1x4", out,
           weights_for={"mlp": "1x3"})  # fmt: skip
     fails("would have alpha inf; expected a finite number", plain_adapter, "1e308,0x3", out)
-    fails("is the adapter itself, which is never written to", plain_adapter, "1x4", plain_adapter)
+    for target in (plain_adapter, plain_adapter.parent):
+        fails(f"{target} would replace the adapter", plain_adapter, "1x4", target)
     fails("is no folder; make it first", plain_adapter, "1x4", out / "deep")
     out.mkdir()
     fails("exists already; choose another name", plain_adapter, "1x4", out)

@@ -142,14 +142,35 @@ def test_a_number_too_large_for_the_dtype_is_refused(tmp_path, tiny_adapter, out
 
 
 def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, monkeypatch):
-    write(plan, out)
-    for blocks, pieces, threads in ((64, 200, 1), (1 << 20, 1 << 25, 4)):
+    receipt = write(plan, out)
+    for blocks, pieces, threads, copies in ((64, 200, 1, 0), (1 << 20, 1 << 25, 4, 1 << 40)):
         monkeypatch.setitem(labkit.write.BLOCK_ELEMENTS, "cpu", blocks)
+        monkeypatch.setattr(labkit.write, "LARGE_COPY", copies)
         monkeypatch.setitem(labkit.write.MERGE_BYTES, "cpu", pieces)
         monkeypatch.setattr(labkit.write, "workers", lambda threads=threads: threads)
         other = tmp_path / f"other-{blocks}"
-        write(plan, other)
+        again = write(plan, other)
         assert model_files(other) == model_files(out)
+        for name in model_files(out):
+            assert again.files_written[name] == receipt.files_written[name]
+        for mine, theirs in zip(again.tensors, receipt.tensors, strict=True):
+            assert mine.achieved == pytest.approx(theirs.achieved, rel=1e-6)
+            assert mine.missing == pytest.approx(theirs.missing, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+def test_a_config_that_changes_meanwhile_is_noticed(name, tiny_base, tiny_adapter, tmp_path):
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    adapter = Path(shutil.copytree(tiny_adapter, tmp_path / "adapter"))
+    plan = lk.plan(base, adapter, WEIGHTS)
+    path = (base if name == "config.json" else adapter) / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_cache": False}))
+    with pytest.raises(lk.LabkitError, match=f"{name} was changed or removed while labkit worked"):
+        write(plan, tmp_path / "out")
+    path.unlink()
+    with pytest.raises(lk.LabkitError, match=name):
+        write(plan, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
