@@ -83,6 +83,9 @@ def singular_values(table: pd.DataFrame, *, relative: bool = True, dark: bool = 
         table: what `labkit.spectra` gave.
         relative: in parts of the largest, `σ_i/σ_1`; else as they are.
         dark: on dark paper.
+
+    Raises:
+        LabkitError: another table, such as a survey.
     """
     import pandas as pd
     from matplotlib import colormaps
@@ -90,6 +93,11 @@ def singular_values(table: pd.DataFrame, *, relative: bool = True, dark: bool = 
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
+    if not {"layer", "module", "index", "value", "relative"} <= set(table.columns):
+        raise LabkitError(
+            "the table has no singular values; make it with spectra(base, adapter), "
+            f"found the columns {', '.join(map(shown, table.columns))}"
+        )
     theme = theme_for(dark)
     modules = list(dict.fromkeys(table["module"]))
     columns = min(4, len(modules))

@@ -167,3 +167,9 @@ def test_side_by_side_adapters(table, dark):
         top = max(bar.get_y() + bar.get_height() for bar in [*left.patches, *right.patches])
         assert left.get_ylim()[1] == pytest.approx(1.05 * top)
     assert left.get_title() == "tiny-lora"
+
+
+def test_singular_values_of_a_survey_say_what_to_give(tiny_adapter):
+    table = lk.survey(None, tiny_adapter, progress=False)
+    with pytest.raises(lk.LabkitError, match=r"make it with spectra\(base, adapter\), found"):
+        singular_values(table)

@@ -4,34 +4,77 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
+from transformers import AutoTokenizer
+
+from labkit.demo import base_folder
+from tests.tiny import make_adapter, make_base
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LONGEST_CELL = 12  # lines of code
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path, tmp_path):
-    notebook = nbformat.read(path, as_version=4)
+def _execute(notebook, folder):
     client = NotebookClient(
         notebook,
         timeout=600,
         kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    _execute(notebook, tmp_path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert outputs
     # A failing cell raises above; a warning in red would be shown to every reader.
     errors = [output.text for output in outputs if output.get("name") == "stderr"]
     shown = "".join(errors)
     assert "Warning" not in shown, shown
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """A base and two adapters that are not the demo's, with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("others")
+    tokenizer = AutoTokenizer.from_pretrained(base_folder())
+    base = make_base(
+        folder / "base", torch.float16, layers=12, vocab_size=len(tokenizer),
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    tokenizer.save_pretrained(base)
+    make_adapter(folder / "one", base, target_modules=["q_proj", "v_proj"], r=2)
+    make_adapter(folder / "two", base, target_modules=["q_proj", "v_proj", "down_proj"], r=3)
+    return {"base": base, "lora": folder / "one", "other": folder / "two"}
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_with_any_base_and_adapter(path, others, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    replaced = 0
+    for cell in notebook.cells:
+        for start, made in (
+            ("base, loras = ", f"base = lk.Checkpoint({str(others['base'])!r})"),
+            ("lora = ", f"lora = lk.Adapter({str(others['lora'])!r})"),
+            ("other = ", f"other = lk.Adapter({str(others['other'])!r})"),
+        ):
+            pattern = rf"(?m)^{start}.*(lk\.demo|loras\[).*$"
+            cell.source, count = re.subn(pattern, lambda _, made=made: made, cell.source)
+            replaced += count
+    assert replaced == (3 if "02" in path.stem else 2)
+    _execute(notebook, tmp_path)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
