@@ -102,6 +102,10 @@ class Adapter(Opened):
         """Tell whether the config's `target_modules` and its companions select a module."""
         return self._checked.targets(module)
 
+    def asked_as(self, module: str) -> str:
+        """The name by which PEFT asks `rank_pattern` and `alpha_pattern` for a module."""
+        return self._checked.asked_as(module)
+
     def __repr__(self) -> str:
         ranks = sorted({module.rank for module in self.modules.values()}) or [self.rank]
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

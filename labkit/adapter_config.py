@@ -169,6 +169,13 @@ class AdapterConfig:
             raise LabkitError(f"{where} has alpha {alpha} in {CONFIG}; expected a finite number")
         return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
 
+    def asked_as(self, module: str) -> str:
+        """The name by which PEFT asks `rank_pattern` and `alpha_pattern` for a module.
+
+        For a parameter that `target_parameters` names it is the parameter's own.
+        """
+        return f"{module}.weight" if self._selects_parameter(module) else module
+
     def _where(self, module: str) -> str:
         return f"module {shown(module)!r} of {shown(self.name)}"
 
@@ -218,8 +225,7 @@ class AdapterConfig:
         patterns = self.get(field, {})
         if not isinstance(patterns, dict):
             raise LabkitError(f"{field} in {CONFIG} of {shown(self.name)} is not an object")
-        # PEFT asks for a parameter that target_parameters names by the parameter's own name.
-        module = f"{module}.weight" if self._selects_parameter(module) else module
+        module = self.asked_as(module)
         for pattern, value in patterns.items():
             if self._match(rf"(.*\.)?({pattern})$", module, whole=False):
                 return value

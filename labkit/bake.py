@@ -246,7 +246,7 @@ def _write(
     # are left for what is baked otherwise. peft warns of patterns for modules that target_modules
     # does not name, so those have none.
     patterns = {
-        f"^{re.escape(module.name)}": json.loads(plain(module.baked))
+        f"^{re.escape(adapter.asked_as(module.name))}": json.loads(plain(module.baked))
         for module, part in modules
         if isinstance(part, LoraModule)
         and (before or module.baked != default)

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 import labkit as lk
+from tests.architectures import make_architecture
+from tests.kinds import KINDS, LAYERS, names_of, settings_of
+from tests.oracle import load, merged, train
 from tests.tiny import make_adapter, make_base, make_tokenizer
 
 # peft 0.21 asks transformers by a name that transformers 5 is about to drop.
@@ -67,6 +70,33 @@ def test_the_same_logits_in_plain_peft(request, base, kind, scale_factors, tmp_p
     torch.testing.assert_close(baked, logits(base, adapter, gradient), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(baked, logits(tmp_path / "merged"), rtol=1e-4, atol=2e-5)
     assert receipt.how == ("lora_B" if scale_factors else "alpha_pattern")
+
+
+WHOLE = {"dora", "dora and rslora", "dora embedding", "bias all", "bias lora_only",
+         "modules_to_save", "embedding saved", "tokens", "head"}  # fmt: skip
+"""Kinds with tensors that no factor scales; beside a LoRA on the head, PEFT saves the head."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [*(("gpt_neox" if "bias" in kind else "llama", kind) for kind in KINDS), ("mixtral", "plain")],
+)
+def test_every_kind_is_baked_as_it_is_merged_or_refused(architecture, kind, tmp_path):
+    base = tmp_path / "base"
+    make_architecture(base, architecture)
+    adapter = train(tmp_path / "lora", base, **settings_of(kind, names_of(base)))
+    gradient, rest = lk.Gradient([0.5, -1.5, 0.25, 1][:LAYERS]), 0.75
+    if kind in WHOLE:
+        with pytest.raises(lk.LabkitError, match=r"which no alpha scales \(DoRA, or a tensor"):
+            lk.bake(adapter, gradient, tmp_path / "baked", rest=rest)
+        return
+    lk.bake(adapter, gradient, tmp_path / "baked", rest=rest)
+    lk.plan(base, adapter, gradient, rest=rest).write(tmp_path / "merged", progress=False)
+    expected = load(tmp_path / "merged").state_dict()
+    found = merged(base, tmp_path / "baked").state_dict()
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        torch.testing.assert_close(values, expected[name], rtol=0, atol=2e-6, msg=name)
 
 
 def test_no_tensor_is_touched(plain_adapter, tmp_path):
