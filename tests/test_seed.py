@@ -4,6 +4,8 @@ The oracle is the arithmetic of the tool that made it (apply-lora-weight-ltl.py 
 2023, with --cpu_mode): everything in float32, `W += (B @ A) * (alpha / r) * weight`, then float16.
 """
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +109,36 @@ def test_its_card_is_the_seeds(merged):
     assert "Metharme:" in card
     assert "Alpaca:" in card
     assert "0–18: 0; 19: 0.5; 20–39: 1](gradient.png)" in card
+
+
+def test_the_files_of_that_year_give_the_same_merge(files, merged, tmp_path):
+    """Pickled shards, a pickled adapter, and a config with fields that PEFT has since dropped."""
+    base, adapter = tmp_path / "base", tmp_path / "lora"
+    base.mkdir()
+    adapter.mkdir()
+    tensors = {
+        name: values
+        for file in files[0].glob("*.safetensors")
+        for name, values in load_file(file).items()
+    }
+    halves = {f"pytorch_model-0000{i + 1}-of-00002.bin": sorted(tensors)[i::2] for i in range(2)}
+    for file, names in halves.items():
+        torch.save({name: tensors[name] for name in names}, base / file)
+    weight_map = {name: file for file, names in halves.items() for name in names}
+    (base / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    shutil.copy(files[0] / "config.json", base)
+    torch.save(load_file(files[1] / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    config = json.loads((files[1] / "adapter_config.json").read_text())
+    kept = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out",
+            "peft_type", "task_type", "base_model_name_or_path", "inference_mode")  # fmt: skip
+    old = {name: config[name] for name in kept}
+    old |= {"enable_lora": None, "merge_weights": False, "modules_to_save": None}
+    (adapter / "adapter_config.json").write_text(json.dumps(old))
+
+    out = tmp_path / "out"
+    lk.plan(lk.Recipe.load(RECIPE, base, [adapter])).write(out, progress=False)
+    found = lk.Checkpoint(out)
+    expected = lk.Checkpoint(merged)
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name in expected.tensors:
+        assert torch.equal(found.read(name), expected.read(name)), name
