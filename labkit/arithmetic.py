@@ -171,9 +171,8 @@ class BlockMerger:
             unsure.append(found + first * base.shape[1])
             squared += change
             missing += lacks
-        found = torch.cat(unsure) if unsure else torch.empty(0)
-        if len(found):
-            change, lacks = _settle(found, base, update, start, merged)
+        if any(map(len, unsure)):
+            change, lacks = _settle(torch.cat(unsure), base, update, start, merged)
             squared += change
             missing += lacks
         return merged, squared, missing

@@ -47,6 +47,20 @@ def check_target(out: Path, overwrite: bool) -> None:
             )
 
 
+def require_apart(out: Path, adapter: Path) -> None:
+    """Check that the folder `out` would not take an adapter's place.
+
+    Raises:
+        LabkitError: it is the adapter's folder, or one around it.
+    """
+    resolved, source = out.resolve(), adapter.resolve()
+    if resolved == source or resolved in source.parents:
+        raise LabkitError(
+            f"the output {shown(out)} would replace the adapter {shown(source)}, which is never "
+            "written to; choose another folder"
+        )
+
+
 @contextmanager
 def building(out: Path) -> Iterator[Path]:
     """Make a folder beside `out` to build in; take it away again unless it was put in place."""

@@ -19,7 +19,14 @@ from typing import Any
 
 from labkit.adapter import Adapter
 from labkit.adapter_config import CONFIG
-from labkit.atomic_folder import building, check_target, explain, flush_folder, put_in_place
+from labkit.atomic_folder import (
+    building,
+    check_target,
+    explain,
+    flush_folder,
+    put_in_place,
+    require_apart,
+)
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient, plain
 from labkit.parts import BiasOfB, ExpertLora, LoraModule, Part
@@ -140,12 +147,7 @@ def bake(
     opened = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
     term = Term(opened, weights, weights_for or {})  # type: ignore[arg-type] # Term reads each kind
     target = Path(out).expanduser().absolute()
-    source, resolved = opened.folder.resolve(), target.resolve()
-    if resolved == source or resolved in source.parents:
-        raise LabkitError(
-            f"the output {shown(target)} would replace the adapter {shown(source)}, which is never "
-            "written to; choose another folder"
-        )
+    require_apart(target, opened.folder)
     check_target(target, overwrite)
     modules = tuple(_modules(term, rest, scale_factors))
     try:

@@ -648,11 +648,12 @@ function createPanel(model, plot, store) {
   const shapes = make("select", { class: "shapes", "aria-label": "preset" });
   let editing = false; // the text field holds what the user typed, not yet what is drawn
 
+  const view = Math.random(); // of this page; others may show the same editor
   let asked = 0;
   let awaited = null; // the request whose answer is shown; a later one or Escape ends the wait
   function ask(request) {
     store.flush();
-    awaited = `${Date.now()}-${Math.random()}-${asked++}`;
+    awaited = `${view}-${asked++}`;
     model.set("request", { ...request, number: awaited });
     model.save_changes();
   }

@@ -175,7 +175,7 @@ def in_parallel(
     """
     import torch
 
-    from labkit.write import workers
+    from labkit.merge_run import workers
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

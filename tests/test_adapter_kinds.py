@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from labkit import Adapter, Checkpoint, Gradient, LabkitError, Recipe, Term, plan, verify
 from tests.architectures import make_architecture
 from tests.oracle import largest_difference, load, merged, quiet, train
+from tests.tiny import load_file_of, pickled
 
 ONES = Gradient([1.0, 1.0, 1.0])
 
@@ -104,14 +105,6 @@ def test_a_vision_language_base_is_matched_in_its_language_layers_only(tmp_path,
     assert all(name.startswith("language_model.model.layers.") for name in resolved.changes)
 
 
-def load_file_of(folder):
-    return {
-        name: values
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, values in load_file(path).items()
-    }
-
-
 def test_reads_mlx_adapters(tmp_path, base, adapter):
     expected = updates(base, adapter)
     folder = tmp_path / "mlx"
@@ -169,19 +162,7 @@ def test_runs_nothing_from_adapter_model_bin(copy, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_reads_a_base_in_pytorch_bins(tmp_path, base, adapter, shards):
-    tensors = load_file_of(base)
-    folder = tmp_path / "bins"
-    folder.mkdir()
-    shutil.copy(base / "config.json", folder)
-    names = sorted(tensors)
-    if shards == 1:
-        torch.save(tensors, folder / "pytorch_model.bin")
-    else:
-        files = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
-        for file, inside in files.items():
-            torch.save({name: tensors[name] for name in inside}, folder / file)
-        index = {"weight_map": {name: file for file, inside in files.items() for name in inside}}
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    folder = pickled(base, tmp_path / "bins", shards)
     out = tmp_path / "out"
     receipt = plan(folder, adapter, ONES).write(out, progress=False)
     assert not list(out.glob("*.bin*"))

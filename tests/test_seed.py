@@ -5,7 +5,6 @@ The oracle is the arithmetic of the tool that made it (apply-lora-weight-ltl.py 
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import labkit as lk
-from tests.tiny import ALL_LINEAR, make_adapter, make_base
+from tests.tiny import ALL_LINEAR, make_adapter, make_base, pickled
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pygmalion-2-13b-supercot-weighted.yaml"
 CARD_LIST = "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0.5,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1"
@@ -113,20 +112,8 @@ def test_its_card_is_the_seeds(merged):
 
 def test_the_files_of_that_year_give_the_same_merge(files, merged, tmp_path):
     """Pickled shards, a pickled adapter, and a config with fields that PEFT has since dropped."""
-    base, adapter = tmp_path / "base", tmp_path / "lora"
-    base.mkdir()
+    base, adapter = pickled(files[0], tmp_path / "base", 2), tmp_path / "lora"
     adapter.mkdir()
-    tensors = {
-        name: values
-        for file in files[0].glob("*.safetensors")
-        for name, values in load_file(file).items()
-    }
-    halves = {f"pytorch_model-0000{i + 1}-of-00002.bin": sorted(tensors)[i::2] for i in range(2)}
-    for file, names in halves.items():
-        torch.save({name: tensors[name] for name in names}, base / file)
-    weight_map = {name: file for file, names in halves.items() for name in names}
-    (base / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    shutil.copy(files[0] / "config.json", base)
     torch.save(load_file(files[1] / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     config = json.loads((files[1] / "adapter_config.json").read_text())
     kept = ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out",

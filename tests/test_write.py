@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import labkit as lk
+import labkit.merge_run
 import labkit.write
 from labkit.arithmetic import round_once
 from tests.tiny import make_adapter, make_base, merged_by_peft
@@ -145,9 +146,9 @@ def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, mon
     receipt = write(plan, out)
     for blocks, pieces, threads, copies in ((64, 200, 1, 0), (1 << 20, 1 << 25, 4, 1 << 40)):
         monkeypatch.setitem(labkit.write.BLOCK_ELEMENTS, "cpu", blocks)
-        monkeypatch.setattr(labkit.write, "LARGE_COPY", copies)
+        monkeypatch.setattr(labkit.merge_run, "LARGE_COPY", copies)
         monkeypatch.setitem(labkit.write.MERGE_BYTES, "cpu", pieces)
-        monkeypatch.setattr(labkit.write, "workers", lambda threads=threads: threads)
+        monkeypatch.setattr(labkit.merge_run, "workers", lambda threads=threads: threads)
         other = tmp_path / f"other-{blocks}"
         again = write(plan, other)
         assert model_files(other) == model_files(out)
