@@ -21,14 +21,14 @@ from labkit.checkpoint import INDEX, LANGUAGE_CONFIGS
 from labkit.delta import Delta
 from labkit.errors import LabkitError, shown
 from labkit.reference import read_json, require_inside
-from labkit.tensor_file import FLOATS, StoredTensor, TensorFile, header_for, read_fully
+from labkit.tensor_file import FLOATS, StoredTensor, TensorFile, header_for
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
 
-COPY_BYTES = 64 << 20
-"""Bytes copied at a time: few enough to cancel quickly."""
-MERGE_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20}
+PIECE_BYTES = 4 << 20
+"""Bytes copied at a time."""
+MERGE_BYTES = {"cpu": PIECE_BYTES, "cuda": 32 << 20}
 """Bytes of the base read at a time into memory, by the kind of device that merges them: enough
 that threads seldom wait for each other."""
 
@@ -101,11 +101,22 @@ class OutputFile:
         return len(self.header) + sum(piece.nbytes for piece in self.pieces)
 
     @property
+    def same_until(self) -> int:
+        """How many pieces at its start are the base's file, byte for byte, with the header."""
+        if self.header != self.source.header_bytes:
+            return 0
+        merged = (number for number, piece in enumerate(self.pieces) if piece.tensor)
+        return next(merged, len(self.pieces))
+
+    @property
     def untouched(self) -> bool:
         """Whether it is the base's file, byte for byte."""
-        return self.header == self.source.header_bytes and all(
-            piece.tensor is None for piece in self.pieces
-        )
+        return self.header == self.source.header_bytes and self.same_until == len(self.pieces)
+
+    @property
+    def merged_bytes(self) -> int:
+        """How many of its bytes are merged, and not only copied."""
+        return sum(piece.nbytes for piece in self.pieces if piece.tensor)
 
 
 def output_files(plan: Plan, device: str) -> list[OutputFile]:
@@ -153,9 +164,12 @@ def _pieces(
 
     def copies() -> Iterator[Piece]:
         nonlocal target
-        for source in range(copy_start, copy_stop, COPY_BYTES):
-            count = min(COPY_BYTES, copy_stop - source)
+        source = copy_start
+        while source < copy_stop:
+            # Cut where the blocks of a disk are cut, so that file systems can share them.
+            count = min(PIECE_BYTES - target % PIECE_BYTES, copy_stop - source)
             yield Piece(target, count, source, count)
+            source += count
             target += count
 
     for tensor in tensors:
@@ -221,27 +235,24 @@ class PieceMaker:
         return change.update().to(self.device) if change else None
 
     def make(
-        self, file: OutputFile, piece: Piece, descriptor: int, update: Delta | None
-    ) -> tuple[memoryview, float, float]:
-        """Read a piece's rows from the base and merge them.
+        self, piece: Piece, source: memoryview, target: memoryview, update: Delta | None
+    ) -> tuple[float, float]:
+        """Merge a piece's rows.
 
         Args:
-            file: the output file it belongs to.
             piece: the piece; its `tensor` is given.
-            descriptor: of the base's file, open for reading.
+            source: the rows as the base has them.
+            target: memory for them as they will be.
             update: what `update(piece.tensor)` gave.
 
         Returns:
-            its bytes, valid until this thread makes another piece, `‖W' - W‖²`, and
-            `‖(W' - W) - wΔW‖²`.
+            `‖W' - W‖²`, and `‖(W' - W) - wΔW‖²`.
 
         Raises:
             LabkitError: a number that is finite in the base is not any more.
         """
         tensor = piece.tensor
         assert tensor is not None  # noqa: S101 - copied pieces are not made
-        merger, source, target = self._working_space(piece)
-        read_fully(descriptor, source, piece.source, file.source.path)
         _, columns = tensor.matrix_shape
         dtype = getattr(torch, FLOATS[self.plan.output_dtype(tensor)])
         stored = getattr(torch, tensor.torch_dtype)
@@ -254,30 +265,22 @@ class PieceMaker:
         if update is None:
             merged.copy_(base)
         elif self.device.type == "cpu":
-            _, squared, missing = merger.merge(base, update, piece.rows[0], dtype, merged)
+            _, squared, missing = self._merger().merge(base, update, piece.rows[0], dtype, merged)
         else:
             there = base.to(self.device)
-            result, squared, missing = merger.merge(there, update, piece.rows[0], dtype)
+            result, squared, missing = self._merger().merge(there, update, piece.rows[0], dtype)
             merged.copy_(result)
         # The sum of squares of the change is not finite if any element of it is not.
         if not math.isfinite(squared) or (update is None and dtype == torch.float16):
             _refuse_overflow(base, merged, tensor, dtype)
-        return target, squared, missing
+        return squared, missing
 
-    def _working_space(self, piece: Piece) -> tuple[BlockMerger, memoryview, memoryview]:
-        own = self._own
-        if not hasattr(own, "merger"):
-            own.merger = BlockMerger(self.device)
-            own.source, own.target = bytearray(), bytearray()
-        if len(own.source) < piece.source_bytes:
-            own.source = bytearray(piece.source_bytes)
-        if len(own.target) < piece.nbytes:
-            own.target = bytearray(piece.nbytes)
-        return (
-            own.merger,
-            memoryview(own.source)[: piece.source_bytes],
-            memoryview(own.target)[: piece.nbytes],
-        )
+    def _merger(self) -> BlockMerger:
+        """This thread's own."""
+        if not hasattr(self._own, "merger"):
+            self._own.merger = BlockMerger(self.device)
+        merger: BlockMerger = self._own.merger
+        return merger
 
 
 def _refuse_overflow(

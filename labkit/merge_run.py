@@ -1,4 +1,10 @@
-"""One run of a merge: reads, merges, writes, hashes and flushes, in several threads."""
+"""One run of a merge: reads, merges, writes, hashes and flushes, in several threads.
+
+The thread that runs it hands out jobs and takes in their results; all else is done by a pool. The
+pieces of a file are begun in their order and done in any; a hash takes them in their order, out of
+the memory they were merged in. Two files are under way at once: the one with the most merging in
+it, which the processor is busy with, and the one with the least, which keeps the disk busy.
+"""
 
 from __future__ import annotations
 
@@ -8,58 +14,144 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from labkit.delta import Delta
-from labkit.layout import OutputFile, Piece, PieceMaker
+from labkit.layout import PIECE_BYTES, OutputFile, Piece, PieceMaker
 from labkit.progress import Progress, bar_of
 from labkit.receipt import Receipt, TensorReceipt
-from labkit.streams import Beside, copy_range, hash_file, hash_range, linked, write_fully
+from labkit.streams import (
+    PAGE,
+    SourceFile,
+    TargetFile,
+    hash_file,
+    hash_range,
+    linked,
+    page_buffer,
+    place,
+)
 from labkit.tensor_file import StoredTensor
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
 
 MOST_WORKERS = 4
-"""Threads that merge. More than this waits for the disk."""
-FLUSH_BYTES = 256 << 20
-"""Written bytes after which the disk is set to work, so that little is left to flush at the end."""
-LARGE_COPY = 16 << 20
-"""Bytes from which a run that is only copied goes its own way, beside the merging."""
+"""Processors that a merge uses. More than this wait for the disk."""
 
 
 def workers() -> int:
-    """How many threads merge at once."""
-    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0))))
+    """How many processors a merge uses."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(MOST_WORKERS, there or 1))
+
+
+def pieces_under_way() -> int:
+    """How many pieces are in memory at most: two files', for each processor one and one to read."""
+    return 2 * (workers() + 1)
+
+
+@dataclass
+class Hash:
+    """A hash of a file under way.
+
+    Attributes:
+        digest: hashlib's object; None until it takes over from the other file's.
+        next: the first piece that is not in it yet.
+        busy: a job is adding that piece.
+    """
+
+    digest: Any
+    next: int
+    busy: bool = False
+
+
+@dataclass
+class Held:
+    """A piece that is written and not yet hashed: its bytes in memory, where they are there."""
+
+    buffers: list[memoryview]
+    read: memoryview | None
+    written: memoryview | None
 
 
 class OpenOutput:
-    """One output file under way: its pieces are done in any order, and hashed in theirs."""
+    """One output file under way.
 
-    def __init__(self, file: OutputFile, source: int, target: int) -> None:
+    As long as it has the bytes of the base's file, one hash stands for both files.
+    """
+
+    def __init__(self, file: OutputFile, target: Path, hashes: bool) -> None:
         self.file = file
-        self.source, self.target = source, target
-        self.waiting = deque(enumerate(file.pieces))
-        self.done: set[int] = set()
-        self.unflushed = 0
-        self.digests: list[Any] = [
+        self.source = SourceFile(file.source.path)
+        try:
+            self.target = TargetFile(target, file.size, self.source)
+        except BaseException:
+            self.source.close()
+            raise
+        self.held: dict[int, Held] = {}
+        self.released = 0
+        self.read: Hash | None = None
+        self.written: Hash | None = None
+        if hashes:
             # Read in order only where each of its bytes is read once; else it is read again.
-            hashlib.sha256(file.source.header_bytes) if file.sequential else None,
-            hashlib.sha256(file.header),
-        ]
+            if file.sequential:
+                self.read = Hash(hashlib.sha256(file.source.header_bytes), 0)
+            same = file.same_until if self.read else 0
+            self.written = Hash(None if same else hashlib.sha256(file.header), same)
+        self._follow()
 
-    def finish(self, number: int) -> Iterator[Piece]:
-        """Note that a piece is done; give back those that now are done with all before them."""
-        self.done.add(number)
-        while self.waiting and self.waiting[0][0] in self.done:
-            first, piece = self.waiting.popleft()
-            self.done.remove(first)
-            yield piece
+    @property
+    def chains(self) -> list[Hash]:
+        """Its hashes."""
+        return [chain for chain in (self.read, self.written) if chain]
+
+    def due(self) -> Iterator[tuple[Hash, int, memoryview | None]]:
+        """The hashes whose next piece is there: the hash, the piece, and its bytes in memory."""
+        for chain in self.chains:
+            held = self.held.get(chain.next)
+            if held and chain.digest and not chain.busy:
+                chain.busy = True
+                yield chain, chain.next, held.read if chain is self.read else held.written
+
+    def hashed(self, chain: Hash) -> None:
+        """Note that a hash has its next piece."""
+        chain.busy = False
+        chain.next += 1
+        self._follow()
+
+    def _follow(self) -> None:
+        """Begin the written file's hash with what it has in common with the one that was read."""
+        read, written = self.read, self.written
+        if read and written and written.digest is None and read.next == written.next:
+            written.digest = read.digest.copy()
+
+    def release(self) -> Iterator[Held]:
+        """Give back the pieces that nothing waits for any more."""
+        passed = min((chain.next for chain in self.chains), default=len(self.file.pieces))
+        for number in [number for number in self.held if number < passed]:
+            self.released += 1
+            yield self.held.pop(number)
+
+    def close(self) -> None:
+        """Close both files."""
+        self.source.close()
+        self.target.close()
+
+
+@dataclass
+class Lane:
+    """Pieces that are begun one after the other: the pieces, and how many are in memory."""
+
+    pieces: Iterator[tuple[OpenOutput, int]]
+    held: int = 0
+    tensor: str | None = None
+    update: Delta | None = None
 
 
 class MergeRun:
@@ -87,161 +179,181 @@ class MergeRun:
         self.hashes = hashes
         self.progress = progress
         self.stopped = threading.Event()
-        self._descriptors: list[int] = []
-        self._current: str | None = None
-        self._added: Delta | None = None
+        self._files: deque[OutputFile] = deque()
+        self._open: list[OpenOutput] = []
+        self._free: list[memoryview] = []
+        self._running: dict[Future[Any], Callable[[Any], None]] = {}
+        self._bar: Any = None
 
     def run(self, files: list[OutputFile]) -> None:
         """Make the output files, flushed to disk; what goes wrong ends every thread, and raises."""
-        # Two jobs that are done beside the merging, each in order: hashing, and flushing to disk.
-        hashers = [Beside(self.stopped), Beside(self.stopped)] if self.hashes else []
-        flusher = Beside(self.stopped)
-        pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
+        self._files.extend(sorted(files, key=lambda file: file.merged_bytes))
+        lanes = [Lane(self._pieces(self._files.pop)), Lane(self._pieces(self._files.popleft))]
+        # Twice as many threads as processors, since half of them wait for the disk.
+        self._pool = ThreadPoolExecutor(2 * workers(), thread_name_prefix="labkit")
         try:
-            with bar_of(sum(file.size for file in files), self.progress) as bar:
-                begun = [self._begin(file, hashers, flusher, bar) for file in files]
-                outputs = [output for output in begun if output is not None]
-                for output, number, piece in self._pieces(outputs, pool):
-                    bar.update(piece.nbytes)
-                    for ordered in output.finish(number):
-                        self._hash_piece(hashers, output, ordered)
-                    self._flush(output, piece.nbytes, flusher)
-                    if not output.waiting:
-                        self._finish(output, hashers, flusher)
-                bar.set_description("flush")
-                for beside in (*hashers, flusher):
-                    beside.finish()
+            with bar_of(sum(file.size for file in files), self.progress) as self._bar:
+                self._start(lanes)
+                while self._running:
+                    for future in wait(self._running, return_when=FIRST_COMPLETED).done:
+                        self._running.pop(future)(future.result())
+                    self._start(lanes)
         except BaseException:
             self.stopped.set()
             raise
         finally:
-            pool.shutdown(cancel_futures=True)
-            for beside in (*hashers, flusher):
-                beside.close()
-            for descriptor in self._descriptors:
-                os.close(descriptor)
+            self._pool.shutdown(cancel_futures=True)
+            for output in self._open:
+                output.close()
 
-    def _begin(
-        self, file: OutputFile, hashers: list[Beside], flusher: Beside, bar: Any
-    ) -> OpenOutput | None:
+    def _submit(self, then: Callable[[Any], None], job: Callable[..., Any], *args: Any) -> None:
+        self._running[self._pool.submit(job, *args)] = then
+
+    def _start(self, lanes: list[Lane]) -> None:
+        for lane in lanes:
+            while lane.held < pieces_under_way() // 2:
+                following = next(lane.pieces, None)
+                if following is None:
+                    break
+                self._start_piece(lane, *following)
+
+    def _pieces(self, take: Callable[[], OutputFile]) -> Iterator[tuple[OpenOutput, int]]:
+        """Open one file after the other, and give its pieces."""
+        while self._files:
+            output = self._begin(take())
+            if output is None:
+                continue
+            for number in range(len(output.file.pieces)):
+                yield output, number
+
+    def _begin(self, file: OutputFile) -> OpenOutput | None:
         """Make an output file with its header; None if that was all there is to do."""
         source_path, target_path = file.source.path, self.folder / file.name
         if file.untouched and self.link and linked(source_path, target_path):
             self.linked.append(file.name)
-            bar.update(file.size)
-            if hashers:
-                hashers[0].put(lambda: self._hash_untouched(file))
+            self._bar.update(file.size)
+            if self.hashes:
+                self._submit(
+                    lambda digest: self._note(file, digest, digest),
+                    hash_file,
+                    source_path,
+                    self.stopped,
+                )
             return None
-        source = self._open(source_path, os.O_RDONLY)
-        target = self._open(target_path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        output = OpenOutput(file, source, target)
-        write_fully(output.target, file.header, 0)
-        bar.update(len(file.header))
+        output = OpenOutput(file, target_path, self.hashes)
+        self._open.append(output)
+        output.target.write(file.header, 0)
+        self._bar.update(len(file.header))
         if not file.pieces:
-            self._finish(output, hashers, flusher)
+            self._finish(output)
         return output
 
-    def _flush(self, output: OpenOutput, nbytes: int, flusher: Beside) -> None:
-        output.unflushed += nbytes
-        if output.unflushed >= FLUSH_BYTES:
-            flusher.put(lambda: os.fdatasync(output.target))
-            output.unflushed = 0
+    def _start_piece(self, lane: Lane, output: OpenOutput, number: int) -> None:
+        piece = output.file.pieces[number]
+        lane.held += 1
 
-    def _finish(self, output: OpenOutput, hashers: list[Beside], flusher: Beside) -> None:
-        file, digests = output.file, output.digests
-        flusher.put(lambda: os.fsync(output.target))
-        if hashers and file.untouched:
-            hashers[0].put(lambda: self._hash_untouched(file))
-        elif hashers:
-            hashers[0].put(lambda: self._note_source(file.source.path, digests[0]))
-            hashers[1].put(lambda: self.written_hashes.update({file.name: digests[1].hexdigest()}))
+        def done(result: tuple[Held, float, float]) -> None:
+            held, *squares = result
+            if piece.tensor and piece.tensor.name in self.plan.changes:
+                self.squares.setdefault(piece.tensor.name, []).append((squares[0], squares[1]))
+            self._bar.update(piece.nbytes)
+            output.held[number] = held
+            self._advance(lane, output)
 
-    def _open(self, path: Path, flags: int) -> int:
-        # Closed at the end of the run: hashing and flushing need the files after the merging.
-        descriptor = os.open(path, flags, 0o644)
-        self._descriptors.append(descriptor)
-        return descriptor
+        if piece.tensor:
+            update = self._update(lane, piece.tensor)
+            buffers = [self._buffer(piece.source_bytes), self._buffer(piece.nbytes)]
+            self._submit(done, self._merge_piece, output, piece, update, buffers)
+        elif output.target.shares or not output.target.direct:
+            self._submit(done, self._copy_in_kernel, output, piece)
+        else:
+            buffers = [self._buffer(piece.nbytes)]
+            self._submit(done, self._copy_piece, output, piece, buffers)
 
-    def _hash_piece(self, hashers: list[Beside], output: OpenOutput, piece: Piece) -> None:
-        if not hashers or output.file.untouched:
-            return
-        read, written = output.digests
-        if read is not None:
-            hashers[0].put(
-                lambda: hash_range(
-                    read, output.source, piece.source, piece.source_bytes, self.stopped
-                )
-            )
-        hashers[1].put(
-            lambda: hash_range(written, output.target, piece.target, piece.nbytes, self.stopped)
-        )
+    def _advance(self, lane: Lane, output: OpenOutput) -> None:
+        """Hash what can be hashed, and let go of what is done with."""
+        for held in output.release():
+            lane.held -= 1
+            self._free += held.buffers
+        for chain, number, data in output.due():
 
-    def _note_source(self, path: Path, digest: Any) -> None:
-        self.read_hashes[str(path)] = (
-            digest.hexdigest() if digest else hash_file(path, self.stopped)
-        )
+            def hashed(_: None, chain: Hash = chain) -> None:
+                output.hashed(chain)
+                self._advance(lane, output)
 
-    def _hash_untouched(self, file: OutputFile) -> None:
-        digest = hash_file(file.source.path, self.stopped)
-        self.read_hashes[str(file.source.path)] = digest
-        self.written_hashes[file.name] = digest
+            self._submit(hashed, self._hash_piece, output, chain, number, data)
+        if output.released == len(output.file.pieces):
+            self._finish(output)
 
-    def _pieces(
-        self, outputs: list[OpenOutput], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[OpenOutput, int, Piece]]:
-        """Carry out all pieces, a few at once; give back each when it is done.
+    def _finish(self, output: OpenOutput) -> None:
+        def closed(digests: tuple[str, str] | None) -> None:
+            self._open.remove(output)
+            output.close()
+            if digests:
+                self._note(output.file, *digests)
 
-        Long runs that are only copied and the rest are two queues, so that one processor copies
-        while the others merge. Only one run is copied at a time: the kernel lets one thread write
-        to a file, and a second one would spin.
-        """
-        everything = [
-            (output, number, piece)
-            for output in outputs
-            for number, piece in enumerate(output.file.pieces)
-        ]
-        copies = deque(one for one in everything if _only_copied(one[2]))
-        others = deque(one for one in everything if not _only_copied(one[2]))
-        running: dict[Future[tuple[float, float]], tuple[OpenOutput, int, Piece]] = {}
-        copying: Future[tuple[float, float]] | None = None
+        self._submit(closed, self._flush, output)
 
-        def start(one: tuple[OpenOutput, int, Piece]) -> Future[tuple[float, float]]:
-            output, _, piece = one
-            if piece.tensor is None:
-                job = pool.submit(copy_range, output.source, output.target, piece, output.file)
-            else:
-                job = pool.submit(self._merge_piece, output, piece, self._update(piece.tensor))
-            running[job] = one
-            return job
+    def _note(self, file: OutputFile, read: str, written: str) -> None:
+        self.read_hashes[str(file.source.path)] = read
+        self.written_hashes[file.name] = written
 
-        while copies or others or running:
-            if copies and copying not in running:
-                copying = start(copies.popleft())
-            while others and len(running) <= 2 * workers():
-                start(others.popleft())
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                output, number, piece = running.pop(future)
-                squares = future.result()
-                if piece.tensor and piece.tensor.name in self.plan.changes:
-                    self.squares.setdefault(piece.tensor.name, []).append(squares)
-                yield output, number, piece
-
-    def _update(self, tensor: StoredTensor) -> Delta | None:
+    def _update(self, lane: Lane, tensor: StoredTensor) -> Delta | None:
         """What is added to a tensor, read once for all its pieces, which come one after another."""
-        if tensor.name != self._current:
-            self._current, self._added = tensor.name, self.maker.update(tensor)
-            if self._added is not None:
-                self.asked[tensor.name] = self._added.norm()
-        return self._added
+        if tensor.name != lane.tensor:
+            lane.tensor, lane.update = tensor.name, self.maker.update(tensor)
+            if lane.update is not None:
+                self.asked[tensor.name] = lane.update.norm()
+        return lane.update
+
+    def _buffer(self, size: int) -> memoryview:
+        """Memory for a piece: of one that is done, where there is one, for new memory costs time."""
+        for number, buffer in enumerate(self._free):
+            if len(buffer) >= size + 2 * PAGE:
+                return self._free.pop(number)
+        return page_buffer(max(size, PIECE_BYTES))
+
+    # What the pool does.
 
     def _merge_piece(
-        self, output: OpenOutput, piece: Piece, update: Delta | None
-    ) -> tuple[float, float]:
-        if self.stopped.is_set():
-            return 0.0, 0.0
-        merged, squared, missing = self.maker.make(output.file, piece, output.source, update)
-        write_fully(output.target, merged, piece.target)
-        return squared, missing
+        self, output: OpenOutput, piece: Piece, update: Delta | None, buffers: list[memoryview]
+    ) -> tuple[Held, float, float]:
+        source = output.source.read(buffers[0], piece.source, piece.source_bytes)
+        target = place(buffers[1], piece.target, piece.nbytes)
+        squared, missing = self.maker.make(piece, source, target, update)
+        output.target.write(target, piece.target)
+        return Held(buffers, source, target), squared, missing
+
+    def _copy_piece(
+        self, output: OpenOutput, piece: Piece, buffers: list[memoryview]
+    ) -> tuple[Held, float, float]:
+        data = output.source.read(buffers[0], piece.source, piece.nbytes)
+        output.target.write(data, piece.target)
+        return Held(buffers, data, data), 0.0, 0.0
+
+    def _copy_in_kernel(self, output: OpenOutput, piece: Piece) -> tuple[Held, float, float]:
+        output.target.copy(output.source, piece.source, piece.nbytes, piece.target)
+        return Held([], None, None), 0.0, 0.0
+
+    def _hash_piece(
+        self, output: OpenOutput, chain: Hash, number: int, data: memoryview | None
+    ) -> None:
+        if data is not None:
+            chain.digest.update(data)
+            return
+        # Copied by the kernel, so not in memory; the base has the same bytes.
+        piece = output.file.pieces[number]
+        hash_range(chain.digest, output.source.plain, piece.source, piece.nbytes, self.stopped)
+
+    def _flush(self, output: OpenOutput) -> tuple[str, str] | None:
+        """Flush a file to disk; give the digests of the base's file and of this one."""
+        output.target.flush()
+        if output.written is None:
+            return None
+        written = output.written.digest.hexdigest()
+        if output.read is None:
+            return hash_file(output.file.source.path, self.stopped), written
+        return output.read.digest.hexdigest(), written
 
     def receipt(self, out: Path, began: float, others: dict[str, bytes | Path]) -> Receipt:
         """What the run did, and the hashes of the small files that were read and written too."""
@@ -278,7 +390,3 @@ class MergeRun:
             files_written=dict(sorted(self.written_hashes.items())),
             notes=(*self.plan.notes, *self.plan.recipe.changed_files(self.read_hashes)),
         )
-
-
-def _only_copied(piece: Piece) -> bool:
-    return piece.tensor is None and piece.nbytes >= LARGE_COPY

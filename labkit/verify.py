@@ -12,6 +12,7 @@ from labkit.layout import OutputFile, Piece, PieceMaker, one_thread_each, output
 from labkit.plan import Plan, plan
 from labkit.recipe import FILE_NAME, Recipe
 from labkit.streams import HASH_BYTES, hash_file
+from labkit.tensor_file import read_fully
 from labkit.write import choose_device
 
 
@@ -107,6 +108,7 @@ def _compare_file(
         )
     source = os.open(file.source.path, os.O_RDONLY)
     target = os.open(path, os.O_RDONLY)
+    read, made = bytearray(), bytearray()
     try:
         if os.pread(target, len(file.header), 0) != file.header:
             raise LabkitError(f"the header of {shown(path)} differs from what the recipe makes")
@@ -119,8 +121,11 @@ def _compare_file(
                 if piece.tensor.name != current:
                     current = piece.tensor.name
                     update = maker.update(piece.tensor)
-                expected, *_ = maker.make(file, piece, source, update)
-                if os.pread(target, piece.nbytes, piece.target) != expected:
+                read = read if len(read) == piece.source_bytes else bytearray(piece.source_bytes)
+                made = made if len(made) == piece.nbytes else bytearray(piece.nbytes)
+                read_fully(source, read, piece.source, file.source.path)
+                maker.make(piece, memoryview(read), memoryview(made), update)
+                if os.pread(target, piece.nbytes, piece.target) != made:
                     raise LabkitError(
                         f"tensor {shown(current)!r} in {shown(path)} differs from what the recipe "
                         f"makes, in rows {piece.rows[0]} to {piece.rows[1] - 1}"

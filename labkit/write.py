@@ -26,10 +26,9 @@ from labkit.atomic_folder import (
 )
 from labkit.errors import LabkitError, shown
 from labkit.layout import MERGE_BYTES, one_thread_each, output_files, side_files
-from labkit.merge_run import MergeRun, workers
+from labkit.merge_run import MergeRun, pieces_under_way, workers
 from labkit.progress import Progress
 from labkit.recipe import FILE_NAME as RECIPE_NAME
-from labkit.streams import HASH_BYTES
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
@@ -41,6 +40,7 @@ SPARE_BYTES = 16 << 20
 
 def working_memory(plan: Plan) -> int:
     """Bytes of memory that carrying out a plan takes at most, beside Python's and torch's own."""
+    threads = 2 * workers()
     # For each element of a block: float64 three times, float32 once, and what looks for ties.
     blocks = BLOCK_ELEMENTS["cpu"] * (3 * 8 + 4 + 16)
     pieces = MERGE_BYTES["cpu"] * 3  # the bytes read, and at most twice as many written
@@ -52,7 +52,7 @@ def working_memory(plan: Plan) -> int:
         default=0,
     )  # fmt: skip
     # Factors of as many tensors as pieces under way, and those that are just being read.
-    return workers() * (blocks + pieces) + (2 * workers() + 4) * factors + 2 * HASH_BYTES
+    return threads * blocks + pieces_under_way() * pieces + (pieces_under_way() + 4) * factors
 
 
 def choose_device(device: str) -> torch.device:

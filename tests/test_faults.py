@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import labkit.atomic_folder
-import labkit.merge_run
+import labkit.streams
 from benchmarks.faults import Bench, changed, digest, disturb, full, race
 from labkit import Gradient, LabkitError, plan
 from labkit.atomic_folder import ASIDE
@@ -93,7 +93,7 @@ def test_a_full_disk_is_said_and_nothing_left(bench, out, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(labkit.merge_run, "write_fully", no_space)
+    monkeypatch.setattr(labkit.streams, "write_fully", no_space)
     with pytest.raises(LabkitError, match=r"the disk became full while .*; nothing is left of it"):
         plan(bench.base, bench.adapter, ONES).write(out, progress=False)
     assert not out.exists()
