@@ -1,5 +1,5 @@
 """`python -m labkit` is the command line."""
 
-from labkit.cli import main
+from labkit.cli import program
 
-main()
+program()

@@ -276,7 +276,7 @@ class PieceMaker:
         return squared, missing
 
     def _merger(self) -> BlockMerger:
-        """This thread's own."""
+        """The one of the thread that asks."""
         if not hasattr(self._own, "merger"):
             self._own.merger = BlockMerger(self.device)
         merger: BlockMerger = self._own.merger

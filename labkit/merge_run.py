@@ -307,7 +307,7 @@ class MergeRun:
         return lane.update
 
     def _buffer(self, size: int) -> memoryview:
-        """Memory for a piece: of one that is done, where there is one, for new memory costs time."""
+        """Memory for a piece: that of one that is done, if any, since new memory costs time."""
         for number, buffer in enumerate(self._free):
             if len(buffer) >= size + 2 * PAGE:
                 return self._free.pop(number)

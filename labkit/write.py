@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,7 +89,9 @@ def write(
     others = side_files(plan)
     began = time.time()
     try:
-        with building(out) as folder:
+        # Drawing takes a second that the merging has to spare.
+        with building(out) as folder, ThreadPoolExecutor(1) as artist:
+            picture = artist.submit(_picture, plan)
             merge = MergeRun(plan, folder, chosen, link, hashes, progress)
             with one_thread_each():
                 merge.run(files)
@@ -102,6 +105,7 @@ def write(
                 term.adapter.require_unchanged()
             receipt = merge.receipt(out, began, others)
             _describe(plan, receipt, folder, merge.read_hashes)
+            (folder / "gradient.png").write_bytes(picture.result())
             flush_folder(folder)
             put_in_place(folder, out, overwrite)
     except OSError as error:
@@ -130,9 +134,15 @@ def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
         )
 
 
+def _picture(plan: Plan) -> bytes:
+    from labkit.figures import gradient_picture, picture_bytes
+
+    first = plan.recipe.terms[0]
+    return picture_bytes(gradient_picture(first.weights, plan.base.name, first.adapter.name))
+
+
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:
     from labkit.card import model_card
-    from labkit.figures import gradient_picture, picture_bytes
 
     sha256 = {
         source.reference: {
@@ -144,9 +154,6 @@ def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) 
     }
     recipe = replace(plan.recipe, sha256={name: files for name, files in sha256.items() if files})
     recipe.save(folder / RECIPE_NAME)
-    first = plan.recipe.terms[0]
-    picture = gradient_picture(first.weights, plan.base.name, first.adapter.name)
-    (folder / "gradient.png").write_bytes(picture_bytes(picture))
     (folder / "README.md").write_text(model_card(plan, receipt), encoding="utf-8")
     (folder / "receipt.json").write_text(
         json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit import arithmetic
 from labkit.arithmetic import SIGNIFICAND_BITS, SMALLEST_EXPONENT, BlockMerger, round_once
 from labkit.delta import LowRank
 
@@ -108,3 +109,19 @@ def test_a_gpu_gives_the_same_bytes(dtype):
     cuda = torch.device("cuda")
     there = BlockMerger(cuda).merge(base.to(cuda), update.to(cuda), 0, dtype)[0]
     assert torch.equal(here, there.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gpus_search_for_halfway_numbers_finds_the_same(dtype, monkeypatch):
+    # On a GPU torch looks for them and not numpy; here it does so on the CPU's own tensors.
+    torch.manual_seed(5)
+    base = (torch.randn(64, 96) * 1e-4).to(dtype)
+    update = LowRank(torch.randn(64, 4).double() * 1e-3, torch.randn(4, 96).double() * 1e-3)
+    update.left[:8] = 2.0**-9  # products that are halfway, or next to it
+    update.right[:, :48] = 2.0**-18
+    cpu = torch.device("cpu")
+    expected, *sums = BlockMerger(cpu).merge(base, update, 0, dtype)
+    monkeypatch.setattr(arithmetic, "_as_numpy", arithmetic._as_it_is)
+    found, *others = BlockMerger(cpu).merge(base, update, 0, dtype)
+    assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
+    assert others == pytest.approx(sums, rel=1e-6)

@@ -9,8 +9,10 @@ import torch
 
 import labkit as lk
 import labkit.merge_run
+import labkit.streams
 import labkit.write
 from labkit.arithmetic import round_once
+from labkit.streams import hash_file
 from tests.tiny import make_adapter, make_base, merged_by_peft
 
 WEIGHTS = [0, 0.5, 1, -0.25]
@@ -157,6 +159,24 @@ def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, mon
         for mine, theirs in zip(again.tensors, receipt.tensors, strict=True):
             assert mine.achieved == pytest.approx(theirs.achieved, rel=1e-6)
             assert mine.missing == pytest.approx(theirs.missing, rel=1e-4)
+
+
+@pytest.mark.parametrize("way", ["through the page cache", "with shared blocks", "past the cache"])
+def test_the_same_bytes_and_hashes_whichever_way_they_go(way, plan, out, tmp_path, monkeypatch):
+    receipt = write(plan, out)
+    if way == "through the page cache":
+        monkeypatch.setattr(labkit.streams, "DIRECT", 0)
+    elif way == "with shared blocks":  # the kernel copies then, shared or not
+        monkeypatch.setattr(labkit.streams, "_shares_blocks", lambda *_: True)
+    else:
+        monkeypatch.setattr(labkit.streams, "_cached", lambda _: False)
+    again = write(plan, tmp_path / "again")
+    assert model_files(tmp_path / "again") == model_files(out)
+    for name in model_files(out):
+        assert again.files_written[name] == receipt.files_written[name]
+        assert again.files_written[name] == hash_file(out / name)
+    assert again.files_read == receipt.files_read
+    assert all(hash_file(Path(path)) == digest for path, digest in again.files_read.items())
 
 
 @pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
