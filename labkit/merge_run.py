@@ -15,9 +15,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,11 +74,19 @@ class Hash:
 
 @dataclass
 class Held:
-    """A piece that is written and not yet hashed: its bytes in memory, where they are there."""
+    """A piece that is merged, and not yet both written and hashed.
+
+    Attributes:
+        buffers: what to free then.
+        read: its bytes in the base's file; None where they are not in memory.
+        written: likewise in the output file.
+        stored: it is written.
+    """
 
     buffers: list[memoryview]
     read: memoryview | None
     written: memoryview | None
+    stored: bool = False
 
 
 class OpenOutput:
@@ -133,8 +142,8 @@ class OpenOutput:
 
     def release(self) -> Iterator[Held]:
         """Give back the pieces that nothing waits for any more."""
-        passed = min((chain.next for chain in self.chains), default=len(self.file.pieces))
-        for number in [number for number in self.held if number < passed]:
+        hashed = min((chain.next for chain in self.chains), default=len(self.file.pieces))
+        for number in [n for n, held in self.held.items() if n < hashed and held.stored]:
             self.released += 1
             yield self.held.pop(number)
 
@@ -150,6 +159,7 @@ class Lane:
 
     pieces: Iterator[tuple[OpenOutput, int]]
     held: int = 0
+    ended: bool = False
     tensor: str | None = None
     update: Delta | None = None
 
@@ -182,38 +192,54 @@ class MergeRun:
         self._files: deque[OutputFile] = deque()
         self._open: list[OpenOutput] = []
         self._free: list[memoryview] = []
-        self._running: dict[Future[Any], Callable[[Any], None]] = {}
+        self._under_way = 0
+        self._done: SimpleQueue[tuple[Future[Any], Callable[[Any], None]]] = SimpleQueue()
         self._bar: Any = None
 
     def run(self, files: list[OutputFile]) -> None:
         """Make the output files, flushed to disk; what goes wrong ends every thread, and raises."""
         self._files.extend(sorted(files, key=lambda file: file.merged_bytes))
         lanes = [Lane(self._pieces(self._files.pop)), Lane(self._pieces(self._files.popleft))]
-        # Twice as many threads as processors, since half of them wait for the disk.
-        self._pool = ThreadPoolExecutor(2 * workers(), thread_name_prefix="labkit")
+        # Those that calculate, one for each processor, and those that wait for the disk: more that
+        # calculate would wait for each other, at each of their many short steps in Python.
+        self._calculating = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
+        self._moving = ThreadPoolExecutor(workers(), thread_name_prefix="labkit-disk")
         try:
             with bar_of(sum(file.size for file in files), self.progress) as self._bar:
                 self._start(lanes)
-                while self._running:
-                    for future in wait(self._running, return_when=FIRST_COMPLETED).done:
-                        self._running.pop(future)(future.result())
+                while self._under_way:
+                    future, then = self._done.get()
+                    self._under_way -= 1
+                    then(future.result())
                     self._start(lanes)
         except BaseException:
             self.stopped.set()
             raise
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            for pool in (self._calculating, self._moving):
+                pool.shutdown(cancel_futures=True)
             for output in self._open:
                 output.close()
 
-    def _submit(self, then: Callable[[Any], None], job: Callable[..., Any], *args: Any) -> None:
-        self._running[self._pool.submit(job, *args)] = then
+    def _submit(
+        self,
+        pool: ThreadPoolExecutor,
+        job: Callable[..., Any],
+        *args: Any,
+        then: Callable[[Any], None],
+    ) -> None:
+        """Have a job done, and then, in the thread that runs all this, what its result is for."""
+        self._under_way += 1
+        future = pool.submit(job, *args)
+        future.add_done_callback(lambda done: self._done.put((done, then)))
 
     def _start(self, lanes: list[Lane]) -> None:
-        for lane in lanes:
-            while lane.held < pieces_under_way() // 2:
+        busy = [lane for lane in lanes if lane.held or not lane.ended]
+        for lane in busy:
+            while not lane.ended and lane.held < pieces_under_way() // len(busy):
                 following = next(lane.pieces, None)
                 if following is None:
+                    lane.ended = True
                     break
                 self._start_piece(lane, *following)
 
@@ -234,10 +260,11 @@ class MergeRun:
             self._bar.update(file.size)
             if self.hashes:
                 self._submit(
-                    lambda digest: self._note(file, digest, digest),
+                    self._calculating,
                     hash_file,
                     source_path,
                     self.stopped,
+                    then=lambda digest: self._note(file, digest, digest),
                 )
             return None
         output = OpenOutput(file, target_path, self.hashes)
@@ -249,26 +276,45 @@ class MergeRun:
         return output
 
     def _start_piece(self, lane: Lane, output: OpenOutput, number: int) -> None:
+        """Read a piece, merge it if it is merged, write it and hash it."""
         piece = output.file.pieces[number]
         lane.held += 1
 
-        def done(result: tuple[Held, float, float]) -> None:
-            held, *squares = result
-            if piece.tensor and piece.tensor.name in self.plan.changes:
-                self.squares.setdefault(piece.tensor.name, []).append((squares[0], squares[1]))
+        def stored(_: None) -> None:
+            output.held[number].stored = True
             self._bar.update(piece.nbytes)
-            output.held[number] = held
             self._advance(lane, output)
 
-        if piece.tensor:
-            update = self._update(lane, piece.tensor)
-            buffers = [self._buffer(piece.source_bytes), self._buffer(piece.nbytes)]
-            self._submit(done, self._merge_piece, output, piece, update, buffers)
-        elif output.target.shares or not output.target.direct:
-            self._submit(done, self._copy_in_kernel, output, piece)
-        else:
-            buffers = [self._buffer(piece.nbytes)]
-            self._submit(done, self._copy_piece, output, piece, buffers)
+        def made(held: Held) -> None:
+            output.held[number] = held
+            self._submit(self._moving, output.target.write, held.written, piece.target, then=stored)
+            self._advance(lane, output)
+
+        if piece.tensor is None and (output.target.shares or not output.target.direct):
+            output.held[number] = Held([], None, None)
+            copied = piece.source, piece.nbytes, piece.target
+            self._submit(self._moving, output.target.copy, output.source, *copied, then=stored)
+            return
+        buffer = self._buffer(piece.source_bytes)
+        reading = buffer, piece.source, piece.source_bytes
+        if piece.tensor is None:
+            self._submit(
+                self._moving,
+                output.source.read,
+                *reading,
+                then=lambda data: made(Held([buffer], data, data)),
+            )
+            return
+        update = self._update(lane, piece.tensor)
+        target = self._buffer(piece.nbytes)
+
+        def read(source: memoryview) -> None:
+            held = Held([buffer, target], source, place(target, piece.target, piece.nbytes))
+            self._submit(
+                self._calculating, self._merge, piece, held, update, then=lambda _: made(held)
+            )
+
+        self._submit(self._moving, output.source.read, *reading, then=read)
 
     def _advance(self, lane: Lane, output: OpenOutput) -> None:
         """Hash what can be hashed, and let go of what is done with."""
@@ -281,7 +327,8 @@ class MergeRun:
                 output.hashed(chain)
                 self._advance(lane, output)
 
-            self._submit(hashed, self._hash_piece, output, chain, number, data)
+            job = self._hash, output, chain, number, data
+            self._submit(self._calculating, *job, then=hashed)
         if output.released == len(output.file.pieces):
             self._finish(output)
 
@@ -292,7 +339,7 @@ class MergeRun:
             if digests:
                 self._note(output.file, *digests)
 
-        self._submit(closed, self._flush, output)
+        self._submit(self._moving, self._flush, output, then=closed)
 
     def _note(self, file: OutputFile, read: str, written: str) -> None:
         self.read_hashes[str(file.source.path)] = read
@@ -304,6 +351,7 @@ class MergeRun:
             lane.tensor, lane.update = tensor.name, self.maker.update(tensor)
             if lane.update is not None:
                 self.asked[tensor.name] = lane.update.norm()
+                self.squares[tensor.name] = []
         return lane.update
 
     def _buffer(self, size: int) -> memoryview:
@@ -313,31 +361,15 @@ class MergeRun:
                 return self._free.pop(number)
         return page_buffer(max(size, PIECE_BYTES))
 
-    # What the pool does.
+    # What the pools do.
 
-    def _merge_piece(
-        self, output: OpenOutput, piece: Piece, update: Delta | None, buffers: list[memoryview]
-    ) -> tuple[Held, float, float]:
-        source = output.source.read(buffers[0], piece.source, piece.source_bytes)
-        target = place(buffers[1], piece.target, piece.nbytes)
-        squared, missing = self.maker.make(piece, source, target, update)
-        output.target.write(target, piece.target)
-        return Held(buffers, source, target), squared, missing
+    def _merge(self, piece: Piece, held: Held, update: Delta | None) -> None:
+        assert piece.tensor and held.read is not None and held.written is not None  # noqa: S101, PT018
+        squares = self.maker.make(piece, held.read, held.written, update)
+        if update is not None:
+            self.squares[piece.tensor.name].append(squares)
 
-    def _copy_piece(
-        self, output: OpenOutput, piece: Piece, buffers: list[memoryview]
-    ) -> tuple[Held, float, float]:
-        data = output.source.read(buffers[0], piece.source, piece.nbytes)
-        output.target.write(data, piece.target)
-        return Held(buffers, data, data), 0.0, 0.0
-
-    def _copy_in_kernel(self, output: OpenOutput, piece: Piece) -> tuple[Held, float, float]:
-        output.target.copy(output.source, piece.source, piece.nbytes, piece.target)
-        return Held([], None, None), 0.0, 0.0
-
-    def _hash_piece(
-        self, output: OpenOutput, chain: Hash, number: int, data: memoryview | None
-    ) -> None:
+    def _hash(self, output: OpenOutput, chain: Hash, number: int, data: memoryview | None) -> None:
         if data is not None:
             chain.digest.update(data)
             return

@@ -40,6 +40,3 @@ class _Told:
     def update(self, count: int) -> None:
         self.done += count
         self.tell(self.done, self.total)
-
-    def set_description(self, _: str) -> None:
-        self.tell(self.done, self.total)

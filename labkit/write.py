@@ -44,7 +44,8 @@ def working_memory(plan: Plan) -> int:
     threads = 2 * workers()
     # For each element of a block: float64 three times, float32 once, and what looks for ties.
     blocks = BLOCK_ELEMENTS["cpu"] * (3 * 8 + 4 + 16)
-    pieces = MERGE_BYTES["cpu"] * 3  # the bytes read, and at most twice as many written
+    # The bytes read and those written, which are at most twice as many in another dtype.
+    pieces = MERGE_BYTES["cpu"] * (2 if plan.recipe.dtype == "auto" else 3)
     factors = max(
         (
             sum(contribution.module.memory for contribution in change.contributions)
