@@ -53,8 +53,8 @@ def workers() -> int:
 
 
 def pieces_under_way() -> int:
-    """How many pieces are in memory at most: two files', for each processor one and one to read."""
-    return 2 * (workers() + 1)
+    """How many pieces are in memory at most: for each processor one to calculate, one on its way."""
+    return 2 * workers()
 
 
 @dataclass
