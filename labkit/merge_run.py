@@ -53,7 +53,7 @@ def workers() -> int:
 
 
 def pieces_under_way() -> int:
-    """How many pieces are in memory at most: for each processor one to calculate, one on its way."""
+    """How many pieces are in memory at most: two for each processor, one of them on its way."""
     return 2 * workers()
 
 
