@@ -5,10 +5,8 @@ Success is 0. Wrong input is 2 and one line on standard error, never a traceback
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -381,22 +379,6 @@ def main() -> None:
     if status == STOPPED:  # typer's own answer to Ctrl-C, in some of its versions
         _fail("stopped; nothing was left behind", STOPPED)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def program() -> None:
-    """Run the command line as a process of its own, and end it at once.
-
-    Python's way of taking torch apart at the end takes half a second and 0.12 GB, to no end.
-    """
-    status: int | str | None = 0
-    try:
-        main()
-    except SystemExit as end:
-        status = end.code
-    with suppress(OSError):  # nobody reads any more
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str, status: int = 2) -> None:

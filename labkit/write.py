@@ -41,7 +41,6 @@ SPARE_BYTES = 16 << 20
 
 def working_memory(plan: Plan) -> int:
     """Bytes of memory that carrying out a plan takes at most, beside Python's and torch's own."""
-    threads = 2 * workers()
     # For each element of a block: float64 three times, float32 once, and what looks for ties.
     blocks = BLOCK_ELEMENTS["cpu"] * (3 * 8 + 4 + 16)
     # The bytes read and those written, which are at most twice as many in another dtype.
@@ -54,7 +53,7 @@ def working_memory(plan: Plan) -> int:
         default=0,
     )  # fmt: skip
     # Factors of as many tensors as pieces under way, and those that are just being read.
-    return threads * blocks + pieces_under_way() * pieces + (pieces_under_way() + 4) * factors
+    return workers() * blocks + pieces_under_way() * pieces + (pieces_under_way() + 4) * factors
 
 
 def choose_device(device: str) -> torch.device:
