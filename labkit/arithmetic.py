@@ -2,15 +2,19 @@
 
 Two things could make the last bit differ between devices, and both are settled here.
 
-1. Rounding twice. Torch turns a float64 into a 16-bit number by way of float32. Where the float32
+1. Rounding twice. On its way to 16 bits a float64 is rounded to float32 first. Where the float32
    lies exactly halfway between two 16-bit numbers, the second rounding can go the wrong way
    (Boldo and Melquiond, "When double rounding is odd", IMACS 2005).
 2. Matrix products. Their last bits depend on the library's order of summation. That matters only
    for a sum so close to halfway between two output numbers that its last bits decide.
 
-Both concern the same few elements, about one in 65,536: those whose float32 (for a float32 output:
-whose float64) lies halfway, or next to it. They are found by their bit pattern, summed again in a
-fixed order, and rounded with one exact operation.
+Both concern the same few elements: those whose float32 (for a float32 output: whose float64) lies
+halfway, or next to it. They are found by their bit pattern, summed again in a fixed order, and
+rounded with one exact operation.
+
+All of it is numpy's, without torch, whose import alone would take half a gigabyte and seconds.
+numpy knows no bfloat16 and converts float16 slowly, so numbers of 16 bits are converted by their
+bits. `device_arithmetic` does the same on a GPU.
 """
 
 from __future__ import annotations
@@ -19,105 +23,90 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float64, Int32, Int64
-from torch import Tensor
+from jaxtyping import Float64, Int64, Shaped
 
-from labkit.delta import Delta
+from labkit.delta import Delta, LowRank
+from labkit.floats import ARRAYS, round_once, wide
 
-SIGNIFICAND_BITS = {
-    torch.bfloat16: 8, torch.float16: 11, torch.float32: 24, torch.float64: 53
-}  # fmt: skip
-"""Bits of precision, the hidden one included."""
-SMALLEST_EXPONENT = {
-    torch.bfloat16: -126, torch.float16: -14, torch.float32: -126, torch.float64: -1022
-}  # fmt: skip
-"""Exponent of the smallest normal number: below it, numbers are evenly spaced."""
+SHORT = ("F16", "BF16")
+"""The dtypes of 16 bits."""
 
-BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Elements merged at a time, by the kind of device: few enough for a processor's cache, and enough
-that the work outweighs Python's."""
+BLOCK_ELEMENTS = 1 << 17
+"""Elements merged at a time: few enough for a processor's cache, and enough that the work outweighs
+Python's."""
 
 MOST_SPACES = 64
 """Shapes of blocks whose views are kept: a model's matrices have few."""
+
+FEW_COLUMNS = 64
+"""Rows shorter than this are summed together."""
 
 NEAR_HALFWAY = 1 << 12
 """For float32 outputs: how near to halfway, in units of float64's last place, is looked at again.
 Products of any device agree far closer than that."""
 
-
-def round_once(
-    values: Float64[Tensor, " entries"], dtype: torch.dtype
-) -> Float[Tensor, " entries"]:
-    """Round float64 to a shorter dtype once, to the nearest, ties to even (IEEE 754)."""
-    # values = mantissa · 2^exponent with 0.5 ≤ |mantissa| < 1, so the leading bit is exponent - 1.
-    _, exponent = torch.frexp(values)
-    exponent = torch.clamp(exponent - 1, min=SMALLEST_EXPONENT[dtype])
-    last_place = exponent - SIGNIFICAND_BITS[dtype] + 1
-    # Scaling by a power of two is exact, and torch.round rounds ties to even.
-    rounded = torch.round(values * _power_of_two(-last_place)) * _power_of_two(last_place)
-    return torch.where(torch.isfinite(values), rounded, values).to(dtype)
+EXPONENTS_APART = 2.0**112
+"""Float16's bits, read as those of a float32, give the number divided by this, subnormal numbers
+included: the biases of the exponents are 15 and 127."""
+FLOAT16_INFINITE = 0x7C00
+"""The bits of float16's infinity, and the least of what is not finite."""
 
 
-def _power_of_two(exponent: Int32[Tensor, " entries"]) -> Float64[Tensor, " entries"]:
-    # Written as bits: torch.ldexp goes by way of float32, whose range ends at 2¹²⁷.
-    return ((exponent.long() + 1023) << 52).view(torch.float64)
+def near_halfway_in_float64(bits: Any, values: Any) -> Any:
+    """Tell where a float64 is close to halfway between two neighbours in float32.
 
-
-def _quickest(values: Tensor) -> Any:
-    """The same numbers for numpy where it can have them, which finds some in a tenth of the time.
-
-    For the rest as they are: a GPU's stay with torch.
+    Args:
+        bits: the numbers' bits as int64, an array of numpy or a tensor of torch.
+        values: the numbers themselves.
     """
-    return values.numpy() if values.is_cpu else values
-
-
-def _positions(mask: Any) -> Any:
-    """Find the few places where a long mask is true; a numpy array's or a tensor's."""
-    return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().view(-1)
-
-
-def _near_halfway_in_float64(
-    values: Float64[Tensor, " entries"], dtype: torch.dtype
-) -> Int64[Tensor, " found"]:
-    """Find float64 numbers close to halfway between two neighbours in float32."""
-    if dtype == torch.float64:
-        return torch.empty(0, dtype=torch.int64, device=values.device)
-    below = values.view(torch.int64) & ((1 << 29) - 1)
-    near = (below - (1 << 28)).abs() <= NEAR_HALFWAY
+    below = bits & ((1 << 29) - 1)
+    near = abs(below - (1 << 28)) <= NEAR_HALFWAY
     # Subnormal float32 numbers have fewer bits; they are too rare to look closer.
-    small = values.abs() < 2.0**-126
-    return torch.as_tensor(_positions(_quickest(near | small)))
+    return near | (abs(values) < 2.0**-126)
 
 
-def _sum_of_squares(
-    values: Float[Tensor, "rows columns"], scratch: Float[Tensor, "rows columns"]
-) -> float:
-    # Torch's sum adds in a tree; its dot product, one after the other, would be off by 1e-5.
-    total = float(torch.mul(values, values, out=scratch).sum())
-    if 1e-30 < total < 1e30 or values.dtype == torch.float64:
+def settle(
+    found: Int64[np.ndarray, " found"],
+    base: Float64[np.ndarray, " found"],
+    columns: int,
+    update: Delta | None,
+    start: int,
+    code: str,
+) -> tuple[Shaped[np.ndarray, " found"], float, float]:
+    """Sum single elements in a fixed order and round them exactly.
+
+    Args:
+        found: their positions in the rows.
+        base: their numbers in the base.
+        columns: how many there are in a row.
+        update: what is added to the tensor.
+        start: the number of the first row in the tensor.
+        code: the dtype of the result.
+
+    Returns:
+        the rounded numbers, and two sums of squares: see `BlockMerger.merge`.
+    """
+    exact = base.copy()
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite, or too large
+        if update is not None:
+            rows = found // columns
+            update.add_entries_to(exact, base, rows + start, found - rows * columns)
+        rounded = round_once(exact, code)
+        result = wide(rounded, code)
+        return rounded, float(np.sum((result - base) ** 2)), float(np.sum((result - exact) ** 2))
+
+
+def _sum_of_squares(values: Shaped[np.ndarray, "rows columns"]) -> float:
+    if values.shape[1] < FEW_COLUMNS:
+        values = values.reshape(1, -1)
+    # A product for each row, and float64 between them: added up over a whole block, squares of
+    # like numbers all round the same way.
+    total = float(np.matmul(values[:, None, :], values[:, :, None]).sum(dtype=np.float64))
+    if 1e-30 < total < 1e30 or values.dtype == np.float64:
         return total
     # Squares that leave float32's range; that is rare, so their copy may cost.
-    return float(values.double().square().sum())
-
-
-def _settle(
-    found: Int64[Tensor, " found"],
-    base: Float[Tensor, "rows columns"],
-    update: Delta,
-    start: int,
-    merged: Float[Tensor, "rows columns"],
-) -> tuple[float, float]:
-    """Sum single elements in a fixed order and round them exactly; return their sums of squares."""
-    columns = base.shape[1]
-    rows = found.div(columns, rounding_mode="floor")
-    original = base.reshape(-1)[found].double()
-    exact = original.clone()
-    update.add_entries_to(exact, original, rows + start, found - rows * columns)
-    rounded = round_once(exact, merged.dtype)
-    merged.view(-1)[found] = rounded
-    rounded = rounded.double()
-    return float((rounded - original).square().sum()), float((rounded - exact).square().sum())
+    flat = values.reshape(-1).astype(np.float64)
+    return float(np.dot(flat, flat))
 
 
 class BlockMerger:
@@ -128,28 +117,29 @@ class BlockMerger:
     One merger belongs to one thread.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.block_elements = BLOCK_ELEMENTS[device.type]
-        self._buffers: dict[str, Tensor] = {}
+    def __init__(self) -> None:
+        self._buffers: dict[str, np.ndarray] = {}
         self._spaces: dict[object, _Space] = {}
 
     def merge(
         self,
-        base: Float[Tensor, "rows columns"],
-        update: Delta,
+        base: Shaped[np.ndarray, "rows columns"],
+        stored: str,
+        update: Delta | None,
         start: int,
-        dtype: torch.dtype,
-        out: Float[Tensor, "rows columns"] | None = None,
-    ) -> tuple[Float[Tensor, "rows columns"], float, float]:
+        code: str,
+        out: Shaped[np.ndarray, "rows columns"] | None = None,
+    ) -> tuple[Shaped[np.ndarray, "rows columns"], float, float]:
         """Add the update's rows from `start` on to a run of the base's rows, and round once.
 
         Args:
-            base: rows of the base's tensor, on this merger's device.
-            update: everything that is added to the whole tensor, weights included, likewise.
+            base: rows of the base's tensor, as `labkit.floats.ARRAYS` holds them.
+            stored: their dtype, such as `BF16`.
+            update: everything that is added to the whole tensor, weights included; None for a
+                change of dtype alone.
             start: the number of the first of these rows in the tensor.
-            dtype: of the result.
-            out: where the result goes, on the same device; by default a buffer of this merger.
+            code: the dtype of the result.
+            out: where the result goes; by default a buffer of this merger.
 
         Returns:
             the merged rows (in a buffer, overwritten by the next call), and two sums of squares
@@ -157,68 +147,43 @@ class BlockMerger:
             change that was asked for, `(W' - W) - wΔW`. Between 16-bit numbers, their relative
             errors stay below 1e-6 and 1e-4.
         """
-        merged = self._buffer("merged", base.shape, dtype) if out is None else out
-        step = max(1, self.block_elements // max(1, base.shape[1]))
+        merged = self._buffer("merged", base.shape, ARRAYS[code]) if out is None else out
+        step = max(1, BLOCK_ELEMENTS // max(1, base.shape[1]))
         squared = missing = 0.0
         unsure = []
-        for first in range(0, len(base), step):
-            rows = slice(first, first + step)
-            found, change, lacks = self._block(base[rows], update, start + first, merged[rows])
-            unsure += [one + first * base.shape[1] for one in found]
-            squared += change
-            missing += lacks
+        # What is infinite or too large is refused by the caller, in words.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for first in range(0, len(base), step):
+                rows = slice(first, first + step)
+                space = self._space(base[rows].shape, stored, code)
+                found, change, lacks = space.merge(base[rows], update, start + first, merged[rows])
+                unsure += [one + first * base.shape[1] for one in found]
+                squared += change
+                missing += lacks
         if unsure:
-            change, lacks = _settle(torch.cat(unsure), base, update, start, merged)
+            settled = np.unique(np.concatenate(unsure))
+            original = wide(base.reshape(-1)[settled], stored)
+            rounded, change, lacks = settle(settled, original, base.shape[1], update, start, code)
+            merged.reshape(-1)[settled] = rounded
             squared += change
             missing += lacks
         return merged, squared, missing
 
-    def _block(
-        self,
-        base: Float[Tensor, "rows columns"],
-        update: Delta,
-        start: int,
-        merged: Float[Tensor, "rows columns"],
-    ) -> tuple[list[Int64[Tensor, " found"]], float, float]:
-        """Merge a block; return where the last bit is unsure, and the two sums of squares."""
-        short = base.element_size() == 2 and merged.element_size() == 2
-        space = self._space(base.shape, merged.dtype, short)
-        space.original.copy_(base)
-        space.total.copy_(space.original)
-        update.add_rows_to(space.total, start, base)
-        if merged.element_size() == 2:
-            space.single.copy_(space.total)
-            merged.copy_(space.single)
-            found = space.halfway_in_float32(merged)
-        else:
-            merged.copy_(space.total)
-            found = [_near_halfway_in_float64(space.total.view(-1), merged.dtype)]
-        found = [one for one in found if len(one)]
-        space.change.copy_(merged)
-        # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
-        missing = (space.single if short else space.total).sub_(space.change)
-        change = space.change.sub_(space.original)
-        for one in found:  # counted when it is settled
-            change.view(-1)[one] = 0
-            missing.view(-1)[one] = 0
-        scratch = space.original
-        return found, _sum_of_squares(change, scratch), _sum_of_squares(missing, scratch)
-
-    def _space(self, shape: torch.Size, dtype: torch.dtype, short: bool) -> _Space:
-        key = (tuple(shape), dtype, short)
+    def _space(self, shape: tuple[int, ...], stored: str, code: str) -> _Space:
+        key = shape, stored, code
         if key not in self._spaces:
             if len(self._spaces) > MOST_SPACES:
                 self._spaces.clear()
-            self._spaces[key] = _Space(self._buffer, shape, dtype, short)
+            self._spaces[key] = _Space(self._buffer, shape, stored, code)
         return self._spaces[key]
 
-    def _buffer(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        size = shape.numel()
-        key = f"{name} {dtype}"
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        size = int(np.prod(shape))
+        key = f"{name} {np.dtype(dtype)}"
         if key not in self._buffers or len(self._buffers[key]) < size:
-            self._buffers[key] = torch.empty(size, dtype=dtype, device=self.device)
+            self._buffers[key] = np.empty(size, dtype)
             self._spaces.clear()
-        return self._buffers[key][:size].view(shape)
+        return self._buffers[key][:size].reshape(shape)
 
 
 class _Space:
@@ -226,45 +191,143 @@ class _Space:
 
     def __init__(
         self,
-        buffer: Callable[[str, torch.Size, torch.dtype], Tensor],
-        shape: torch.Size,
-        dtype: torch.dtype,
-        short: bool,
+        buffer: Callable[[str, tuple[int, ...], Any], np.ndarray],
+        shape: tuple[int, ...],
+        stored: str,
+        code: str,
     ) -> None:
+        self.stored = stored
+        self.code = code
         # For the sums of squares alone: 16-bit numbers differ by what float32 holds well enough,
         # and it needs half the memory's time.
-        wide = torch.float32 if short else torch.float64
-        self.original = buffer("original", shape, wide)
-        self.total = buffer("total", shape, torch.float64)
-        self.change = buffer("change", shape, wide)
-        if dtype.itemsize != 2:
-            return
-        self.single = buffer("single", shape, torch.float32)
-        flat = torch.Size([shape.numel()])
-        self._values = _quickest(self.single.view(-1))
-        self._value_bits = _quickest(self.single.view(-1).view(torch.int32))
-        self._bits = _quickest(buffer("bits", flat, torch.int32))
-        self._found = _quickest(buffer("found", flat, torch.bool))
-        self._magnitude = _quickest(buffer("magnitude", flat, torch.int16))
+        self.short = stored in SHORT and code in SHORT
+        self.base = buffer("base", shape, np.float64)
+        self.total = buffer("total", shape, np.float64)
+        if stored in SHORT:
+            self.original = buffer("original", shape, np.float32)
+        if code in SHORT:
+            self.single = buffer("single", shape, np.float32)
+            self.rounded = buffer("rounded", shape, np.float32)
+            self.bits = self.rounded.view(np.int32)
+            self.scratch = buffer("scratch", shape, np.int32)
+            self.signs = buffer("signs", shape, np.int16)
+            self.found = buffer("found", shape, np.bool_)
 
-    def halfway_in_float32(
-        self, short: Float[Tensor, "rows columns"]
-    ) -> list[Int64[Tensor, " found"]]:
-        """Find where `single` lies halfway between two neighbours of a 16-bit dtype."""
-        library: Any = np if isinstance(self._values, np.ndarray) else torch
-        dropped = 24 - SIGNIFICAND_BITS[short.dtype]
-        library.bitwise_and(self._value_bits, (1 << dropped) - 1, out=self._bits)
-        equal = np.equal if library is np else torch.eq
-        equal(self._bits, 1 << (dropped - 1), out=self._found)
-        halfway = _positions(self._found)
-        if short.dtype == torch.float16:
-            # Below its normal numbers the last place stays 2⁻²⁴, whatever the exponent.
-            magnitude = _quickest(short.view(-1).view(torch.int16))
-            library.bitwise_and(magnitude, 0x7FFF, out=self._magnitude)
-            library.less_equal(self._magnitude, 0x0400, out=self._found)
-            small = _positions(self._found)
-            in_last_places = abs(self._values[small]) * 2.0**24
-            found = [halfway, small[in_last_places % 1 == 0.5]]
+    def merge(
+        self,
+        base: Shaped[np.ndarray, "rows columns"],
+        update: Delta | None,
+        start: int,
+        merged: Shaped[np.ndarray, "rows columns"],
+    ) -> tuple[list[Int64[np.ndarray, " found"]], float, float]:
+        """Merge a block; return where the last bit is unsure, and the two sums of squares."""
+        found = self._widen(base)
+        self._add(update, start)
+        if self.code in SHORT:
+            np.copyto(self.single, self.total, casting="same_kind")
+            narrow = self._narrow_float16 if self.code == "F16" else self._narrow_bfloat16
+            found += narrow(merged)
         else:
-            found = [halfway]  # bfloat16 and float32 share their exponents, subnormal numbers too
-        return [torch.as_tensor(one) for one in found]
+            np.copyto(merged, self.total, casting="same_kind")
+            if self.code == "F32":
+                flat = self.total.reshape(-1)
+                found.append(np.flatnonzero(near_halfway_in_float64(flat.view(np.int64), flat)))
+        found = [one for one in found if len(one)]
+        # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
+        if self.short:
+            missing = np.subtract(self.single, self.rounded, out=self.single)
+            change = np.subtract(self.rounded, self.original, out=self.rounded)
+        else:
+            result = self.rounded if self.code in SHORT else merged
+            missing = np.subtract(self.total, result, out=self.total)
+            change = np.subtract(result, self.base, out=self.base)
+        for one in found:  # counted when it is settled
+            change.reshape(-1)[one] = 0
+            missing.reshape(-1)[one] = 0
+        return found, _sum_of_squares(change), _sum_of_squares(missing)
+
+    def _add(self, update: Delta | None, start: int) -> None:
+        """Put the sum of the base's rows and the update's into `total`."""
+        if isinstance(update, LowRank):
+            update.rows(start, start + len(self.total), out=self.total)
+            np.add(self.total, self.base, out=self.total)
+            return
+        np.copyto(self.total, self.base)
+        if update is not None:
+            update.add_rows_to(self.total, start, self.base)
+
+    def _widen(self, base: Shaped[np.ndarray, "rows columns"]) -> list[Int64[np.ndarray, " found"]]:
+        """Put the base's numbers into `base`, and short ones into `original` as well.
+
+        Returns:
+            where float16's numbers are not finite, which this way are not seen as such.
+        """
+        if self.stored not in SHORT:
+            np.copyto(self.base, base)
+            return []
+        found = []
+        if self.stored == "F16":
+            bits = self.original.view(np.int32)
+            np.copyto(bits, base.view(np.int16))  # the sign is repeated in the upper half
+            np.left_shift(bits, 13, out=bits)
+            np.bitwise_and(bits, np.int32(-0x70002000), out=bits)
+            np.multiply(self.original, np.float32(EXPONENTS_APART), out=self.original)
+            if _reaches(base.view(np.int16), FLOAT16_INFINITE):
+                found = [np.flatnonzero(~np.isfinite(base))]
+        else:
+            bits = self.original.view(np.uint32)
+            np.copyto(bits, base)
+            np.left_shift(bits, 16, out=bits)
+        np.copyto(self.base, self.original)
+        return found
+
+    def _narrow_float16(
+        self, merged: Shaped[np.ndarray, "rows columns"]
+    ) -> list[Int64[np.ndarray, " found"]]:
+        """Round `single` to float16 into `merged`, and once more as float32 into `rounded`.
+
+        Returns:
+            where it lies halfway between two neighbours, or is too large: rounded wrongly so far.
+        """
+        bits, scratch, out = self.bits, self.scratch, merged.view(np.int16)
+        np.multiply(self.single, np.float32(1 / EXPONENTS_APART), out=self.rounded)
+        found = self._halfway(0x1FFF)
+        if _reaches(bits, (FLOAT16_INFINITE << 13) - 0x1000):
+            magnitude = bits.view(np.uint32).reshape(-1) & 0x7FFFFFFF
+            found.append(np.flatnonzero(magnitude >= (FLOAT16_INFINITE << 13) - 0x1000))
+        np.add(bits, 0x1000, out=bits)
+        np.right_shift(bits, 13, out=scratch)
+        np.copyto(out, scratch, casting="unsafe")
+        np.right_shift(bits, 16, out=scratch)
+        np.copyto(self.signs, scratch, casting="unsafe")
+        np.bitwise_and(self.signs, np.int16(-0x8000), out=self.signs)
+        np.bitwise_or(out, self.signs, out=out)
+        np.bitwise_and(bits, np.int32(-0x2000), out=bits)
+        np.multiply(self.rounded, np.float32(EXPONENTS_APART), out=self.rounded)
+        return found
+
+    def _narrow_bfloat16(
+        self, merged: Shaped[np.ndarray, "rows columns"]
+    ) -> list[Int64[np.ndarray, " found"]]:
+        """The same for bfloat16: the upper half of a float32."""
+        bits, scratch = self.bits, self.scratch
+        np.copyto(self.rounded, self.single)
+        found = self._halfway(0xFFFF)
+        np.add(bits, 0x8000, out=bits)
+        np.right_shift(bits, 16, out=scratch)
+        np.copyto(merged.view(np.int16), scratch, casting="unsafe")
+        np.bitwise_and(bits, np.int32(-0x10000), out=bits)
+        return found
+
+    def _halfway(self, dropped: int) -> list[Int64[np.ndarray, " found"]]:
+        """Find where the bits that are dropped say: halfway."""
+        np.bitwise_and(self.bits, dropped, out=self.scratch)
+        np.equal(self.scratch, (dropped + 1) >> 1, out=self.found)
+        return [np.flatnonzero(self.found)]
+
+
+def _reaches(bits: Shaped[np.ndarray, "rows columns"], magnitude: int) -> bool:
+    """Tell whether any float is as large as one of these bits, by its bits as a signed number."""
+    negative = bits.view(bits.dtype.str.replace("i", "u"))
+    sign = 1 << (8 * bits.itemsize - 1)
+    return int(bits.max()) >= magnitude or int(negative.max()) >= sign + magnitude

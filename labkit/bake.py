@@ -285,9 +285,10 @@ def _scale_factors(
     adapter: Adapter, modules: tuple[tuple[BakedModule, Part], ...], path: Path
 ) -> None:
     """In a copy of the adapter's file, scale the factor B of what is baked into it."""
-    import torch
+    import numpy as np
 
-    from labkit.arithmetic import round_once
+    from labkit.floats import round_once, wide
+    from labkit.tensor_file import FLOATS
 
     chosen = [(m, part) for m, part in modules if m.into == FACTORS and m.weight != 1]
     if chosen and path.suffix != ".safetensors":
@@ -298,15 +299,16 @@ def _scale_factors(
     with path.open("r+b") as file:
         for module, part in chosen:
             factor = part.tensor if isinstance(part, BiasOfB) else part.tensors[1]
-            values = factor.read()
-            scaled = round_once(values.double().view(-1) * module.weight, values.dtype)
-            if not bool(scaled.isfinite().all()):
+            # What is too large becomes infinite, and is refused in words.
+            with np.errstate(over="ignore", invalid="ignore"):
+                scaled = round_once(factor.read() * module.weight, factor.dtype)
+            if not np.isfinite(wide(scaled, factor.dtype)).all():
                 raise LabkitError(
                     f"module {shown(module.name)!r} times {plain(module.weight)} is too large for "
-                    f"{str(values.dtype).removeprefix('torch.')}; choose a smaller weight"
+                    f"{FLOATS[factor.dtype]}; choose a smaller weight"
                 )
             file.seek(factor.start)
-            file.write(scaled.view(torch.uint8).numpy().tobytes())
+            file.write(scaled.tobytes())
 
 
 def _card(term: Term, receipt: BakeReceipt) -> str:

@@ -137,14 +137,20 @@ class Checkpoint(Opened):
         return None
 
     def read(self, name: str) -> torch.Tensor:
-        """Read one tensor.
+        """Read one tensor, in its own dtype.
 
         Raises:
             LabkitError: no tensor of that name, or one that is quantised.
         """
         if name not in self.tensors:
             raise LabkitError(f"{shown(self.name)} has no tensor {shown(name)!r}")
-        return self.tensors[name].read()
+        import torch
+
+        tensor = self.tensors[name]
+        dtype = getattr(torch, FLOATS[tensor.float_dtype])
+        if not tensor.nbytes:
+            return torch.empty(tensor.shape, dtype=dtype)
+        return torch.frombuffer(tensor.read_bytes(), dtype=dtype).reshape(tensor.shape)
 
     def quantisation(self) -> str | None:
         """Name how the model is quantised; None if it is stored in floating-point numbers."""

@@ -6,22 +6,14 @@
 from __future__ import annotations
 
 import json
-import math
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from labkit.arithmetic import BlockMerger
 from labkit.checkpoint import INDEX, LANGUAGE_CONFIGS
-from labkit.delta import Delta
-from labkit.errors import LabkitError, shown
 from labkit.reference import read_json, require_inside
-from labkit.tensor_file import FLOATS, StoredTensor, TensorFile, header_for
+from labkit.tensor_file import StoredTensor, TensorFile, header_for
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
@@ -205,94 +197,6 @@ def _pieces(
                 )
                 target += count
     yield from copies()
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Keep torch's operations in the thread that calls them.
-
-    Blocks are small and merged by several threads already; torch's own would only wait for them.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-class PieceMaker:
-    """Makes the bytes of merged pieces. May be used by several threads at once."""
-
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        self.plan = plan
-        self.device = device
-        self._own = threading.local()
-
-    def update(self, tensor: StoredTensor) -> Delta | None:
-        """Read what is added to a tensor, onto the device; None if only its dtype changes."""
-        change = self.plan.changes.get(tensor.name)
-        return change.update().to(self.device) if change else None
-
-    def make(
-        self, piece: Piece, source: memoryview, target: memoryview, update: Delta | None
-    ) -> tuple[float, float]:
-        """Merge a piece's rows.
-
-        Args:
-            piece: the piece; its `tensor` is given.
-            source: the rows as the base has them.
-            target: memory for them as they will be.
-            update: what `update(piece.tensor)` gave.
-
-        Returns:
-            `‖W' - W‖²`, and `‖(W' - W) - wΔW‖²`.
-
-        Raises:
-            LabkitError: a number that is finite in the base is not any more.
-        """
-        tensor = piece.tensor
-        assert tensor is not None  # noqa: S101 - copied pieces are not made
-        _, columns = tensor.matrix_shape
-        dtype = getattr(torch, FLOATS[self.plan.output_dtype(tensor)])
-        stored = getattr(torch, tensor.torch_dtype)
-        if piece.source_bytes:
-            base = torch.frombuffer(source, dtype=stored).view(-1, columns)
-        else:  # rows that the base lacks
-            base = torch.zeros((piece.rows[1] - piece.rows[0], columns), dtype=stored)
-        merged = torch.frombuffer(target, dtype=dtype).view(-1, columns)
-        squared = missing = 0.0
-        if update is None:
-            merged.copy_(base)
-        elif self.device.type == "cpu":
-            _, squared, missing = self._merger().merge(base, update, piece.rows[0], dtype, merged)
-        else:
-            there = base.to(self.device)
-            result, squared, missing = self._merger().merge(there, update, piece.rows[0], dtype)
-            merged.copy_(result)
-        # The sum of squares of the change is not finite if any element of it is not.
-        if not math.isfinite(squared) or (update is None and dtype == torch.float16):
-            _refuse_overflow(base, merged, tensor, dtype)
-        return squared, missing
-
-    def _merger(self) -> BlockMerger:
-        """The one of the thread that asks."""
-        if not hasattr(self._own, "merger"):
-            self._own.merger = BlockMerger(self.device)
-        merger: BlockMerger = self._own.merger
-        return merger
-
-
-def _refuse_overflow(
-    base: torch.Tensor, merged: torch.Tensor, tensor: StoredTensor, dtype: torch.dtype
-) -> None:
-    lost = base.isfinite() & ~merged.isfinite()
-    if bool(lost.any()):
-        raise LabkitError(
-            f"{int(lost.sum())} numbers of {shown(tensor.name)!r} become too large for "
-            f"{str(dtype).removeprefix('torch.')} (its largest is {torch.finfo(dtype).max:g}); "
-            "choose another --dtype, such as bfloat16 or float32, or smaller weights"
-        )
 
 
 def side_files(plan: Plan) -> dict[str, bytes | Path]:

@@ -6,6 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
 from labkit.naming import canonical
@@ -75,7 +77,7 @@ class Contribution:
         if isinstance(self.module, ExpertLora) and self.expert is not None:
             delta = self.module.factors_of(self.expert)
             if self.rows:
-                delta = LowRank(delta.left[slice(*self.rows)].contiguous(), delta.right)
+                delta = LowRank(np.ascontiguousarray(delta.left[slice(*self.rows)]), delta.right)
         elif isinstance(self.module, (LoraModule, BiasOfB)):
             delta = self.module.delta()
         else:
@@ -238,7 +240,7 @@ def _contribution(
 ) -> Contribution:
     base, tensor = recipe.base, target.tensor
     where = _where(part, term)
-    _ = tensor.torch_dtype  # refuses a tensor that is not stored in floating-point numbers
+    _ = tensor.float_dtype  # refuses a tensor that is not stored in floating-point numbers
     transposed = _orientation(part, target, term, base, straight_fits)
     layer = base.layer_of(tensor.name)
     if layer is not None:
@@ -326,7 +328,7 @@ def _refuse_not_finite(tensor: StoredTensor, where: str) -> None:
     bad = 0
     for start in range(0, rows, CHECKED_ROWS):
         values = tensor.read_rows(start, min(start + CHECKED_ROWS, rows))
-        bad += int((~values.isfinite()).sum())
+        bad += int(values.size - np.isfinite(values).sum())
     if bad:
         raise LabkitError(
             f"{where} holds {bad} numbers that are NaN or infinite in {shown(tensor.name)!r}; "

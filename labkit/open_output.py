@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from labkit.layout import OutputFile
-from labkit.streams import SourceFile, TargetFile
+from labkit.streams import SourceFile
 
 
 @dataclass
@@ -44,20 +43,43 @@ class Held:
     stored: bool = False
 
 
-class OpenOutput:
+class Closing(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+Target = TypeVar("Target", bound=Closing)
+"""The file that pieces are written into or compared with."""
+
+
+class OpenOutput(Generic[Target]):
     """One output file under way.
 
     As long as it has the bytes of the base's file, one hash stands for both files.
+
+    Args:
+        file: the file.
+        source: the base's.
+        target: what the pieces go to.
+        copies: untouched pieces are copied by the kernel, and not read into memory.
+        hashes: hash both.
     """
 
-    def __init__(self, file: OutputFile, target: Path, hashes: bool) -> None:
+    def __init__(
+        self,
+        file: OutputFile,
+        source: SourceFile,
+        target: Target,
+        *,
+        copies: bool = False,
+        hashes: bool = False,
+    ) -> None:
         self.file = file
-        self.source = SourceFile(file.source.path)
-        try:
-            self.target = TargetFile(target, file.size, self.source)
-        except BaseException:
-            self.source.close()
-            raise
+        self.source = source
+        self.target = target
+        self.copies = copies
         self.held: dict[int, Held] = {}
         self.released = 0
         self.read: Hash | None = None

@@ -8,8 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float64
 
 from labkit.adapter import Adapter
 from labkit.checkpoint import Checkpoint
@@ -136,7 +136,7 @@ def _numbers(x: LowRank, y: LowRank, k: int | None, names: tuple[str, str]) -> d
     # ⟨ΔA, ΔB⟩ = Σ_ij σ_i τ_j (u_i·x_j)(v_i·y_j), so nothing but the spans' angles is needed.
     left, right = left_x.T @ left_y, right_x.T @ right_y
     inner = float(values_x @ (left * right) @ values_y)
-    cosine = inner / float(values_x.norm() * values_y.norm())
+    cosine = inner / float(np.linalg.norm(values_x) * np.linalg.norm(values_y))
     # Rounding alone may leave [-1, 1].
     cosine = min(1.0, max(-1.0, cosine))
     left_cosines, right_cosines = _cosines(left[:top, :top]), _cosines(right[:top, :top])
@@ -157,11 +157,11 @@ def _numbers(x: LowRank, y: LowRank, k: int | None, names: tuple[str, str]) -> d
     }
 
 
-def _size(values: Tensor) -> int:
+def _size(values: Float64[np.ndarray, " values"]) -> int:
     """How many singular values are not 0 but for rounding."""
     return int((values > 1e-12 * values[0]).sum()) if values[0] > 0 else 0
 
 
-def _cosines(products: Tensor) -> Tensor:
+def _cosines(products: Float64[np.ndarray, "k k"]) -> Float64[np.ndarray, " k"]:
     """The cosines of the principal angles, the smallest angle first."""
-    return torch.linalg.svdvals(products).clamp(0, 1)
+    return np.clip(np.linalg.svd(products, compute_uv=False), 0, 1)

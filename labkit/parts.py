@@ -15,11 +15,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from labkit.tensor_file import StoredTensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from labkit.delta import LowRank
 
 
@@ -80,9 +80,9 @@ class LoraModule:
         """
         from labkit.delta import LowRank
 
-        a, b = self.a.read().double(), self.b.read().double()
+        a, b = self.a.read(), self.b.read()
         if self.turned:
-            a, b = a.T.contiguous(), b.T.contiguous()
+            a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
         return LowRank(b * self.scaling, a)
 
 
@@ -130,9 +130,9 @@ class ExpertLora:
         """Read one expert's `s·B_e·A_e`, as `peft.tuners.lora.layer.ParamWrapper` lays it out."""
         from labkit.delta import LowRank
 
-        a = self.a.read_rows(expert * self.rank, (expert + 1) * self.rank).double()
-        b = self.b.read()[:, expert :: self.experts].double() * self.scaling
-        return LowRank(b.contiguous(), a)
+        a = self.a.read_rows(expert * self.rank, (expert + 1) * self.rank)
+        b = self.b.read()[:, expert :: self.experts] * self.scaling
+        return LowRank(np.ascontiguousarray(b), a)
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,10 @@ class BiasOfB:
 
     def delta(self) -> LowRank:
         """Read it: a matrix of one column."""
-        import torch
-
         from labkit.delta import LowRank
 
-        column = self.tensor.read().double().reshape(-1, 1) * self.scaling
-        return LowRank(column, torch.ones((1, 1), dtype=torch.float64))
+        column = self.tensor.read().reshape(-1, 1) * self.scaling
+        return LowRank(column, np.ones((1, 1)))
 
 
 @dataclass(frozen=True)
@@ -217,11 +215,9 @@ class TokenRows:
         """Bytes in float64."""
         return 8 * math.prod(self.shape)
 
-    def read(self) -> tuple[Tensor, Tensor]:
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
         """The rows' numbers, and the rows in float64."""
-        import torch
-
-        return torch.tensor(self.indices), self.tensor.read().double()
+        return np.array(self.indices, dtype=np.int64), self.tensor.read()
 
 
 Part = LoraModule | ExpertLora | BiasOfB | WholeTensor | TokenRows

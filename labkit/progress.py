@@ -9,7 +9,7 @@ Progress = bool | Callable[[int, int], None]
 """Whether to show a bar; or what to tell the bytes done, and of how many."""
 
 
-def bar_of(total: int, progress: Progress) -> Any:
+def bar_of(total: int, progress: Progress, title: str = "merge") -> Any:
     """A bar for `total` bytes, of tqdm's making or like it."""
     if callable(progress):
         return _Told(total, progress)
@@ -20,7 +20,7 @@ def bar_of(total: int, progress: Progress) -> Any:
         unit="B",
         unit_scale=True,
         unit_divisor=1000,
-        desc="merge",
+        desc=title,
         disable=not progress,
     )
 

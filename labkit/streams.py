@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from labkit.errors import LabkitError, shown
 from labkit.tensor_file import read_fully
 
@@ -33,9 +35,14 @@ CLONE_RANGE = 0x4020940D
 """Linux's FICLONERANGE, of include/uapi/linux/fs.h."""
 
 
-def page_buffer(size: int) -> memoryview:
-    """Memory that begins at a page, with room for `size` bytes from any place in one."""
-    return memoryview(mmap.mmap(-1, -(-size // PAGE) * PAGE + 2 * PAGE))
+def room_for(size: int) -> int:
+    """How large a page buffer must be for `size` bytes from any place in a page."""
+    return -(-size // PAGE) * PAGE + 2 * PAGE
+
+
+def page_memory(size: int) -> memoryview:
+    """Memory that begins at a page."""
+    return memoryview(mmap.mmap(-1, size))
 
 
 def place(buffer: memoryview, position: int, count: int) -> memoryview:
@@ -151,6 +158,27 @@ class TargetFile:
     def close(self) -> None:
         """Close it."""
         _close(self.plain, self._direct)
+
+
+class MadeFile:
+    """A file that is there already, to compare with what would be written into it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = SourceFile(path)
+        self._own = threading.local()
+
+    def differs(self, data: memoryview, start: int) -> int | None:
+        """Where the file's bytes from `start` on first differ from `data`; None if nowhere."""
+        room = room_for(len(data))
+        if len(getattr(self._own, "buffer", b"")) < room:
+            self._own.buffer = page_memory(room)
+        there = np.frombuffer(self._file.read(self._own.buffer, start, len(data)), np.uint8)
+        different = there != np.frombuffer(data, np.uint8)
+        return int(different.argmax()) if different.any() else None
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()
 
 
 def _open_direct(path: Path, flags: int) -> int | None:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float64
 
 from labkit.adapter import Adapter
 from labkit.arithmetic import BlockMerger
 from labkit.checkpoint import Checkpoint
-from labkit.delta import Delta, LowRank
+from labkit.delta import Delta
 from labkit.errors import LabkitError, shown
+from labkit.floats import ARRAYS, wide
 from labkit.gradient import Gradient
 from labkit.plan import Plan, plan
 from labkit.receipt import MUCH_LOST
@@ -102,10 +103,8 @@ def survival(
         code = resolved.output_dtype(tensor)
         if change is None and code == tensor.dtype:  # the merge keeps the base's bytes
             return _Survived(0.0, tensor.matrix_shape[0], 0.0, 0.0, math.nan, math.nan)
-        update = change.update() if change else _nothing(tensor)
-        return _survived(
-            tensor, update, getattr(torch, FLOATS[code]), None if exact else rows, seed
-        )
+        update = change.update() if change else None
+        return _survived(tensor, update, code, None if exact else rows, seed)
 
     table = []
     with (
@@ -177,30 +176,38 @@ class _Survived:
 class _PerRow:
     """Sums over the elements of each row: changed elements, and two squares."""
 
-    changed: Tensor
-    error: Tensor
-    asked: Tensor
-
-
-def _nothing(tensor: StoredTensor) -> LowRank:
-    """A change of rank 0, for a tensor that is only converted to another dtype."""
-    rows, columns = tensor.matrix_shape
-    return LowRank(
-        torch.empty(rows, 0, dtype=torch.float64), torch.empty(0, columns, dtype=torch.float64)
-    )
+    changed: Float64[np.ndarray, " rows"]
+    error: Float64[np.ndarray, " rows"]
+    asked: Float64[np.ndarray, " rows"]
 
 
 def _survived(
-    tensor: StoredTensor, update: Delta, dtype: torch.dtype, sample: int | None, seed: int
+    tensor: StoredTensor, update: Delta | None, code: str, sample: int | None, seed: int
 ) -> _Survived:
+    """Measure one tensor.
+
+    Args:
+        tensor: the base's.
+        update: all that is added to it; None for a change of dtype alone.
+        code: the output's dtype.
+        sample: how many rows to look at; None for all.
+        seed: of the sample.
+    """
     count, columns = tensor.matrix_shape
     if sample is None or sample >= count:
         step = max(1, BLOCK_ELEMENTS // max(columns, 1))
         runs = [(start, min(start + step, count)) for start in range(0, count, step)]
     else:
-        chosen = torch.randperm(count, generator=_generator(tensor.name, seed))[:sample]
+        chosen = _generator(tensor.name, seed).choice(count, sample, replace=False)
         runs = [(row, row + 1) for row in sorted(chosen.tolist())]
-    seen = _look(tensor, update, dtype, runs)
+    # A change that is too large for the dtype becomes infinite, and then so is what is lost.
+    with np.errstate(over="ignore", invalid="ignore"):
+        seen = _look(tensor, update, code, runs)
+        return _summed_up(seen, count, columns, 0.0 if update is None else update.norm())
+
+
+def _summed_up(seen: _PerRow, count: int, columns: int, norm: float) -> _Survived:
+    """What the rows say of a tensor of `count` rows, whose change has this norm."""
     n = len(seen.asked)
     left_out = 1 - n / count
     changed = float(seen.changed.mean()) / columns
@@ -209,35 +216,36 @@ def _survived(
     lost = math.sqrt(error / asked) if asked > 0 else math.nan
     lost_error = lost * 0
     if left_out > 0:
-        changed_error = float(seen.changed.std()) / columns * math.sqrt(left_out / n)
+        changed_error = float(seen.changed.std(ddof=1)) / columns * math.sqrt(left_out / n)
         if lost > 0:
             # lost² = Σerror/Σasked: the error of a ratio, then of its root.
             deviations = seen.error - lost**2 * seen.asked
-            squared_error = float(deviations.std()) * math.sqrt(left_out / n) / (asked / n)
+            squared_error = float(deviations.std(ddof=1)) * math.sqrt(left_out / n) / (asked / n)
             lost_error = squared_error / (2 * lost)
-    return _Survived(update.norm(), n, changed, changed_error, lost, lost_error)
+    return _Survived(norm, n, changed, changed_error, lost, lost_error)
 
 
-def _generator(name: str, seed: int) -> torch.Generator:
+def _generator(name: str, seed: int) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 _own = threading.local()
 
 
 def _look(
-    tensor: StoredTensor, update: Delta, dtype: torch.dtype, runs: list[tuple[int, int]]
+    tensor: StoredTensor, update: Delta | None, code: str, runs: list[tuple[int, int]]
 ) -> _PerRow:
     """Merge runs of rows and compare each with what was asked for."""
     if not hasattr(_own, "merger"):
-        _own.merger = BlockMerger(torch.device("cpu"))
+        _own.merger = BlockMerger()
         _own.buffer = bytearray()
     merger: BlockMerger = _own.merger
-    stored = getattr(torch, tensor.torch_dtype)
+    stored = tensor.float_dtype
+    dtype = np.dtype(ARRAYS[stored])
     _, columns = tensor.matrix_shape
-    row_bytes = columns * stored.itemsize
-    parts: dict[str, list[Tensor]] = {"changed": [], "error": [], "asked": []}
+    row_bytes = columns * dtype.itemsize
+    parts: dict[str, list[Any]] = {"changed": [], "error": [], "asked": []}
     try:
         with tensor.file.open("rb", buffering=0) as file:
             for start, stop in runs:
@@ -246,19 +254,25 @@ def _look(
                     _own.buffer = bytearray(size)
                 view = memoryview(_own.buffer)[:size]
                 read_fully(file.fileno(), view, tensor.start + start * row_bytes, tensor.file)
-                block = torch.frombuffer(view, dtype=stored).view(stop - start, columns)
-                # Kinds of change that depend on the base's numbers are given them.
-                asked = torch.zeros(block.shape, dtype=torch.float64)
-                update.add_rows_to(asked, start, block)
-                change = merger.merge(block, update, start, dtype)[0].double() - block.double()
-                parts["changed"].append(torch.count_nonzero(change, dim=1))
-                parts["error"].append(_squares(change.sub_(asked)))
+                block = np.frombuffer(view, dtype).reshape(stop - start, columns)
+                original = wide(block, stored)
+                asked = np.zeros(block.shape)
+                if update is not None:
+                    # Kinds of change that depend on the base's numbers are given them.
+                    update.add_rows_to(asked, start, original)
+                change = wide(merger.merge(block, stored, update, start, code)[0], code)
+                change -= original
+                parts["changed"].append(np.count_nonzero(change, axis=1))
+                change -= asked
+                parts["error"].append(_squares(change))
                 parts["asked"].append(_squares(asked))
     except OSError as error:
         raise LabkitError(f"cannot read {shown(tensor.file)}: {error.strerror}") from error
-    joined: dict[str, Any] = {name: torch.cat(part).double() for name, part in parts.items()}
+    joined = {name: np.concatenate(part).astype(np.float64) for name, part in parts.items()}
     return _PerRow(**joined)
 
 
-def _squares(matrix: Tensor) -> Tensor:
-    return torch.linalg.vecdot(matrix, matrix)
+def _squares(matrix: Float64[np.ndarray, "rows columns"]) -> Float64[np.ndarray, " rows"]:
+    # Without BLAS, whose own threads would wait for each other.
+    squares: Float64[np.ndarray, " rows"] = np.einsum("ij,ij->i", matrix, matrix)
+    return squares

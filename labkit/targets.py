@@ -168,20 +168,11 @@ def opened_adapter(adapter: Adapter | str | Path) -> Adapter:
 def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item]
 ) -> Iterator[Iterator[Result]]:
-    """Map in threads, one for each core, in order.
+    """Map in threads, one for each core, in order."""
+    from labkit.pipeline import workers
 
-    The matrices are thin: torch's own threads would spend their time waiting for each other, which
-    measured 5 to 10 times slower than one thread on a busy machine.
-    """
-    import torch
-
-    from labkit.merge_run import workers
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
     try:
         yield pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)

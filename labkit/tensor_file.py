@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from labkit.errors import LabkitError, shown
-
-if TYPE_CHECKING:
-    import torch
+from labkit.floats import ARRAYS, wide
 
 LONGEST_HEADER = 100_000_000
 """Bytes of header that safetensors itself accepts at most."""
@@ -78,14 +78,12 @@ class StoredTensor:
         columns = self.shape[-1]
         return (self.elements // columns if columns else 0), columns
 
-    def read_rows(self, start: int, stop: int) -> torch.Tensor:
-        """Read some rows of the tensor seen as a matrix; rows behind its last are 0.
+    def read_rows(self, start: int, stop: int) -> np.ndarray:
+        """Read some rows of the tensor seen as a matrix, in float64; rows behind its last are 0.
 
         Raises:
             LabkitError: as `read`.
         """
-        import torch
-
         rows, columns = self.matrix_shape
         row_bytes = self.nbytes // rows if rows else 0
         there = max(0, min(stop, rows) - start)
@@ -95,32 +93,35 @@ class StoredTensor:
         ).read()
         if there == stop - start:
             return part
-        return torch.cat([part, torch.zeros((stop - start - there, columns), dtype=part.dtype)])
+        return np.concatenate([part, np.zeros((stop - start - there, columns))])
 
-    def read(self) -> torch.Tensor:
-        """Read the whole tensor from its file.
+    def read(self) -> np.ndarray:
+        """Read the whole tensor from its file, in float64.
 
         Raises:
             LabkitError: a dtype that is not a floating-point number of 16 to 64 bits, or a file
                 that is gone or shorter than it was.
         """
-        import torch
+        stored = np.frombuffer(self.read_bytes(), ARRAYS[self.float_dtype])
+        return wide(stored, self.dtype).reshape(self.shape)
 
+    def read_bytes(self) -> bytearray:
+        """Read the tensor's bytes as they are.
+
+        Raises:
+            LabkitError: a file that is gone or shorter than it was.
+        """
         buffer = bytearray(self.nbytes)
         try:
             with self.file.open("rb", buffering=0) as file:
-                file.seek(self.start)
                 read_fully(file.fileno(), buffer, self.start, self.file)
         except OSError as error:
             raise LabkitError(f"cannot read {shown(self.file)}: {error.strerror}") from error
-        dtype = getattr(torch, self.torch_dtype)
-        if not buffer:
-            return torch.empty(self.shape, dtype=dtype)
-        return torch.frombuffer(buffer, dtype=dtype).reshape(self.shape)
+        return buffer
 
     @property
-    def torch_dtype(self) -> str:
-        """Torch's name of its dtype, such as `bfloat16`.
+    def float_dtype(self) -> str:
+        """Its dtype, one that labkit calculates with.
 
         Raises:
             LabkitError: a dtype that labkit does not calculate with.
@@ -130,7 +131,7 @@ class StoredTensor:
                 f"tensor {shown(self.name)!r} in {shown(self.file)} is stored as {self.dtype}; "
                 f"labkit calculates with {', '.join(FLOATS)}; use the model's unquantised files"
             )
-        return FLOATS[self.dtype]
+        return self.dtype
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def update_of(change: Change) -> LowRank | Sum:
         elif isinstance(part, LoraModule) and part.magnitude is not None:
             delta = contribution.delta()
             factors = dora_factors(
-                source, delta, part.magnitude.read().double().reshape(-1), contribution.transposed
+                source, delta, part.magnitude.read().reshape(-1), contribution.transposed
             )
             scaled.append(Scaled((factors - 1) * weight, contribution.transposed))
             if contribution.transposed:

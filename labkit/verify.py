@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labkit.errors import LabkitError, shown
-from labkit.layout import OutputFile, Piece, PieceMaker, one_thread_each, output_files, side_files
+from labkit.layout import OutputFile, Piece, output_files, side_files
+from labkit.open_output import OpenOutput
+from labkit.pipeline import Pipeline
 from labkit.plan import Plan, plan
+from labkit.progress import bar_of
 from labkit.recipe import FILE_NAME, Recipe
-from labkit.streams import HASH_BYTES, hash_file
-from labkit.tensor_file import read_fully
+from labkit.streams import MadeFile, SourceFile, hash_file
 from labkit.write import choose_device
 
 
@@ -57,8 +60,6 @@ def verify(
         LabkitError: an input that is missing; or the first difference: the file and the tensor, and
             which input is not the one that was merged, where the recipe knows.
     """
-    from tqdm.auto import tqdm
-
     where = Path(folder).expanduser()
     if not where.is_dir():
         raise LabkitError(f"{shown(where)} is no folder; name the folder of a merged model")
@@ -68,18 +69,11 @@ def verify(
         )
     resolved = plan(Recipe.load(where / FILE_NAME, base, adapters))
     chosen = choose_device(device)
-    files = output_files(resolved, chosen.type)
-    maker = PieceMaker(resolved, chosen)
+    files = output_files(resolved, chosen)
     total = sum(file.size for file in files)
     try:
-        with (
-            one_thread_each(),
-            tqdm(
-                total=total, unit="B", unit_scale=True, desc="verify", disable=not progress
-            ) as bar,
-        ):
-            for file in files:
-                _compare_file(file, where / file.name, maker, bar.update)
+        with bar_of(total, progress, "verify") as bar:
+            _Comparison(resolved, where, chosen, bar).compare(files)
         others = side_files(resolved)
         for name, content in others.items():
             expected = content.read_bytes() if isinstance(content, Path) else content
@@ -97,58 +91,89 @@ def verify(
     return Verified(where, len(files) + len(others), len(resolved.changes), total)
 
 
-def _compare_file(
-    file: OutputFile, path: Path, maker: PieceMaker, advance: Callable[[int], object]
-) -> None:
-    if not path.is_file():
-        raise LabkitError(f"{shown(path)} is missing")
-    if path.stat().st_size != file.size:
-        raise LabkitError(
-            f"{shown(path)} has {path.stat().st_size} bytes; the recipe makes {file.size}"
-        )
-    source = os.open(file.source.path, os.O_RDONLY)
-    target = os.open(path, os.O_RDONLY)
-    read, made = bytearray(), bytearray()
-    try:
-        if os.pread(target, len(file.header), 0) != file.header:
-            raise LabkitError(f"the header of {shown(path)} differs from what the recipe makes")
-        advance(len(file.header))
-        update, current = None, None
-        for piece in file.pieces:
-            if piece.tensor is None:
-                _compare_copy(file, piece, source, target, path)
-            else:
-                if piece.tensor.name != current:
-                    current = piece.tensor.name
-                    update = maker.update(piece.tensor)
-                read = read if len(read) == piece.source_bytes else bytearray(piece.source_bytes)
-                made = made if len(made) == piece.nbytes else bytearray(piece.nbytes)
-                read_fully(source, read, piece.source, file.source.path)
-                maker.make(piece, memoryview(read), memoryview(made), update)
-                if os.pread(target, piece.nbytes, piece.target) != made:
-                    raise LabkitError(
-                        f"tensor {shown(current)!r} in {shown(path)} differs from what the recipe "
-                        f"makes, in rows {piece.rows[0]} to {piece.rows[1] - 1}"
-                    )
-            advance(piece.nbytes)
-    finally:
-        os.close(source)
-        os.close(target)
+class _Comparison(Pipeline[MadeFile]):
+    """One run that compares the pieces with what a folder holds, and finds the first difference."""
 
+    def __init__(self, plan: Plan, folder: Path, device: str, bar: Any) -> None:
+        super().__init__(plan, device, bar)
+        self.folder = folder
+        self._order = {file.path: place for place, file in enumerate(plan.base.files)}
+        # Where the first difference is, as far as is known, and what to say of it.
+        self._first: tuple[int, int] | None = None
+        self._difference = ""
+        self._lock = threading.Lock()
 
-def _compare_copy(file: OutputFile, piece: Piece, source: int, target: int, path: Path) -> None:
-    for offset in range(0, piece.nbytes, HASH_BYTES):
-        count = min(HASH_BYTES, piece.nbytes - offset)
-        ours = os.pread(target, count, piece.target + offset)
-        theirs = os.pread(source, count, piece.source + offset)
-        if ours != theirs:
-            first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
-            position = piece.source + offset + first
-            name = next(t.name for t in file.source.tensors if t.start <= position < t.stop)
-            raise LabkitError(
-                f"tensor {shown(name)!r} in {shown(path)} differs from the base's, which the "
-                "recipe does not change"
+    def compare(self, files: list[OutputFile]) -> None:
+        """Compare all files.
+
+        Raises:
+            LabkitError: what differs first, in the order of the files and their bytes.
+        """
+        self.run(files)
+        if self._first is not None:
+            raise LabkitError(self._difference)
+
+    def begin(self, file: OutputFile) -> OpenOutput[MadeFile] | None:
+        """Open a file, and compare its header."""
+        path = self.folder / file.name
+        difference = self._difference_at_start(file, path)
+        if difference:
+            self._note(file, -1, difference)
+            return None
+        source = SourceFile(file.source.path)
+        try:
+            made = MadeFile(path)
+        except BaseException:
+            source.close()
+            raise
+        self.bar.update(len(file.header))
+        return OpenOutput(file, source, made)
+
+    def _difference_at_start(self, file: OutputFile, path: Path) -> str:
+        if not path.is_file():
+            return f"{shown(path)} is missing"
+        size = path.stat().st_size
+        if size != file.size:
+            return f"{shown(path)} has {size} bytes; the recipe makes {file.size}"
+        with path.open("rb") as stream:
+            if stream.read(len(file.header)) != file.header:
+                return f"the header of {shown(path)} differs from what the recipe makes"
+        return ""
+
+    def wanted(self, output: OpenOutput[MadeFile], number: int) -> bool:
+        """Whether a piece lies before the first difference that is known."""
+        return self._first is None or (self._order[output.file.source.path], number) < self._first
+
+    def store(self, output: OpenOutput[MadeFile], number: int, data: memoryview) -> None:
+        """Compare a piece with what is there."""
+        piece = output.file.pieces[number]
+        first = output.target.differs(data, piece.target)
+        if first is not None:
+            self._note(output.file, number, self._words(output.file, piece, first))
+
+    def _words(self, file: OutputFile, piece: Piece, first: int) -> str:
+        path = shown(self.folder / file.name)
+        if piece.tensor is not None:
+            return (
+                f"tensor {shown(piece.tensor.name)!r} in {path} differs from what the recipe "
+                f"makes, in rows {piece.rows[0]} to {piece.rows[1] - 1}"
             )
+        position = piece.source + first
+        name = next(t.name for t in file.source.tensors if t.start <= position < t.stop)
+        return (
+            f"tensor {shown(name)!r} in {path} differs from the base's, which the recipe does not "
+            "change"
+        )
+
+    def _note(self, file: OutputFile, number: int, difference: str) -> None:
+        place = self._order[file.source.path], number
+        with self._lock:
+            if self._first is None or place < self._first:
+                self._first, self._difference = place, difference
+
+    def end(self, output: OpenOutput[MadeFile]) -> None:
+        """Close the file."""
+        self.closed(output)
 
 
 def _changed_inputs(resolved: Plan) -> str:

@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from labkit.arithmetic import BLOCK_ELEMENTS
 from labkit.atomic_folder import (
     building,
@@ -26,9 +24,10 @@ from labkit.atomic_folder import (
     require_apart,
 )
 from labkit.errors import LabkitError, shown
-from labkit.layout import MERGE_BYTES, one_thread_each, output_files, side_files
-from labkit.merge_run import MergeRun, pieces_under_way, workers
-from labkit.progress import Progress
+from labkit.layout import MERGE_BYTES, output_files, side_files
+from labkit.merge_run import MergeRun
+from labkit.pipeline import pieces_under_way, workers
+from labkit.progress import Progress, bar_of
 from labkit.recipe import FILE_NAME as RECIPE_NAME
 
 if TYPE_CHECKING:
@@ -40,9 +39,9 @@ SPARE_BYTES = 16 << 20
 
 
 def working_memory(plan: Plan) -> int:
-    """Bytes of memory that carrying out a plan takes at most, beside Python's and torch's own."""
-    # For each element of a block: float64 three times, float32 once, and what looks for ties.
-    blocks = BLOCK_ELEMENTS["cpu"] * (3 * 8 + 4 + 16)
+    """Bytes of memory that carrying out a plan takes at most, beside Python's own."""
+    # For each element of a block: float64 twice, 32 bits four times, and what looks for ties.
+    blocks = BLOCK_ELEMENTS * (2 * 8 + 4 * 4 + 3)
     # The bytes read and those written, which are at most twice as many in another dtype.
     pieces = MERGE_BYTES["cpu"] * (2 if plan.recipe.dtype == "auto" else 3)
     factors = max(
@@ -56,19 +55,31 @@ def working_memory(plan: Plan) -> int:
     return workers() * blocks + pieces_under_way() * pieces + (pieces_under_way() + 4) * factors
 
 
-def choose_device(device: str) -> torch.device:
-    """Turn "cpu", "cuda" or "auto" into a device.
+def choose_device(device: str) -> str:
+    """Turn "cpu", "cuda" or "auto" into "cpu" or "cuda".
 
     Raises:
         LabkitError: an unknown name, or no GPU.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise LabkitError(f"the device {shown(device)!r} is unknown; expected cpu, cuda or auto")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cpu" or (device == "auto" and not _may_have_cuda()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
         raise LabkitError("there is no CUDA device here; use --device cpu, the bytes are the same")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    return "cpu"
+
+
+def _may_have_cuda() -> bool:
+    """Whether it is worth importing torch to ask it for a GPU.
+
+    Nvidia's driver for Linux makes this device, and Windows' comes with this program.
+    """
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 
 
 def write(
@@ -85,15 +96,15 @@ def write(
     chosen = choose_device(device)
     out = out.expanduser().absolute()
     _check_target(plan, out, overwrite)
-    files = output_files(plan, chosen.type)
+    files = output_files(plan, chosen)
     others = side_files(plan)
     began = time.time()
     try:
         # Drawing takes a second that the merging has to spare.
         with building(out) as folder, ThreadPoolExecutor(1) as artist:
             picture = artist.submit(_picture, plan)
-            merge = MergeRun(plan, folder, chosen, link, hashes, progress)
-            with one_thread_each():
+            with bar_of(sum(file.size for file in files), progress) as bar:
+                merge = MergeRun(plan, folder, chosen, link, hashes, bar)
                 merge.run(files)
             for name, content in others.items():
                 if isinstance(content, Path):

@@ -3,125 +3,210 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit import arithmetic
-from labkit.arithmetic import SIGNIFICAND_BITS, SMALLEST_EXPONENT, BlockMerger, round_once
+from labkit.arithmetic import BlockMerger
 from labkit.delta import LowRank
+from labkit.device_arithmetic import DeviceMerger
+from labkit.floats import ARRAYS, LARGEST, SIGNIFICAND_BITS, SMALLEST_EXPONENT, round_once, wide
+from labkit.tensor_file import FLOATS
 
-SHORT = [torch.bfloat16, torch.float16, torch.float32]
+CODES = ["BF16", "F16", "F32"]
 
 
-def exactly_rounded(value, dtype):
+@pytest.fixture
+def dice():
+    return np.random.default_rng(5)
+
+
+def exactly_rounded(value, code):
     """The nearest number of a dtype, ties to even, by exact rational arithmetic."""
     if value == 0 or not math.isfinite(value):
         return value
     _, exponent = math.frexp(value)
-    exponent = max(exponent - 1, SMALLEST_EXPONENT[dtype])
-    last_place = Fraction(2) ** (exponent - SIGNIFICAND_BITS[dtype] + 1)
+    exponent = max(exponent - 1, SMALLEST_EXPONENT[code])
+    last_place = Fraction(2) ** (exponent - SIGNIFICAND_BITS[code] + 1)
     rounded = round(Fraction(value) / last_place) * last_place
-    if abs(rounded) > Fraction(torch.finfo(dtype).max):
+    if abs(rounded) > Fraction(LARGEST[code]):
         return math.copysign(math.inf, value)
     return float(rounded)
 
 
-@pytest.mark.parametrize("dtype", SHORT)
+def bits(stored):
+    return stored.view(f"u{stored.itemsize}")
+
+
+def as_torch(stored, code):
+    of_torch = getattr(torch, FLOATS[code])
+    return torch.from_numpy(stored.view(f"i{stored.itemsize}").copy()).view(of_torch)
+
+
+def some(dice, rows, columns, rank=4, scale=0.05):
+    return LowRank(
+        dice.standard_normal((rows, rank)) * scale, dice.standard_normal((rank, columns)) * scale
+    )
+
+
+@pytest.mark.parametrize("code", CODES)
 @given(values=st.lists(st.floats(allow_nan=False), min_size=1, max_size=50))
-def test_round_once_is_exact(dtype, values):
-    rounded = round_once(torch.tensor(values, dtype=torch.float64), dtype).tolist()
-    assert rounded == [exactly_rounded(value, dtype) for value in values]
+def test_round_once_is_exact(code, values):
+    rounded = wide(round_once(np.array(values), code), code).tolist()
+    assert rounded == [exactly_rounded(value, code) for value in values]
 
 
-@pytest.mark.parametrize("dtype", SHORT)
-def test_ties_and_their_neighbours(dtype):
-    base = (torch.randn(5000).double() * torch.exp2(torch.randint(-30, 10, (5000,)))).to(dtype)
-    bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
-    following = (base.view(bits) + 1).view(dtype)
-    halfway = (base.double() + following.double()) / 2
-    up = torch.nextafter(halfway, torch.tensor(math.inf, dtype=torch.float64))
-    values = torch.cat([halfway, up, torch.nextafter(halfway, -up.abs() - 1)])
-    expected = [exactly_rounded(value, dtype) for value in values.tolist()]
-    assert round_once(values, dtype).tolist() == expected
+@pytest.mark.parametrize("code", CODES)
+def test_ties_and_their_neighbours(code, dice):
+    base = round_once(dice.standard_normal(5000) * 2.0 ** dice.integers(-30, 10, 5000), code)
+    following = (bits(base) + 1).view(base.dtype)
+    halfway = (wide(base, code) + wide(following, code)) / 2
+    up = np.nextafter(halfway, np.inf)
+    values = np.concatenate([halfway, up, np.nextafter(halfway, -np.abs(up) - 1)])
+    expected = [exactly_rounded(value, code) for value in values.tolist()]
+    assert wide(round_once(values, code), code).tolist() == expected
 
 
-@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("code", [*CODES, "F64"])
+def test_the_numbers_of_files_are_those_that_torch_reads(code, dice):
+    stored = np.frombuffer(dice.bytes(4096 * np.dtype(ARRAYS[code]).itemsize), ARRAYS[code])
+    np.testing.assert_array_equal(wide(stored, code), as_torch(stored, code).double().numpy())
+    assert LARGEST[code] == torch.finfo(getattr(torch, FLOATS[code])).max
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("stored", [*CODES, "F64"])
 @pytest.mark.parametrize("spread", [0, 14])
-def test_every_merged_element_is_the_correctly_rounded_sum(dtype, spread):
+def test_every_merged_element_is_the_correctly_rounded_sum(stored, code, spread, dice):
     # A spread of magnitudes reaches float16's subnormal numbers.
-    magnitude = torch.exp2(torch.randint(-spread, 1, (256, 512)).float())
-    base = (torch.randn(256, 512) * 0.02 * magnitude).to(dtype)
+    magnitude = 2.0 ** dice.integers(-spread, 1, (256, 512))
+    base = round_once(dice.standard_normal((256, 512)) * 0.02 * magnitude, stored)
     # Factors of few bits make exact sums, and ties, common.
-    left = (torch.randn(256, 4) * 8).round().double() / 256
-    right = (torch.randn(4, 512) * 8).round().double() / 4096
+    left = np.round(dice.standard_normal((256, 4)) * 8) / 256
+    right = np.round(dice.standard_normal((4, 512)) * 8) / 4096
     left[:32] = 0
     update = LowRank(left, right)
-    merger = BlockMerger(torch.device("cpu"))
-    merged, squared, missing = merger.merge(base, update, 0, dtype)
-    exact = base.double() + left @ right
-    expected = [exactly_rounded(value, dtype) for value in exact.view(-1).tolist()]
-    assert merged.view(-1).tolist() == expected
-    change = merged.double() - base.double()
-    assert squared == pytest.approx(change.square().sum().item())
+    merged, squared, missing = BlockMerger().merge(base, stored, update, 0, code)
+    original = wide(base, stored)
+    exact = original + left @ right
+    expected = [exactly_rounded(value, code) for value in exact.reshape(-1).tolist()]
+    assert wide(merged, code).reshape(-1).tolist() == expected
+    change = wide(merged, code) - original
+    assert squared == pytest.approx(np.square(change).sum())
     lost = change - left @ right
-    assert missing == pytest.approx(lost.square().sum().item(), rel=1e-6)
+    assert missing == pytest.approx(np.square(lost).sum(), rel=1e-6)
 
 
-def test_blocks_of_any_size_give_the_same_bytes():
-    base = torch.randn(64, 48).to(torch.bfloat16)
-    update = LowRank(torch.randn(64, 3).double(), torch.randn(3, 48).double())
-    merger = BlockMerger(torch.device("cpu"))
-    whole = merger.merge(base, update, 0, torch.bfloat16)[0].clone()
+@pytest.mark.parametrize("code", ["BF16", "F16"])
+def test_bits_of_every_number_come_through(code):
+    """Every number of 16 bits, merged with nothing, stays as it is."""
+    base = np.arange(1 << 16, dtype=np.uint16).view(ARRAYS[code]).reshape(64, -1)
+    update = LowRank(np.zeros((64, 1)), np.zeros((1, base.shape[1])))
+    merged = BlockMerger().merge(base, code, update, 0, code)[0]
+    before = wide(base, code)
+    np.testing.assert_array_equal(wide(merged, code), before)  # a NaN is a NaN, and -0 is 0
+    kept = np.isfinite(before) & (before != 0)
+    assert np.array_equal(bits(merged)[kept], bits(base)[kept])
+
+
+@pytest.mark.parametrize("stored", [*CODES, "F64"])
+@pytest.mark.parametrize("code", CODES)
+def test_a_change_of_dtype_alone_rounds_once(stored, code, dice):
+    numbers = dice.standard_normal((64, 80)) * 2.0 ** dice.integers(-20, 1, (64, 80))
+    base = round_once(numbers, stored)
+    merged = BlockMerger().merge(base, stored, None, 0, code)[0]
+    expected = round_once(wide(base, stored), code)
+    assert np.array_equal(bits(merged), bits(expected))
+
+
+@pytest.mark.parametrize("make", [BlockMerger, lambda: DeviceMerger("cpu")])
+@pytest.mark.parametrize("code", ["BF16", "F16"])
+def test_what_is_infinite_or_too_large(make, code, dice):
+    base = round_once(dice.standard_normal((8, 64)), code)
+    base[1, 2] = round_once(np.array([np.inf]), code)[0]
+    base[2, 3] = round_once(np.array([-np.inf]), code)[0]
+    base[3, 4] = round_once(np.array([np.nan]), code)[0]
+    update = some(dice, 8, 64, scale=0.1)
+    update.left[5] = 0
+    update.left[5, 0], update.right[0, 7:9] = 1, [LARGEST[code] * 1.01, -LARGEST[code] * 1e3]
+    out = np.empty_like(base)
+    _, squared, _ = make().merge(base, code, update, 0, code, out)
+    merged = wide(out, code)
+    assert (merged[1, 2], merged[2, 3]) == (math.inf, -math.inf)
+    assert np.isnan(merged[3, 4])
+    assert (merged[5, 7], merged[5, 8]) == (math.inf, -math.inf)
+    assert not math.isfinite(squared)
+    exact = wide(base, code) + update.dense()
+    rest = np.isfinite(exact) & (abs(exact) < LARGEST[code] / 2)
+    assert np.array_equal(bits(out)[rest], bits(round_once(exact, code))[rest])
+
+
+def test_blocks_of_any_size_give_the_same_bytes(dice):
+    base = round_once(dice.standard_normal((64, 48)), "BF16")
+    update = some(dice, 64, 48, 3, 1)
+    merger = BlockMerger()
+    whole = merger.merge(base, "BF16", update, 0, "BF16")[0].copy()
     for step in (1, 7, 64):
         parts = [
-            merger.merge(base[start : start + step], update, start, torch.bfloat16)[0].clone()
+            merger.merge(base[start : start + step], "BF16", update, start, "BF16")[0].copy()
             for start in range(0, 64, step)
         ]
-        assert torch.equal(torch.cat(parts), whole)
+        assert np.array_equal(np.concatenate(parts), whole)
 
 
-def test_the_order_of_summation_does_not_reach_the_bytes():
-    """Another library sums in another order; halfway cases must not follow it."""
+class Backwards:
+    """Another library sums in another order."""
 
-    class Backwards(LowRank):
-        def add_rows_to(self, total, start, base=None):
-            rows = self.left[start : start + len(total)]
-            for k in reversed(range(self.rank)):
-                total += rows[:, k : k + 1] * self.right[k]
+    def __init__(self, delta):
+        self.delta = delta
+        self.norm = delta.norm
 
-    base = torch.randn(512, 512).half()
-    left, right = torch.randn(512, 16).double() / 50, torch.randn(16, 512).double() / 50
-    merger = BlockMerger(torch.device("cpu"))
-    for dtype in SHORT:
-        one = merger.merge(base, LowRank(left, right), 0, dtype)[0].clone()
-        other = merger.merge(base, Backwards(left, right), 0, dtype)[0]
-        assert torch.equal(one, other)
+    def to(self, device):
+        raise AssertionError
 
+    def add_rows_to(self, total, start, base=None):
+        rows = self.delta.left[start : start + len(total)]
+        for k in reversed(range(self.delta.rank)):
+            total += rows[:, k : k + 1] * self.delta.right[k]
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", SHORT)
-def test_a_gpu_gives_the_same_bytes(dtype):
-    base = torch.randn(512, 512).half()
-    update = LowRank(torch.randn(512, 16).double() / 50, torch.randn(16, 512).double() / 50)
-    here = BlockMerger(torch.device("cpu")).merge(base, update, 0, dtype)[0]
-    cuda = torch.device("cuda")
-    there = BlockMerger(cuda).merge(base.to(cuda), update.to(cuda), 0, dtype)[0]
-    assert torch.equal(here, there.cpu())
+    def add_entries_to(self, *places):
+        self.delta.add_entries_to(*places)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_gpus_search_for_halfway_numbers_finds_the_same(dtype, monkeypatch):
-    # On a GPU torch looks for them and not numpy; here it does so on the CPU's own tensors.
-    torch.manual_seed(5)
-    base = (torch.randn(64, 96) * 1e-4).to(dtype)
-    update = LowRank(torch.randn(64, 4).double() * 1e-3, torch.randn(4, 96).double() * 1e-3)
+@pytest.mark.parametrize("code", CODES)
+def test_the_order_of_summation_does_not_reach_the_bytes(code, dice):
+    base = round_once(dice.standard_normal((512, 512)), "F16")
+    update = some(dice, 512, 512, 16, 0.15)
+    merger = BlockMerger()
+    one = merger.merge(base, "F16", update, 0, code)[0].copy()
+    other = merger.merge(base, "F16", Backwards(update), 0, code)[0]
+    assert np.array_equal(bits(one), bits(other))
+
+
+def gpu(device):
+    return pytest.param(
+        device,
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", gpu("cuda")])
+@pytest.mark.parametrize("code", [*CODES, "F64"])
+@pytest.mark.parametrize("stored", CODES)
+@pytest.mark.parametrize("scale", [1, 1e-4])
+def test_torch_gives_the_same_bytes(device, stored, code, scale, dice):
+    """What is done on a GPU, on the processor where there is none."""
+    base = round_once(dice.standard_normal((96, 200)) * scale, stored)
+    update = some(dice, 96, 200, 16, 0.15 * scale)
     update.left[:8] = 2.0**-9  # products that are halfway, or next to it
     update.right[:, :48] = 2.0**-18
-    cpu = torch.device("cpu")
-    expected, *sums = BlockMerger(cpu).merge(base, update, 0, dtype)
-    monkeypatch.setattr(arithmetic, "_quickest", lambda values: values)
-    found, *others = BlockMerger(cpu).merge(base, update, 0, dtype)
-    assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
-    assert others == pytest.approx(sums, rel=1e-6)
+    here, *sums = BlockMerger().merge(base, stored, update, 0, code)
+    there = np.empty_like(here)
+    _, *others = DeviceMerger(device).merge(base, stored, update, 0, code, there)
+    if code == "F64":
+        np.testing.assert_allclose(here, there, rtol=1e-12)
+    else:
+        assert np.array_equal(bits(here), bits(there))
+    assert others == pytest.approx(sums, rel=1e-5, abs=1e-30)

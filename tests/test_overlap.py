@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -40,13 +41,13 @@ def test_every_number_agrees_with_the_dense_matrices(k, tiny_base, tiny_adapter,
     assert len(table) == 28
     for row in table[~table["cosine"].isna()].itertuples():
         x, y = a.delta(row.name).dense(), b.delta(row.name).dense()
-        cosine = float((x * y).sum() / (x.norm() * y.norm()))
+        cosine = float((x * y).sum() / (np.linalg.norm(x) * np.linalg.norm(y)))
         assert row.cosine == pytest.approx(cosine, rel=1e-6)
         top = k or 4
         assert row.k == top
-        (ux, _, vx), (uy, _, vy) = torch.linalg.svd(x), torch.linalg.svd(y)
+        (ux, _, vx), (uy, _, vy) = np.linalg.svd(x), np.linalg.svd(y)
         for side, p, q in (("left", ux.T, uy.T), ("right", vx, vy)):
-            cosines = torch.linalg.svdvals(p[:top] @ q[:top].T)
+            cosines = np.linalg.svd(p[:top] @ q[:top].T, compute_uv=False)
             overlap = float((cosines**2).mean())
             assert getattr(row, f"{side}_overlap") == pytest.approx(overlap, rel=1e-6)
             angle = math.degrees(math.acos(min(1, float(cosines[0]))))

@@ -8,7 +8,7 @@ import pytest
 
 import labkit.streams as streams
 from labkit import LabkitError
-from labkit.streams import PAGE, SourceFile, TargetFile, hash_file, page_buffer, place
+from labkit.streams import PAGE, SourceFile, TargetFile, hash_file, page_memory, place, room_for
 
 SIZE = 10 * PAGE + 123
 CONTENT = random.Random(0).randbytes(SIZE)
@@ -37,14 +37,17 @@ def source(stored):
      (SIZE - 5, 5), (10 * PAGE, 123), (SIZE, 0)],
 )  # fmt: skip
 def test_reads_any_range(source, start, count):
-    assert bytes(source.read(page_buffer(count), start, count)) == CONTENT[start : start + count]
+    assert (
+        bytes(source.read(page_memory(room_for(count)), start, count))
+        == CONTENT[start : start + count]
+    )
 
 
 @pytest.mark.parametrize("start", [SIZE - 8, SIZE - 8 - PAGE, 2 * SIZE // 8 * 8])
 def test_a_file_that_became_shorter_is_said(source, start):
     count = SIZE - start + 1 if start < SIZE else 8
     with pytest.raises(LabkitError, match="stored became shorter while it was read"):
-        source.read(page_buffer(count), start, count)
+        source.read(page_memory(room_for(count)), start, count)
 
 
 def test_writes_any_pieces_in_any_order(source, tmp_path):
@@ -55,7 +58,7 @@ def test_writes_any_pieces_in_any_order(source, tmp_path):
         pieces = list(itertools.pairwise(cuts))
         chance.shuffle(pieces)
         for start, stop in pieces:
-            buffer = place(page_buffer(SIZE), start, stop - start)
+            buffer = place(page_memory(room_for(SIZE)), start, stop - start)
             buffer[:] = CONTENT[start:stop]
             target.write(buffer, start)
         target.flush()

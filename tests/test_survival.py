@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-import torch
 
 import labkit as lk
 from labkit.survey import lost_in_all
@@ -57,16 +57,16 @@ def test_exact_is_what_a_merge_does(dtype, tmp_path, tiny_base, tiny_adapter):
     gradient = lk.Gradient.parse(GRADIENT)
     assert len(table) == 28
     for row in table.itertuples():
-        before = base.read(f"{row.name}.weight").double()
-        after = merged.read(f"{row.name}.weight").double()
+        before = base.tensors[f"{row.name}.weight"].read()
+        after = merged.tensors[f"{row.name}.weight"].read()
         asked = gradient[row.layer] * adapter.delta(row.name).dense()
         assert row.weight == gradient[row.layer]
-        assert row.changed == pytest.approx(float((after != before).double().mean()))
-        assert row.weighted_norm == pytest.approx(float(asked.norm()), rel=1e-6)
+        assert row.changed == pytest.approx(float((after != before).mean()))
+        assert row.weighted_norm == pytest.approx(np.linalg.norm(asked), rel=1e-6)
         if row.weight == 0:
             assert math.isnan(row.lost)
         else:
-            expected = float((after - before - asked).norm() / asked.norm())
+            expected = np.linalg.norm(after - before - asked) / np.linalg.norm(asked)
             assert row.lost == pytest.approx(expected, rel=1e-6)
         assert row.dtype == ("bfloat16" if dtype == "auto" else dtype)
         assert row.changed_error == 0
@@ -101,9 +101,9 @@ def test_the_estimate_is_within_its_error(tmp_path, tall_base):
         for column in ("changed", "lost"):
             misses += list((guess[column] - exact[column]) / guess[f"{column}_error"])
     # 160 deviations in units of their standard errors: about standard normal.
-    spread = torch.tensor(misses)
-    assert float(spread.abs().max()) < 4.5
-    assert 0.8 < float(spread.square().mean().sqrt()) < 1.25
+    spread = np.array(misses)
+    assert np.abs(spread).max() < 4.5
+    assert 0.8 < np.sqrt(np.square(spread).mean()) < 1.25
 
 
 def test_the_same_seed_gives_the_same_estimate(tall_base, tmp_path):
@@ -129,7 +129,8 @@ def test_a_line_when_more_than_a_tenth_is_lost(tmp_path, tall_base):
     line = rounding_line(lk.survival(tall_base, adapter, "1,1", progress=False))
     assert line.startswith("rounding to bfloat16 loses 4")
     assert "±" in line
-    assert line.endswith("48% of the elements stay as they are; --dtype float32 keeps it")
+    assert line.endswith("% of the elements stay as they are; --dtype float32 keeps it")
+    assert 47 <= int(line.split("% of the elements")[0].split()[-1]) <= 50
     assert "±" not in rounding_line(
         lk.survival(tall_base, adapter, "1,1", exact=True, progress=False)
     )

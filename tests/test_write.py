@@ -1,18 +1,25 @@
 import json
 import os
 import shutil
+import signal
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import labkit as lk
-import labkit.merge_run
+import labkit.arithmetic
+import labkit.layout
+import labkit.merge_process
+import labkit.piece_maker
+import labkit.pipeline
 import labkit.streams
 import labkit.write
-from labkit.arithmetic import round_once
+from labkit.floats import round_once
 from labkit.streams import hash_file
+from labkit.tensor_file import FLOAT_CODES
 from tests.tiny import make_adapter, make_base, merged_by_peft
 
 WEIGHTS = [0, 0.5, 1, -0.25]
@@ -43,10 +50,12 @@ def write(plan, out, **options):
 
 def oracle(base, plan, name, dtype):
     """The float64 result, rounded once."""
-    total = base.read(name).double()
+    total = base.tensors[name].read()
     if name in plan.changes:
         total = total + plan.changes[name].update().dense()
-    return round_once(total.view(-1), dtype).view(total.shape)
+    code = FLOAT_CODES[str(dtype).removeprefix("torch.")]
+    rounded = round_once(total, code)
+    return torch.from_numpy(rounded.view(f"i{rounded.itemsize}")).view(dtype)
 
 
 def test_the_folder_is_whole_and_right(plan, out, tiny_base):
@@ -147,10 +156,10 @@ def test_a_number_too_large_for_the_dtype_is_refused(tmp_path, tiny_adapter, out
 def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, monkeypatch):
     receipt = write(plan, out)
     for blocks, pieces, threads in ((64, 200, 1), (1 << 20, 1 << 25, 4)):
-        monkeypatch.setitem(labkit.write.BLOCK_ELEMENTS, "cpu", blocks)
+        monkeypatch.setattr(labkit.arithmetic, "BLOCK_ELEMENTS", blocks)
         monkeypatch.setattr(labkit.layout, "PIECE_BYTES", pieces)
-        monkeypatch.setitem(labkit.write.MERGE_BYTES, "cpu", pieces)
-        monkeypatch.setattr(labkit.merge_run, "workers", lambda threads=threads: threads)
+        monkeypatch.setitem(labkit.layout.MERGE_BYTES, "cpu", pieces)
+        monkeypatch.setattr(labkit.pipeline, "workers", lambda threads=threads: threads)
         other = tmp_path / f"other-{blocks}"
         again = write(plan, other)
         assert model_files(other) == model_files(out)
@@ -159,6 +168,67 @@ def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, mon
         for mine, theirs in zip(again.tensors, receipt.tensors, strict=True):
             assert mine.achieved == pytest.approx(theirs.achieved, rel=1e-6)
             assert mine.missing == pytest.approx(theirs.missing, rel=1e-4)
+
+
+apart = pytest.mark.skipif(
+    not labkit.merge_process.available(), reason="needs memory without a name (Linux)"
+)
+
+
+@apart
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_processes_of_their_own_give_the_same_bytes(
+    dtype, tiny_base, tiny_adapter, out, tmp_path, monkeypatch
+):
+    plan = lk.plan(tiny_base, tiny_adapter, WEIGHTS, dtype=dtype)
+    receipt = write(plan, out)
+    monkeypatch.setattr(labkit.pipeline, "MERGED_APART", 0)
+    children = before = _children()
+    carry_out = labkit.merge_process.MergeProcesses.carry_out
+
+    def watched(*arguments):
+        nonlocal children
+        children = _children()
+        return carry_out(*arguments)
+
+    monkeypatch.setattr(labkit.merge_process.MergeProcesses, "carry_out", watched)
+    again = write(plan, tmp_path / "again")
+    assert len(children) == len(before) + labkit.pipeline.workers()
+    assert _children() == before  # they have ended
+    assert model_files(tmp_path / "again") == model_files(out)
+    assert [vars(row) for row in again.tensors] == [vars(row) for row in receipt.tensors]
+    assert lk.verify(out, progress=False).tensors_computed == len(plan.changes) or dtype != "auto"
+
+
+def _children():
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+@apart
+def test_an_error_in_another_process_is_the_same_error(tmp_path, tiny_base, out, monkeypatch):
+    monkeypatch.setattr(labkit.pipeline, "MERGED_APART", 0)
+    adapter = make_adapter(tmp_path / "lora", tiny_base, scale=1e6)
+    plan = lk.plan(tiny_base, adapter, "1x4", dtype="float16")
+    with pytest.raises(lk.LabkitError, match="numbers of '.*' become too large for float16"):
+        write(plan, out)
+    assert not out.exists()
+
+
+@apart
+def test_a_process_that_is_killed_is_noticed(plan, out, monkeypatch):
+    monkeypatch.setattr(labkit.pipeline, "MERGED_APART", 0)
+    before = _children()
+    carry_out = labkit.merge_process.MergeProcesses.carry_out
+
+    def killed(*arguments):
+        for child in _children() - before:
+            os.kill(int(child), signal.SIGKILL)
+        return carry_out(*arguments)
+
+    monkeypatch.setattr(labkit.merge_process.MergeProcesses, "carry_out", killed)
+    with pytest.raises(lk.LabkitError, match="a process that merges for this one has ended"):
+        write(plan, out)
+    assert os.listdir(out.parent) == []
 
 
 @pytest.mark.parametrize("way", ["through the page cache", "with shared blocks", "past the cache"])
@@ -209,7 +279,7 @@ def test_the_receipt(plan, out):
     assert set(rows) == set(plan.changes)
     for name, row in rows.items():
         dense = plan.changes[name].update().dense()
-        assert row.asked == pytest.approx(torch.linalg.norm(dense).item())
+        assert row.asked == pytest.approx(np.linalg.norm(dense))
         change = lk.Checkpoint(out).read(name).double() - plan.base.read(name).double()
         assert row.achieved == pytest.approx(torch.linalg.norm(change).item())
         assert row.weights == plan.changes[name].weights
@@ -293,7 +363,7 @@ def test_an_interrupted_merge_leaves_nothing(plan, out, monkeypatch, error):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(labkit.layout.PieceMaker, "make", fail)
+    monkeypatch.setattr(labkit.piece_maker.PieceMaker, "make", fail)
     expected = lk.LabkitError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         write(plan, out)

@@ -1,0 +1,192 @@
+"""Merges pieces in processes of their own, which share memory with the one that reads and writes.
+
+A block is merged in some thirty short steps of numpy. Threads of one process wait for each other
+between any two of them, for Python's lock, and need half as long again; processes do not. They
+start in a fifth of a second, since they import numpy and no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from labkit.errors import LabkitError
+
+if TYPE_CHECKING:
+    from labkit.delta import Delta
+    from labkit.piece_maker import Task
+
+UPDATES_KEPT = 2
+"""Updates that a process keeps: one for each lane of a merge."""
+SECONDS_TO_END = 5.0
+
+
+def available() -> bool:
+    """Whether this system has what it takes: memory without a name that processes share (Linux)."""
+    return hasattr(os, "memfd_create") and bool(sys.executable)
+
+
+class SharedMemory:
+    """Memory that begins at a page, and that other processes are given."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.descriptor = os.memfd_create("labkit")
+        os.ftruncate(self.descriptor, size)
+        self.view = memoryview(mmap.mmap(self.descriptor, size))
+
+    def position(self, part: memoryview) -> int:
+        """Where a part of it begins."""
+        return _address(part) - _address(self.view)
+
+    def close(self) -> None:
+        """Let go of it; it ends with its last view."""
+        os.close(self.descriptor)
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+class MergeProcesses:
+    """Processes that merge pieces. As many threads may wait for them at once as there are.
+
+    Args:
+        count: how many.
+        size: bytes of the memory that they share.
+
+    Attributes:
+        memory: that memory.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        self.memory = SharedMemory(size)
+        self._all: list[_MergeProcess] = []
+        self._idle: SimpleQueue[_MergeProcess] = SimpleQueue()
+        try:
+            for _ in range(count):
+                process = _MergeProcess(self.memory)
+                self._all.append(process)
+                self._idle.put(process)
+        except BaseException:
+            self.close()
+            raise
+
+    def carry_out(
+        self, task: Task, source: memoryview, target: memoryview, update: Delta | None
+    ) -> tuple[float, float]:
+        """Have a piece merged, and wait for it.
+
+        Args:
+            task: what to do.
+            source: the base's rows, in the shared memory; may be empty.
+            target: where the merged rows go, in the shared memory.
+            update: what is added to the tensor.
+
+        Raises:
+            LabkitError: as `Task.carry_out`; or the process has ended.
+        """
+        read = (self.memory.position(source) if len(source) else 0), len(source)
+        written = self.memory.position(target), len(target)
+        process = self._idle.get()
+        try:
+            return process.carry_out(task, read, written, update)
+        finally:
+            self._idle.put(process)
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._all:
+            process.close()
+        self.memory.close()
+
+
+class _MergeProcess:
+    def __init__(self, memory: SharedMemory) -> None:
+        self._known: list[str] = []
+        self._connection, theirs = Pipe()
+        package = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this Python, and a module of labkit
+                [
+                    *(sys.executable, "-P", "-m", "labkit.merge_process"),
+                    *(str(theirs.fileno()), str(memory.descriptor), str(memory.size)),
+                ],
+                # Its blocks are small: more threads would only wait for each other.
+                env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1",
+                     "MKL_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), memory.descriptor),
+                # Ctrl-C is for the process that has these; they end when it lets go of them.
+                process_group=0,
+            )  # fmt: skip
+        finally:
+            theirs.close()
+
+    def carry_out(
+        self, task: Task, read: tuple[int, int], written: tuple[int, int], update: Delta | None
+    ) -> tuple[float, float]:
+        news = None
+        if task.tensor not in self._known:
+            news = (update,)
+            self._known = [*self._known, task.tensor][-UPDATES_KEPT:]
+        try:
+            self._connection.send((task, read, written, news))
+            result = self._connection.recv()
+        except (EOFError, OSError) as error:
+            status = self._process.poll()
+            raise LabkitError(
+                f"a process that merges for this one has ended (status {status}); it may have been "
+                "killed for want of memory: make room, and start again"
+            ) from error
+        if isinstance(result, BaseException):
+            raise result
+        squared, missing = result
+        return squared, missing
+
+    def close(self) -> None:
+        self._connection.close()
+        try:
+            self._process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def main() -> None:
+    """Merge what the process at the other end asks for, until it closes the connection."""
+    from labkit.arithmetic import BlockMerger
+
+    connection_descriptor, memory_descriptor, size = map(int, sys.argv[1:])
+    connection = Connection(connection_descriptor)
+    memory = memoryview(mmap.mmap(memory_descriptor, size))
+    merger = BlockMerger()
+    updates: dict[str, Delta | None] = {}
+    with suppress(EOFError, OSError):  # the other end is closed
+        while True:
+            task, read, written, news = connection.recv()
+            if news:
+                updates[task.tensor] = news[0]
+                while len(updates) > UPDATES_KEPT:
+                    del updates[next(iter(updates))]
+            source = memory[read[0] : sum(read)]
+            target = memory[written[0] : sum(written)]
+            result: object
+            try:
+                result = task.carry_out(source, target, updates[task.tensor], merger)
+            except Exception as error:  # noqa: BLE001 - raised again by whoever asked
+                result = error
+            connection.send(result)
+
+
+if __name__ == "__main__":
+    main()
