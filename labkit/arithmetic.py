@@ -208,7 +208,7 @@ class _Space:
         if code in SHORT:
             self.single = buffer("single", shape, np.float32)
             self.rounded = buffer("rounded", shape, np.float32)
-            self.bits = self.rounded.view(np.int32)
+            self.bits = buffer("bits", shape, np.int32)
             self.scratch = buffer("scratch", shape, np.int32)
             self.signs = buffer("signs", shape, np.int16)
             self.found = buffer("found", shape, np.bool_)
@@ -290,19 +290,18 @@ class _Space:
             where it lies halfway between two neighbours, or is too large: rounded wrongly so far.
         """
         bits, scratch, out = self.bits, self.scratch, merged.view(np.int16)
-        np.multiply(self.single, np.float32(1 / EXPONENTS_APART), out=self.rounded)
-        found = self._halfway(0x1FFF)
-        if _reaches(bits, (FLOAT16_INFINITE << 13) - 0x1000):
-            magnitude = bits.view(np.uint32).reshape(-1) & 0x7FFFFFFF
-            found.append(np.flatnonzero(magnitude >= (FLOAT16_INFINITE << 13) - 0x1000))
+        np.multiply(self.single, np.float32(1 / EXPONENTS_APART), out=bits.view(np.float32))
         np.add(bits, 0x1000, out=bits)
+        found = self._drop(0x1FFF)
+        if _reaches(bits, FLOAT16_INFINITE << 13):
+            magnitude = bits.view(np.uint32).reshape(-1) & 0x7FFFFFFF
+            found.append(np.flatnonzero(magnitude >= FLOAT16_INFINITE << 13))
         np.right_shift(bits, 13, out=scratch)
         np.copyto(out, scratch, casting="unsafe")
         np.right_shift(bits, 16, out=scratch)
         np.copyto(self.signs, scratch, casting="unsafe")
         np.bitwise_and(self.signs, np.int16(-0x8000), out=self.signs)
         np.bitwise_or(out, self.signs, out=out)
-        np.bitwise_and(bits, np.int32(-0x2000), out=bits)
         np.multiply(self.rounded, np.float32(EXPONENTS_APART), out=self.rounded)
         return found
 
@@ -311,18 +310,20 @@ class _Space:
     ) -> list[Int64[np.ndarray, " found"]]:
         """The same for bfloat16: the upper half of a float32."""
         bits, scratch = self.bits, self.scratch
-        np.copyto(self.rounded, self.single)
-        found = self._halfway(0xFFFF)
-        np.add(bits, 0x8000, out=bits)
+        np.add(self.single.view(np.int32), 0x8000, out=bits)
+        found = self._drop(0xFFFF)
         np.right_shift(bits, 16, out=scratch)
         np.copyto(merged.view(np.int16), scratch, casting="unsafe")
-        np.bitwise_and(bits, np.int32(-0x10000), out=bits)
         return found
 
-    def _halfway(self, dropped: int) -> list[Int64[np.ndarray, " found"]]:
-        """Find where the bits that are dropped say: halfway."""
-        np.bitwise_and(self.bits, dropped, out=self.scratch)
-        np.equal(self.scratch, (dropped + 1) >> 1, out=self.found)
+    def _drop(self, dropped: int) -> list[Int64[np.ndarray, " found"]]:
+        """Put `bits`, which half a last place was added to, into `rounded` without the last bits.
+
+        Returns:
+            where nothing was left to drop: the number lay halfway before.
+        """
+        np.bitwise_and(self.bits, ~dropped, out=self.rounded.view(np.int32))
+        np.equal(self.bits, self.rounded.view(np.int32), out=self.found)
         return [np.flatnonzero(self.found)]
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from labkit.cache import cache_folder
 from labkit.checkpoint import Checkpoint
@@ -26,9 +25,6 @@ from labkit.tensor_file import StoredTensor, TensorFile, read_fully
 READ_BYTES = 4 << 20
 BLOCK_ELEMENTS = 1 << 16
 """Few enough that a block's float64 stays in a core's cache."""
-DOT_ELEMENTS = 1 << 13
-"""OpenBLAS shares products of more than 10,000 elements out among threads of its own. Called from
-several threads at once, they wait for each other, which measured 10 times slower."""
 
 
 def base_norms(base: Checkpoint, names: Sequence[str], progress: bool = True) -> dict[str, float]:
@@ -92,18 +88,11 @@ def _norm(tensor: StoredTensor) -> float:
                 values = np.frombuffer(_own.buffer, dtype, count // dtype.itemsize)
                 for first in range(0, len(values), BLOCK_ELEMENTS):
                     block = wide(values[first : first + BLOCK_ELEMENTS], tensor.dtype)
-                    squares.append(_sum_of_squares(block))
+                    squares.append(float(np.dot(block, block)))
     except OSError as error:
         raise LabkitError(f"cannot read {shown(tensor.file)}: {error.strerror}") from error
     total = sum(squares)
     return math.sqrt(total)  # of infinity and NaN too: then the base holds one
-
-
-def _sum_of_squares(values: Float64[np.ndarray, " n"]) -> float:
-    whole = len(values) // DOT_ELEMENTS * DOT_ELEMENTS
-    parts, rest = values[:whole].reshape(-1, DOT_ELEMENTS), values[whole:]
-    squares = np.matmul(parts[:, None, :], parts[:, :, None])
-    return float(squares.sum()) + float(np.dot(rest, rest))
 
 
 def _identity(file: TensorFile) -> dict[str, Any]:

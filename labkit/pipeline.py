@@ -10,7 +10,6 @@ it, which the processor is busy with, and the one with the least, which keeps th
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,20 +26,13 @@ from labkit.open_output import Hash, Held, OpenOutput, Target
 from labkit.piece_maker import PieceMaker
 from labkit.streams import hash_range, page_memory, place, room_for
 from labkit.tensor_file import StoredTensor
+from labkit.threads import one_thread_each, workers
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
 
-MOST_WORKERS = 4
-"""Processors that a merge uses. More than this wait for the disk."""
 MERGED_APART = 256 << 20
 """Bytes to merge from which on processes of their own are worth starting."""
-
-
-def workers() -> int:
-    """How many processors a merge uses."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(MOST_WORKERS, there or 1))
 
 
 def pieces_under_way() -> int:
@@ -125,12 +117,13 @@ class Pipeline(Generic[Target]):
         self._moving = ThreadPoolExecutor(2 * workers(), thread_name_prefix="labkit-disk")
         try:
             self._prepare(files)
-            self._start(lanes)
-            while self._under_way:
-                future, then = self._done.get()
-                self._under_way -= 1
-                then(future.result())
+            with one_thread_each():
                 self._start(lanes)
+                while self._under_way:
+                    future, then = self._done.get()
+                    self._under_way -= 1
+                    then(future.result())
+                    self._start(lanes)
         except BaseException:
             self.stopped.set()
             raise

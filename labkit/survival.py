@@ -273,6 +273,5 @@ def _look(
 
 
 def _squares(matrix: Float64[np.ndarray, "rows columns"]) -> Float64[np.ndarray, " rows"]:
-    # Without BLAS, whose own threads would wait for each other.
     squares: Float64[np.ndarray, " rows"] = np.einsum("ij,ij->i", matrix, matrix)
     return squares

@@ -19,6 +19,7 @@ from labkit.gradient import Gradient
 from labkit.matching import Change
 from labkit.plan import plan
 from labkit.recipe import Recipe, Term
+from labkit.threads import one_thread_each, workers
 
 if TYPE_CHECKING:
     from labkit.delta import LowRank, Sum
@@ -169,10 +170,9 @@ def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item]
 ) -> Iterator[Iterator[Result]]:
     """Map in threads, one for each core, in order."""
-    from labkit.pipeline import workers
-
     pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
     try:
-        yield pool.map(function, items)
+        with one_thread_each():
+            yield pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -26,9 +26,10 @@ from labkit.atomic_folder import (
 from labkit.errors import LabkitError, shown
 from labkit.layout import MERGE_BYTES, output_files, side_files
 from labkit.merge_run import MergeRun
-from labkit.pipeline import pieces_under_way, workers
+from labkit.pipeline import pieces_under_way
 from labkit.progress import Progress, bar_of
 from labkit.recipe import FILE_NAME as RECIPE_NAME
+from labkit.threads import workers
 
 if TYPE_CHECKING:
     from labkit.plan import Plan
