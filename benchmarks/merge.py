@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -147,13 +148,44 @@ def run(command: list[str], base: Path, adapter: Path, out: Path) -> tuple[float
     forget(base, adapter)
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ended = threading.Event()
+    peak = [0]
+    watching = threading.Thread(target=watch, args=(process.pid, ended, peak))
+    watching.start()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     os.sync()
     wall = time.perf_counter() - began
+    ended.set()
+    watching.join()
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed with {process.returncode}")
-    return wall, usage.ru_maxrss * 1024
+    return wall, max(peak[0], usage.ru_maxrss * 1024)
+
+
+def watch(pid: int, ended: threading.Event, peak: list[int]) -> None:
+    """Note the peak memory of a process and its children, seen ten times a second.
+
+    Memory that they share counts once; the files of programs and libraries, for each of them.
+    """
+    while not ended.wait(0.1):
+        own = shared = 0
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for one in (str(pid), *children):
+                fields = dict(
+                    line.split(":", 1)
+                    for line in Path(f"/proc/{one}/status").read_text().splitlines()
+                )
+                anonymous, files, memory = (
+                    int(fields.get(name, "0 kB").split()[0]) * 1024
+                    for name in ("RssAnon", "RssFile", "RssShmem")
+                )
+                own += anonymous + files
+                shared = max(shared, memory)
+        except OSError:
+            continue  # one of them has just ended
+        peak[0] = max(peak[0], own + shared)
 
 
 def measure(size: str, folder: Path, rounds: int, skip_peft: bool) -> None:
