@@ -60,7 +60,6 @@ def peak_memory() -> float:
 def measure(folder: str) -> None:
     """Survey once, and print seconds and megabytes as JSON."""
     import pandas  # noqa: F401 - importing is not what is measured
-    import torch  # noqa: F401
 
     import labkit as lk
 

@@ -35,14 +35,12 @@ MERGED_APART = 256 << 20
 """Bytes to merge from which on processes of their own are worth starting."""
 
 
-def pieces_under_way() -> int:
-    """How many pieces are in memory at most: enough that neither disk nor processors ever wait."""
-    return 8 * workers()
+def pieces_under_way(device: str) -> int:
+    """How many pieces are in memory at most: enough that neither disk nor processors ever wait.
 
-
-def buffers() -> int:
-    """How many buffers they take at most: two for a piece that is merged."""
-    return 2 * pieces_under_way()
+    A GPU's are larger.
+    """
+    return (8 if device == "cpu" else 2) * workers()
 
 
 @dataclass
@@ -139,12 +137,13 @@ class Pipeline(Generic[Target]):
         """Make the buffers, and start the processes that merge if there is much to merge."""
         pieces = [piece for file in files for piece in file.pieces]
         size = room_for(max((max(p.source_bytes, p.nbytes) for p in pieces), default=0))
+        total = 2 * pieces_under_way(self.device) * size  # a piece that is merged takes two
         merged = sum(file.merged_bytes for file in files)
         if self.device == "cpu" and merged >= MERGED_APART and merge_process.available():
-            self._processes = MergeProcesses(workers(), buffers() * size)
+            self._processes = MergeProcesses(workers(), total)
             view = self._processes.memory.view
         else:
-            view = page_memory(buffers() * size)
+            view = page_memory(total)
         self._free = [view[start : start + size] for start in range(0, len(view), size)]
         self._maker = PieceMaker(self.plan, self.device, self._processes)
 
@@ -170,7 +169,7 @@ class Pipeline(Generic[Target]):
     def _start(self, lanes: list[Lane[Target]]) -> None:
         busy = [lane for lane in lanes if lane.held or not lane.ended]
         for lane in busy:
-            while not lane.ended and lane.held < pieces_under_way() // len(busy):
+            while not lane.ended and lane.held < pieces_under_way(self.device) // len(busy):
                 following = next(lane.pieces, None)
                 if following is None:
                     lane.ended = True

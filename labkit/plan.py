@@ -40,7 +40,7 @@ class Forecast:
         bytes_to_write: of the merged model's tensors.
         tensors_touched: tensors of the base that change.
         tensors: tensors of the base.
-        peak_memory: bytes of memory at most, on top of what Python and torch take.
+        peak_memory: bytes of memory at most, on top of what Python starts with.
     """
 
     bytes_to_read: int

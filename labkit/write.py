@@ -40,7 +40,7 @@ SPARE_BYTES = 16 << 20
 
 
 def working_memory(plan: Plan) -> int:
-    """Bytes of memory that carrying out a plan takes at most, beside Python's own."""
+    """Bytes of memory that carrying out a plan takes at most, beside what Python starts with."""
     # For each element of a block: float64 twice, 32 bits four times, and what looks for ties.
     blocks = BLOCK_ELEMENTS * (2 * 8 + 4 * 4 + 3)
     # The bytes read and those written, which are at most twice as many in another dtype.
@@ -52,8 +52,9 @@ def working_memory(plan: Plan) -> int:
         ),
         default=0,
     )  # fmt: skip
+    under_way = pieces_under_way("cpu")
     # Factors of as many tensors as pieces under way, and those that are just being read.
-    return workers() * blocks + pieces_under_way() * pieces + (pieces_under_way() + 4) * factors
+    return workers() * blocks + under_way * pieces + (under_way + 4) * factors
 
 
 def choose_device(device: str) -> str:
