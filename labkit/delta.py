@@ -381,4 +381,4 @@ def _on(device: str, values: Array) -> Array:
 
 def _beside(total: Array, values: Array) -> Array:
     """What was read from a file, where `total` is."""
-    return values if isinstance(total, np.ndarray) else _on(total.device, values)
+    return values if isinstance(total, np.ndarray) else _on(str(total.device), values)
