@@ -88,7 +88,8 @@ def _norm(tensor: StoredTensor) -> float:
                 values = np.frombuffer(_own.buffer, dtype, count // dtype.itemsize)
                 for first in range(0, len(values), BLOCK_ELEMENTS):
                     block = wide(values[first : first + BLOCK_ELEMENTS], tensor.dtype)
-                    squares.append(float(np.dot(block, block)))
+                    with np.errstate(over="ignore"):
+                        squares.append(float(np.dot(block, block)))
     except OSError as error:
         raise LabkitError(f"cannot read {shown(tensor.file)}: {error.strerror}") from error
     total = sum(squares)

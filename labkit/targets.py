@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from labkit.adapter import Adapter
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient
 from labkit.matching import Change
+from labkit.parts import LoraModule
 from labkit.plan import plan
 from labkit.recipe import Recipe, Term
 from labkit.threads import one_thread_each, workers
@@ -61,7 +65,7 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
 
     Raises:
         LabkitError: with a base, whatever a plan refuses; without one, an adapter of which the
-            config selects no module.
+            config selects no module. The deltas raise one for factors that are not finite.
     """
     found: list[tuple[str, int | None, float, StoredTensor | None, Callable[[], LowRank | Sum]]]
     if base is not None:
@@ -88,7 +92,13 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
             )
         layers = layers_by_name(module.name for module in selected)
         found = [
-            (module.name, layers[module.name], module.scaling, None, module.delta)
+            (
+                module.name,
+                layers[module.name],
+                module.scaling,
+                None,
+                partial(_delta, adapter, module),
+            )
             for module in selected
         ]
     short = short_names((name, layer) for name, layer, *_ in found)
@@ -97,6 +107,17 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
         for name, layer, scaling, tensor, delta in found
     ]
     return sorted(listed, key=lambda target: place(target.layer, target.module))
+
+
+def _delta(adapter: Adapter, module: LoraModule) -> LowRank:
+    """Read a module's factors; a plan, which checks them, is made with a base only."""
+    delta = module.delta()
+    if not (np.isfinite(delta.left).all() and np.isfinite(delta.right).all()):
+        raise LabkitError(
+            f"module {shown(module.name)!r} of {shown(adapter.name)} holds numbers that are NaN or "
+            "infinite; its training failed; use another checkpoint of the adapter"
+        )
+    return delta
 
 
 def _scaling(change: Change) -> float:

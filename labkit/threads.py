@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 MOST_WORKERS = 4
 """Processors that are used. More than this wait for the disk."""
@@ -16,14 +18,31 @@ def workers() -> int:
     return max(1, min(MOST_WORKERS, there or 1))
 
 
+_lock = threading.Lock()
+_users = 0
+_limits: Any = None
+
+
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """Keep numpy's matrix products in the thread that calls them.
 
     The matrices are thin or the blocks small, and several threads are at them already: the
-    library's own would only wait for each other, which measured twice as slow.
+    library's own would only wait for each other, which measured twice as slow for a survey, and
+    many times for an overlap. The limit counts for the whole process, from the first that asks for
+    it to the last.
     """
+    global _users, _limits
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, "blas"):
+    with _lock:
+        if _users == 0:
+            _limits = threadpool_limits(1, "blas")
+        _users += 1
+    try:
         yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _limits.restore_original_limits()

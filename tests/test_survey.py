@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -264,3 +265,16 @@ def test_an_adapter_of_another_model_is_refused(tmp_path, tiny_base, tiny_adapte
     other = make_base(tmp_path / "base", hidden_size=64)
     with pytest.raises(lk.LabkitError, match="the adapter was made for another model"):
         lk.survey(other, tiny_adapter)
+
+
+def test_factors_that_are_not_finite_are_refused_without_a_base_too(tiny_adapter, tmp_path):
+    folder = shutil.copytree(tiny_adapter, tmp_path / "lora")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = math.nan
+    save_file(tensors, file)
+    for measure in (lk.survey, lk.spectra):
+        with pytest.raises(lk.LabkitError, match="holds numbers that are NaN or infinite"):
+            measure(None, folder)
+    with pytest.raises(lk.LabkitError, match="holds numbers that are NaN or infinite"):
+        lk.overlap([folder, tiny_adapter])
