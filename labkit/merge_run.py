@@ -66,7 +66,11 @@ class MergeRun(Pipeline[TargetFile]):
             raise
         copies = target.shares or not target.direct
         output = OpenOutput(file, source, target, copies=copies, hashes=self.hashes)
-        target.write(file.header, 0)
+        try:
+            target.write(file.header, 0)
+        except BaseException:
+            output.close()
+            raise
         self.bar.update(len(file.header))
         return output
 
