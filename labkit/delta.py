@@ -6,7 +6,8 @@ base's numbers: `w·(W_adapter − W)`. Each adds itself to blocks of rows, and 
 fixed order of operations, so that the result of rounding does not depend on device or library.
 
 All are made of numpy's arrays, and none needs torch; `to` puts them onto another device as torch's
-tensors. The operations between are written in what both understand.
+tensors. What adds rows is written in operations that both understand; single elements are added in
+numpy alone.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class Delta(Protocol):
             base: the base's rows, of the same shape, in float64.
         """
 
-    def add_entries_to(self, total: Array, base: Array, rows: Array, columns: Array) -> None:
-        """Add single elements to `total` in place, each by the same operations on every device."""
+    def add_entries_to(
+        self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> None:
+        """Add single elements to `total` in place, in numpy, each by the same operations always."""
 
     def to(self, device: str) -> Delta:
         """The same on another device, such as "cuda"."""
@@ -119,24 +122,24 @@ class LowRank:
 
     def add_entries_to(
         self,
-        total: Float64[Array, " entries"],
-        base: Float64[Array, " entries"],
-        rows: Int64[Array, " entries"],
-        columns: Int64[Array, " entries"],
+        total: Float64[np.ndarray, " entries"],
+        base: Float64[np.ndarray, " entries"],
+        rows: Int64[np.ndarray, " entries"],
+        columns: Int64[np.ndarray, " entries"],
     ) -> None:
         """Add single elements to `total` in place."""
         total += self.entries(rows, columns)
 
     def entries(
-        self, rows: Int64[Array, " entries"], columns: Int64[Array, " entries"]
-    ) -> Float64[Array, " entries"]:
+        self, rows: Int64[np.ndarray, " entries"], columns: Int64[np.ndarray, " entries"]
+    ) -> Float64[np.ndarray, " entries"]:
         """Single elements, summed over the rank in its order.
 
         Matrix products differ in their last bit from one device and library to the next. These
         sums do not: each step is one multiplication and one addition of IEEE 754.
         """
         products = self.left[rows].T * self.right[:, columns]
-        total = self.left[rows, :0].sum(1)  # zeros, where the factors are
+        total = np.zeros(len(rows))
         for product in products:
             total += product
         return total
@@ -186,7 +189,9 @@ class Placed:
         if begin < end:
             self.delta.add_rows_to(total[begin - start : end - start], begin - self.first)
 
-    def add_entries_to(self, total: Array, base: Array, rows: Array, columns: Array) -> None:
+    def add_entries_to(
+        self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> None:
         """Add single elements, where it has them."""
         inside = (rows >= self.first) & (rows < self.first + self.delta.shape[0])
         if bool(inside.any()):
@@ -226,10 +231,12 @@ class Mixed:
         total[:old] += saved[:old] * self.weight
         total[old:] += saved[old:]
 
-    def add_entries_to(self, total: Array, base: Array, rows: Array, columns: Array) -> None:
+    def add_entries_to(
+        self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> None:
         """Add single elements."""
         first, last = int(rows.min()), int(rows.max()) + 1
-        saved = _beside(total, self.saved.read_rows(first, last))[rows - first, columns]
+        saved = self.saved.read_rows(first, last)[rows - first, columns]
         total -= base * self.weight
         saved[rows < self.base_rows] *= self.weight
         total += saved
@@ -255,7 +262,9 @@ class Rows:
         mixed = total[at] - base[at] * self.weight
         total[at] = mixed + self.saved[mine] * self.weight
 
-    def add_entries_to(self, total: Array, base: Array, rows: Array, columns: Array) -> None:
+    def add_entries_to(
+        self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> None:
         """Add single elements."""
         for position, index in enumerate(self.indices.tolist()):
             here = rows == index
@@ -281,7 +290,9 @@ class Scaled:
         mine = self.factors if self.columns else self.factors[start : start + len(total), None]
         total += base * mine
 
-    def add_entries_to(self, total: Array, base: Array, rows: Array, columns: Array) -> None:
+    def add_entries_to(
+        self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> None:
         """Add single elements."""
         total += base * self.factors[columns if self.columns else rows]
 
@@ -314,7 +325,9 @@ class Sum:
         for part in self.parts:
             part.add_rows_to(total, start, base)
 
-    def add_entries_to(self, total: Array, base: Array, rows: Array, columns: Array) -> None:
+    def add_entries_to(
+        self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> None:
         """Add single elements to `total` in place."""
         for part in self.parts:
             part.add_entries_to(total, base, rows, columns)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from labkit.arithmetic import near_halfway_in_float64, settle
@@ -17,12 +17,9 @@ from labkit.delta import Delta
 from labkit.floats import ARRAYS, SIGNIFICAND_BITS, wide
 from labkit.tensor_file import FLOATS
 
-BLOCK_ELEMENTS = 1 << 24
-"""Elements merged at a time: enough that the work outweighs Python's."""
-
 
 class DeviceMerger:
-    """Merges runs of rows on a device; see `labkit.arithmetic.BlockMerger`."""
+    """Merges runs of rows on a device, each as one block; see `labkit.arithmetic.BlockMerger`."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -39,22 +36,26 @@ class DeviceMerger:
     ) -> tuple[np.ndarray, float, float]:
         """As `BlockMerger.merge`: all that is given is numpy's."""
         there = self._on_device(update)
-        step = max(1, BLOCK_ELEMENTS // max(1, base.shape[1]))
-        squared = missing = 0.0
-        for first in range(0, len(base), step):
-            rows = slice(first, first + step)
-            block, result = base[rows], out[rows]
-            found, change, lacks = self._block(block, stored, there, start + first, code, result)
-            squared += change
-            missing += lacks
-            if len(found):
-                original = wide(block.reshape(-1)[found], stored)
-                rounded, change, lacks = settle(
-                    found, original, base.shape[1], update, start + first, code
-                )
-                result.reshape(-1)[found] = rounded
-                squared += change
-                missing += lacks
+        original = _tensor(base, stored).to(self.device).double()
+        total = original.clone()
+        if there is not None:
+            there.add_rows_to(total, start, original)
+        dtype = getattr(torch, FLOATS[code])
+        merged = (total.float() if dtype.itemsize == 2 else total).to(dtype)
+        # What is not finite is left to the processor too, whatever a device makes of it.
+        unsure = (_unsure(total, merged) | ~merged.isfinite()).view(-1).nonzero().view(-1)
+        _tensor(out, code).copy_(merged)
+        result = merged.double()
+        change, lacks = result - original, result - total
+        for one in (change, lacks):  # counted when it is settled
+            one.view(-1)[unsure] = 0
+        squared, missing = float(change.square().sum()), float(lacks.square().sum())
+        found = unsure.cpu().numpy()
+        if len(found):
+            numbers = wide(base.reshape(-1)[found], stored)
+            rounded, *settled = settle(found, numbers, base.shape[1], update, start, code)
+            out.reshape(-1)[found] = rounded
+            squared, missing = squared + settled[0], missing + settled[1]
         return out, squared, missing
 
     def _on_device(self, update: Delta | None) -> Delta | None:
@@ -62,31 +63,6 @@ class DeviceMerger:
         if update is not self._moved[0]:
             self._moved = update, update.to(self.device) if update is not None else None
         return self._moved[1]
-
-    def _block(
-        self,
-        base: np.ndarray,
-        stored: str,
-        update: Delta | None,
-        start: int,
-        code: str,
-        out: np.ndarray,
-    ) -> tuple[Int64[np.ndarray, " found"], float, float]:
-        original = _tensor(base, stored).to(self.device).double()
-        total = original.clone()
-        if update is not None:
-            update.add_rows_to(total, start, original)
-        dtype = getattr(torch, FLOATS[code])
-        merged = (total.float() if dtype.itemsize == 2 else total).to(dtype)
-        # What is not finite is left to the processor too, whatever a device makes of it.
-        unsure = _unsure(total, merged) | ~merged.isfinite()
-        found = unsure.view(-1).nonzero().view(-1)
-        _tensor(out, code).copy_(merged)
-        result = merged.double()
-        change, lacks = result - original, result - total
-        for sums in (change, lacks):
-            sums.view(-1)[found] = 0
-        return found.cpu().numpy(), float(change.square().sum()), float(lacks.square().sum())
 
 
 def _unsure(total: Float64[Tensor, "rows columns"], merged: Float[Tensor, "rows columns"]) -> Any:

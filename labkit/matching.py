@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from labkit.adapter import Adapter
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
 from labkit.naming import canonical
@@ -209,13 +210,13 @@ def match_term(
     taken: dict[tuple[str, str], Part] = {}
     for part, targets in pairs:
         for tensor in part.tensors:
-            _refuse_not_finite(tensor, _where(part, term))
+            _check_numbers(tensor, module_of(part, term.adapter))
         for target in targets:
             key = (type(part).__name__, target.tensor.name)
             if key in taken:
                 raise LabkitError(
-                    f"{_where(part, term)} and {shown(taken[key].name)!r} both name the base's "
-                    f"{shown(target.tensor.name)!r}; the file seems to hold several adapters; save "
+                    f"{module_of(part, term.adapter)} and {shown(taken[key].name)!r} both name the "
+                    f"base's {shown(target.tensor.name)!r}; the file seems to hold several adapters; save "
                     "one by itself"
                 )
             taken[key] = part
@@ -231,15 +232,16 @@ def match_term(
     return rows, matched
 
 
-def _where(part: Part, term: Term) -> str:
-    return f"module {shown(part.name)!r} of {shown(term.adapter.name)}"
+def module_of(part: Part, adapter: Adapter) -> str:
+    """How errors name a part of an adapter."""
+    return f"module {shown(part.name)!r} of {shown(adapter.name)}"
 
 
 def _contribution(
     term: Term, recipe: Recipe, part: Part, target: Target, straight_fits: bool
 ) -> Contribution:
     base, tensor = recipe.base, target.tensor
-    where = _where(part, term)
+    where = module_of(part, term.adapter)
     _ = tensor.float_dtype  # refuses a tensor that is not stored in floating-point numbers
     transposed = _orientation(part, target, term, base, straight_fits)
     layer = base.layer_of(tensor.name)
@@ -274,8 +276,8 @@ def _orientation(
             return False
         rows = max(part.indices, default=0) + 1
         raise LabkitError(
-            f"{_where(part, term)} trains rows up to {rows - 1} of width {part.shape[1]}, but the "
-            f"base's {shown(target.tensor.name)!r} has shape {found}; the adapter was made for "
+            f"{module_of(part, term.adapter)} trains rows up to {rows - 1} of width "
+            f"{part.shape[1]}, but the base's {shown(target.tensor.name)!r} has shape {found}; the adapter was made for "
             "another model"
         )
     if isinstance(part, WholeTensor):
@@ -317,18 +319,32 @@ def _orientation(
         if straight or turned:
             return turned
     raise LabkitError(
-        f"{_where(part, term)} changes a tensor of shape {expected}, but the base's "
+        f"{module_of(part, term.adapter)} changes a tensor of shape {expected}, but the base's "
         f"{shown(target.tensor.name)!r} has shape {target.tensor.shape}; the adapter was made for "
         "another model"
     )
 
 
-def _refuse_not_finite(tensor: StoredTensor, where: str) -> None:
+def _check_numbers(tensor: StoredTensor, where: str) -> None:
     rows = tensor.matrix_shape[0]
     bad = 0
     for start in range(0, rows, CHECKED_ROWS):
         values = tensor.read_rows(start, min(start + CHECKED_ROWS, rows))
-        bad += int(values.size - np.isfinite(values).sum())
+        bad += not_finite(values)
+    refuse_not_finite(bad, tensor, where)
+
+
+def not_finite(values: np.ndarray) -> int:
+    """How many numbers are NaN or infinite."""
+    return int(values.size - np.isfinite(values).sum())
+
+
+def refuse_not_finite(bad: int, tensor: StoredTensor, where: str) -> None:
+    """Refuse a tensor of an adapter that holds numbers that are NaN or infinite.
+
+    Raises:
+        LabkitError: it holds some.
+    """
     if bad:
         raise LabkitError(
             f"{where} holds {bad} numbers that are NaN or infinite in {shown(tensor.name)!r}; "

@@ -7,7 +7,6 @@ start in a fifth of a second, since they import numpy and no torch.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import subprocess
@@ -19,6 +18,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from labkit.errors import LabkitError
+from labkit.streams import address
 
 if TYPE_CHECKING:
     from labkit.delta import Delta
@@ -45,15 +45,11 @@ class SharedMemory:
 
     def position(self, part: memoryview) -> int:
         """Where a part of it begins."""
-        return _address(part) - _address(self.view)
+        return address(part) - address(self.view)
 
     def close(self) -> None:
         """Let go of it; it ends with its last view."""
         os.close(self.descriptor)
-
-
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 class MergeProcesses:
@@ -137,8 +133,8 @@ class _MergeProcess:
     ) -> tuple[float, float]:
         news = None
         if task.tensor not in self._known:
-            news = (update,)
             self._known = [*self._known, task.tensor][-UPDATES_KEPT:]
+            news = update, self._known
         try:
             self._connection.send((task, read, written, news))
             result = self._connection.recv()
@@ -175,9 +171,8 @@ def main() -> None:
         while True:
             task, read, written, news = connection.recv()
             if news:
-                updates[task.tensor] = news[0]
-                while len(updates) > UPDATES_KEPT:
-                    del updates[next(iter(updates))]
+                updates[task.tensor], known = news
+                updates = {name: updates[name] for name in known}
             source = memory[read[0] : sum(read)]
             target = memory[written[0] : sum(written)]
             result: object

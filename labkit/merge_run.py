@@ -58,21 +58,22 @@ class MergeRun(Pipeline[TargetFile]):
                     then=lambda digest: self._note(file, digest, digest),
                 )
             return None
-        source = SourceFile(source_path)
-        try:
-            target = TargetFile(target_path, file.size, source)
-        except BaseException:
-            source.close()
-            raise
-        copies = target.shares or not target.direct
-        output = OpenOutput(file, source, target, copies=copies, hashes=self.hashes)
+        output = OpenOutput(
+            file, lambda source: self._new(target_path, file, source), hashes=self.hashes
+        )
+        output.copies = output.target.shares or not output.target.direct
+        self.bar.update(len(file.header))
+        return output
+
+    def _new(self, path: Path, file: OutputFile, source: SourceFile) -> TargetFile:
+        """A new file with its header."""
+        target = TargetFile(path, file.size, source)
         try:
             target.write(file.header, 0)
         except BaseException:
-            output.close()
+            target.close()
             raise
-        self.bar.update(len(file.header))
-        return output
+        return target
 
     def store(self, output: OpenOutput[TargetFile], number: int, data: memoryview) -> None:
         """Write a piece."""

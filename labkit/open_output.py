@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -61,25 +61,31 @@ class OpenOutput(Generic[Target]):
 
     Args:
         file: the file.
-        source: the base's.
+        open_target: given the base's file, opens what the pieces go to.
+        hashes: hash both.
+
+    Attributes:
+        source: the base's file.
         target: what the pieces go to.
         copies: untouched pieces are copied by the kernel, and not read into memory.
-        hashes: hash both.
     """
+
+    copies = False
 
     def __init__(
         self,
         file: OutputFile,
-        source: SourceFile,
-        target: Target,
+        open_target: Callable[[SourceFile], Target],
         *,
-        copies: bool = False,
         hashes: bool = False,
     ) -> None:
         self.file = file
-        self.source = source
-        self.target = target
-        self.copies = copies
+        self.source = SourceFile(file.source.path)
+        try:
+            self.target = open_target(self.source)
+        except BaseException:
+            self.source.close()
+            raise
         self.held: dict[int, Held] = {}
         self.released = 0
         self.read: Hash | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,23 +17,9 @@ from labkit.layout import Piece
 from labkit.tensor_file import FLOATS, StoredTensor
 
 if TYPE_CHECKING:
+    from labkit.device_arithmetic import DeviceMerger
     from labkit.merge_process import MergeProcesses
     from labkit.plan import Plan
-
-
-class Merger(Protocol):
-    """Adds an update to rows and rounds them once: `BlockMerger`, `DeviceMerger`."""
-
-    def merge(
-        self,
-        base: np.ndarray,
-        stored: str,
-        update: Delta | None,
-        start: int,
-        code: str,
-        out: np.ndarray,
-    ) -> tuple[np.ndarray, float, float]:
-        """See `labkit.arithmetic.BlockMerger.merge`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,11 @@ class Task:
     shape: tuple[int, int]
 
     def carry_out(
-        self, source: memoryview, target: memoryview, update: Delta | None, merger: Merger
+        self,
+        source: memoryview,
+        target: memoryview,
+        update: Delta | None,
+        merger: BlockMerger | DeviceMerger,
     ) -> tuple[float, float]:
         """Merge the rows; see `PieceMaker.make`."""
         # Rows that the base lacks are 0.
@@ -132,7 +122,7 @@ class PieceMaker:
             return self.processes.carry_out(task, source, target, update)
         return task.carry_out(source, target, update, self._merger())
 
-    def _merger(self) -> Merger:
+    def _merger(self) -> BlockMerger | DeviceMerger:
         """The one of the thread that asks."""
         if not hasattr(self._own, "merger"):
             if self.device == "cpu":
@@ -141,5 +131,5 @@ class PieceMaker:
                 from labkit.device_arithmetic import DeviceMerger
 
                 self._own.merger = DeviceMerger(self.device)
-        merger: Merger = self._own.merger
+        merger: BlockMerger | DeviceMerger = self._own.merger
         return merger

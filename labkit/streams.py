@@ -119,7 +119,7 @@ class TargetFile:
         view = memoryview(data)
         done = -start % PAGE
         pages = done + (len(view) - done) // PAGE * PAGE
-        if self._direct is None or pages <= done or (_address(view) + done) % PAGE:
+        if self._direct is None or pages <= done or (address(view) + done) % PAGE:
             write_fully(self.plain, view, start)
             return
         write_fully(self.plain, view[:done], start)
@@ -194,7 +194,8 @@ def _close(*descriptors: int | None) -> None:
             os.close(descriptor)
 
 
-def _address(view: memoryview) -> int:
+def address(view: memoryview) -> int:
+    """Where memory begins."""
     if view.readonly:
         return 1  # of a Python object: no page begins there
     return ctypes.addressof(ctypes.c_char.from_buffer(view))

@@ -13,13 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from labkit.adapter import Adapter
 from labkit.checkpoint import Checkpoint
 from labkit.errors import LabkitError, shown
 from labkit.gradient import Gradient
-from labkit.matching import Change
+from labkit.matching import Change, module_of, not_finite, refuse_not_finite
 from labkit.parts import LoraModule
 from labkit.plan import plan
 from labkit.recipe import Recipe, Term
@@ -112,11 +110,8 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
 def _delta(adapter: Adapter, module: LoraModule) -> LowRank:
     """Read a module's factors; a plan, which checks them, is made with a base only."""
     delta = module.delta()
-    if not (np.isfinite(delta.left).all() and np.isfinite(delta.right).all()):
-        raise LabkitError(
-            f"module {shown(module.name)!r} of {shown(adapter.name)} holds numbers that are NaN or "
-            "infinite; its training failed; use another checkpoint of the adapter"
-        )
+    for tensor, values in ((module.a, delta.right), (module.b, delta.left)):
+        refuse_not_finite(not_finite(values), tensor, module_of(module, adapter))
     return delta
 
 

@@ -15,7 +15,7 @@ from labkit.pipeline import Pipeline
 from labkit.plan import Plan, plan
 from labkit.progress import bar_of
 from labkit.recipe import FILE_NAME, Recipe
-from labkit.streams import MadeFile, SourceFile, hash_file
+from labkit.streams import MadeFile, hash_file
 from labkit.write import choose_device
 
 
@@ -120,14 +120,9 @@ class _Comparison(Pipeline[MadeFile]):
         if difference:
             self._note(file, -1, difference)
             return None
-        source = SourceFile(file.source.path)
-        try:
-            made = MadeFile(path)
-        except BaseException:
-            source.close()
-            raise
+        output = OpenOutput(file, lambda _: MadeFile(path))
         self.bar.update(len(file.header))
-        return OpenOutput(file, source, made)
+        return output
 
     def _difference_at_start(self, file: OutputFile, path: Path) -> str:
         if not path.is_file():

@@ -41,8 +41,8 @@ SPARE_BYTES = 16 << 20
 
 def working_memory(plan: Plan) -> int:
     """Bytes of memory that carrying out a plan takes at most, beside what Python starts with."""
-    # For each element of a block: float64 twice, 32 bits four times, and what looks for ties.
-    blocks = BLOCK_ELEMENTS * (2 * 8 + 4 * 4 + 3)
+    # For each element of a block: 64 bits twice, 32 five times, 16 once, and a mark.
+    blocks = BLOCK_ELEMENTS * (2 * 8 + 5 * 4 + 2 + 1)
     # The bytes read and those written, which are at most twice as many in another dtype.
     pieces = MERGE_BYTES["cpu"] * (2 if plan.recipe.dtype == "auto" else 3)
     factors = max(
