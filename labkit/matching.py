@@ -216,8 +216,8 @@ def match_term(
             if key in taken:
                 raise LabkitError(
                     f"{module_of(part, term.adapter)} and {shown(taken[key].name)!r} both name the "
-                    f"base's {shown(target.tensor.name)!r}; the file seems to hold several adapters; save "
-                    "one by itself"
+                    f"base's {shown(target.tensor.name)!r}; the file seems to hold several "
+                    "adapters; save one by itself"
                 )
             taken[key] = part
             contribution = _contribution(term, recipe, part, target, straight_fits)
@@ -277,8 +277,8 @@ def _orientation(
         rows = max(part.indices, default=0) + 1
         raise LabkitError(
             f"{module_of(part, term.adapter)} trains rows up to {rows - 1} of width "
-            f"{part.shape[1]}, but the base's {shown(target.tensor.name)!r} has shape {found}; the adapter was made for "
-            "another model"
+            f"{part.shape[1]}, but the base's {shown(target.tensor.name)!r} has shape {found}; the "
+            "adapter was made for another model"
         )
     if isinstance(part, WholeTensor):
         grows = (
