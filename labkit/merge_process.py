@@ -1,4 +1,4 @@
-"""Merges pieces in processes of their own, which share memory with the one that reads and writes.
+"""Merges pieces in processes of their own; memory that is shared takes them there and back.
 
 A block is merged in some thirty short steps of numpy. Threads of one process wait for each other
 between any two of them, for Python's lock, and need half as long again; processes do not. They
@@ -17,8 +17,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from labkit.errors import LabkitError
-from labkit.streams import address
 
 if TYPE_CHECKING:
     from labkit.delta import Delta
@@ -35,21 +36,20 @@ def available() -> bool:
 
 
 class SharedMemory:
-    """Memory that begins at a page, and that other processes are given."""
+    """What two processes have of a piece: as it is read, and as it is written.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.descriptor = os.memfd_create("labkit")
-        os.ftruncate(self.descriptor, size)
-        self.view = memoryview(mmap.mmap(self.descriptor, size))
+    Args:
+        descriptor: memory for both.
+        room: bytes of the larger one, at most.
+    """
 
-    def position(self, part: memoryview) -> int:
-        """Where a part of it begins."""
-        return address(part) - address(self.view)
+    def __init__(self, descriptor: int, room: int) -> None:
+        self._view = memoryview(mmap.mmap(descriptor, 2 * room))
+        self._room = room
 
-    def close(self) -> None:
-        """Let go of it; it ends with its last view."""
-        os.close(self.descriptor)
+    def parts(self, read: int, written: int) -> tuple[memoryview, memoryview]:
+        """The parts for so many bytes."""
+        return self._view[:read], self._view[self._room : self._room + written]
 
 
 class MergeProcesses:
@@ -57,19 +57,15 @@ class MergeProcesses:
 
     Args:
         count: how many.
-        size: bytes of the memory that they share.
-
-    Attributes:
-        memory: that memory.
+        room: bytes of the largest piece, read or written.
     """
 
-    def __init__(self, count: int, size: int) -> None:
-        self.memory = SharedMemory(size)
+    def __init__(self, count: int, room: int) -> None:
         self._all: list[_MergeProcess] = []
         self._idle: SimpleQueue[_MergeProcess] = SimpleQueue()
         try:
             for _ in range(count):
-                process = _MergeProcess(self.memory)
+                process = _MergeProcess(room)
                 self._all.append(process)
                 self._idle.put(process)
         except BaseException:
@@ -83,18 +79,16 @@ class MergeProcesses:
 
         Args:
             task: what to do.
-            source: the base's rows, in the shared memory; may be empty.
-            target: where the merged rows go, in the shared memory.
+            source: the base's rows; may be empty.
+            target: where the merged rows go.
             update: what is added to the tensor.
 
         Raises:
             LabkitError: as `Task.carry_out`; or the process has ended.
         """
-        read = (self.memory.position(source) if len(source) else 0), len(source)
-        written = self.memory.position(target), len(target)
         process = self._idle.get()
         try:
-            return process.carry_out(task, read, written, update)
+            return process.carry_out(task, source, target, update)
         finally:
             self._idle.put(process)
 
@@ -102,41 +96,46 @@ class MergeProcesses:
         """End the processes."""
         for process in self._all:
             process.close()
-        self.memory.close()
 
 
 class _MergeProcess:
-    def __init__(self, memory: SharedMemory) -> None:
+    def __init__(self, room: int) -> None:
         self._known: list[str] = []
         self._connection, theirs = Pipe()
+        descriptor = os.memfd_create("labkit")
         package = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
+            os.ftruncate(descriptor, 2 * room)
+            self._memory = SharedMemory(descriptor, room)
             self._process = subprocess.Popen(  # noqa: S603 - this Python, and a module of labkit
                 [
                     *(sys.executable, "-P", "-m", "labkit.merge_process"),
-                    *(str(theirs.fileno()), str(memory.descriptor), str(memory.size)),
+                    *(str(theirs.fileno()), str(descriptor), str(room)),
                 ],
                 # Its blocks are small: more threads would only wait for each other.
                 env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1",
                      "MKL_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), memory.descriptor),
+                pass_fds=(theirs.fileno(), descriptor),
                 # Ctrl-C is for the process that has these; they end when it lets go of them.
                 process_group=0,
             )  # fmt: skip
         finally:
             theirs.close()
+            os.close(descriptor)
 
     def carry_out(
-        self, task: Task, read: tuple[int, int], written: tuple[int, int], update: Delta | None
+        self, task: Task, source: memoryview, target: memoryview, update: Delta | None
     ) -> tuple[float, float]:
+        read, written = self._memory.parts(len(source), len(target))
+        _copy(source, read)
         news = None
         if task.tensor not in self._known:
             self._known = [*self._known, task.tensor][-UPDATES_KEPT:]
             news = update, self._known
         try:
-            self._connection.send((task, read, written, news))
+            self._connection.send((task, len(source), len(target), news))
             result = self._connection.recv()
         except (EOFError, OSError) as error:
             status = self._process.poll()
@@ -146,6 +145,7 @@ class _MergeProcess:
             ) from error
         if isinstance(result, BaseException):
             raise result
+        _copy(written, target)
         squared, missing = result
         return squared, missing
 
@@ -158,13 +158,18 @@ class _MergeProcess:
             self._process.wait()
 
 
+def _copy(source: memoryview, target: memoryview) -> None:
+    """Copy bytes, and let other threads run."""
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+
+
 def main() -> None:
     """Merge what the process at the other end asks for, until it closes the connection."""
     from labkit.arithmetic import BlockMerger
 
-    connection_descriptor, memory_descriptor, size = map(int, sys.argv[1:])
+    connection_descriptor, memory_descriptor, room = map(int, sys.argv[1:])
     connection = Connection(connection_descriptor)
-    memory = memoryview(mmap.mmap(memory_descriptor, size))
+    memory = SharedMemory(memory_descriptor, room)
     merger = BlockMerger()
     updates: dict[str, Delta | None] = {}
     with suppress(EOFError, OSError):  # the other end is closed
@@ -173,8 +178,7 @@ def main() -> None:
             if news:
                 updates[task.tensor], known = news
                 updates = {name: updates[name] for name in known}
-            source = memory[read[0] : sum(read)]
-            target = memory[written[0] : sum(written)]
+            source, target = memory.parts(read, written)
             result: object
             try:
                 result = task.carry_out(source, target, updates[task.tensor], merger)

@@ -140,10 +140,8 @@ class Pipeline(Generic[Target]):
         total = 2 * pieces_under_way(self.device) * size  # a piece that is merged takes two
         merged = sum(file.merged_bytes for file in files)
         if self.device == "cpu" and merged >= MERGED_APART and merge_process.available():
-            self._processes = MergeProcesses(workers(), total)
-            view = self._processes.memory.view
-        else:
-            view = page_memory(total)
+            self._processes = MergeProcesses(workers(), size)
+        view = page_memory(total)
         self._free = [view[start : start + size] for start in range(0, len(view), size)]
         self._maker = PieceMaker(self.plan, self.device, self._processes)
 

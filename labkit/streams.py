@@ -15,6 +15,7 @@ import mmap
 import os
 import struct
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from labkit.tensor_file import read_fully
 HASH_BYTES = 4 << 20
 PAGE = 4096
 """Past the page cache, offsets, lengths and addresses in memory are multiples of this."""
+LARGE_PAGE = 2 << 20
 ALIGNED = 8
 """Tensors that start at a multiple of this many bytes can be read where they lie in a page."""
 DIRECT = getattr(os, "O_DIRECT", 0)
@@ -41,8 +43,20 @@ def room_for(size: int) -> int:
 
 
 def page_memory(size: int) -> memoryview:
-    """Memory that begins at a page."""
-    return memoryview(mmap.mmap(-1, size))
+    """Memory that begins at a page, and lies in pages of 2 MB where the system has them (Linux).
+
+    A disk is asked for at most so many runs of memory at once; on a virtual one it was 254, which
+    in pages of 4 KB is 1 MB, and large pages doubled what it read and wrote in a second.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return memoryview(mmap.mmap(-1, size))
+    room = -(-size // LARGE_PAGE) * LARGE_PAGE + LARGE_PAGE
+    memory = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    view = memoryview(memory)
+    start = -address(view) % LARGE_PAGE
+    return view[start : start + size]
 
 
 def place(buffer: memoryview, position: int, count: int) -> memoryview:
