@@ -18,7 +18,7 @@ from labkit.tensor_file import StoredTensor, TensorFile, header_for
 if TYPE_CHECKING:
     from labkit.plan import Plan
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 8 << 20
 """Bytes copied at a time."""
 MERGE_BYTES = {"cpu": PIECE_BYTES, "cuda": 32 << 20}
 """Bytes of the base read at a time into memory, by the kind of device that merges them: enough

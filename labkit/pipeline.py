@@ -40,7 +40,7 @@ def pieces_under_way(device: str) -> int:
 
     A GPU's are larger.
     """
-    return (8 if device == "cpu" else 2) * workers()
+    return (4 if device == "cpu" else 2) * workers()
 
 
 @dataclass

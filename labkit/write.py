@@ -53,8 +53,9 @@ def working_memory(plan: Plan) -> int:
         default=0,
     )  # fmt: skip
     under_way = pieces_under_way("cpu")
-    # Factors of as many tensors as pieces under way, and those that are just being read.
-    return workers() * blocks + under_way * pieces + (under_way + 4) * factors
+    # A process that merges has one piece of its own. Factors of as many tensors as pieces under
+    # way, and those that are just being read.
+    return workers() * (blocks + pieces) + under_way * pieces + (under_way + 4) * factors
 
 
 def choose_device(device: str) -> str:
