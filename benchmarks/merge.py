@@ -36,6 +36,11 @@ VOCABULARY = 32000
 SHARD_BYTES = 4_000_000_000
 RANK = 16
 
+# Whoever installs a program has its modules compiled from the second run on.
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+}
+
 PEFT = """
 import sys, torch
 from transformers import AutoModelForCausalLM
@@ -147,7 +152,9 @@ def run(command: list[str], base: Path, adapter: Path, out: Path) -> tuple[float
     shutil.rmtree(out, ignore_errors=True)
     forget(base, adapter)
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+    )
     ended = threading.Event()
     peak = [0]
     watching = threading.Thread(target=watch, args=(process.pid, ended, peak))
