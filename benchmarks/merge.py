@@ -6,7 +6,7 @@ Makes a Llama-shaped checkpoint of random float16 weights and a LoRA of rank 16 
 modules, then runs in turns: `cp -r` and sync; labkit with the first half of the layers at weight 0
 and the second half at 1, with and without hashing; and PEFT (`from_pretrained`, `merge_and_unload`,
 `save_pretrained`) where the model fits in memory. Every run is a process of its own, ends with
-`sync`, and starts with the inputs out of the page cache. Ratios are formed
+`sync`, and starts after a rest, with the inputs out of the page cache. Ratios are formed
 within a round; the table shows their median.
 """
 
@@ -35,6 +35,9 @@ SHAPES = {
 VOCABULARY = 32000
 SHARD_BYTES = 4_000_000_000
 RANK = 16
+REST = 15
+"""Seconds before each run: a disk, or the machine a virtual one is on, may still be busy with what
+the run before has left it."""
 
 # Whoever installs a program has its modules compiled from the second run on.
 ENVIRONMENT = {
@@ -151,6 +154,7 @@ def run(command: list[str], base: Path, adapter: Path, out: Path) -> tuple[float
     """Run a command and sync; give wall seconds, and its peak memory in bytes."""
     shutil.rmtree(out, ignore_errors=True)
     forget(base, adapter)
+    time.sleep(REST)
     began = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
