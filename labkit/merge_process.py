@@ -95,7 +95,9 @@ class MergeProcesses:
     def close(self) -> None:
         """End the processes."""
         for process in self._all:
-            process.close()
+            process.let_end()
+        for process in self._all:
+            process.wait()
 
 
 class _MergeProcess:
@@ -149,8 +151,10 @@ class _MergeProcess:
         squared, missing = result
         return squared, missing
 
-    def close(self) -> None:
+    def let_end(self) -> None:
         self._connection.close()
+
+    def wait(self) -> None:
         try:
             self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:

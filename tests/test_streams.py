@@ -1,6 +1,7 @@
 """Bytes from file to file, past the page cache and through it."""
 
 import itertools
+import mmap
 import os
 import random
 
@@ -8,7 +9,16 @@ import pytest
 
 import labkit.streams as streams
 from labkit import LabkitError
-from labkit.streams import PAGE, SourceFile, TargetFile, hash_file, page_memory, place, room_for
+from labkit.streams import (
+    PAGE,
+    SourceFile,
+    TargetFile,
+    address,
+    hash_file,
+    page_memory,
+    place,
+    room_for,
+)
 
 SIZE = 10 * PAGE + 123
 CONTENT = random.Random(0).randbytes(SIZE)
@@ -41,6 +51,25 @@ def test_reads_any_range(source, start, count):
         bytes(source.read(page_memory(room_for(count)), start, count))
         == CONTENT[start : start + count]
     )
+
+
+@pytest.mark.parametrize("size", [0, 1, PAGE, (2 << 20) + 1])
+def test_page_memory_begins_at_a_page_and_is_as_long_as_asked(size):
+    memory = page_memory(size)
+    assert len(memory) == size
+    if size:
+        # Where there are large pages, it begins at one.
+        assert (
+            address(memory) % (streams.LARGE_PAGE if hasattr(mmap, "MADV_HUGEPAGE") else PAGE) == 0
+        )
+        memory[-1:] = b"x"
+
+
+def test_page_memory_does_without_large_pages(monkeypatch):
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    memory = page_memory(3 * PAGE)
+    assert len(memory) == 3 * PAGE
+    assert address(memory) % PAGE == 0
 
 
 @pytest.mark.parametrize("start", [SIZE - 8, SIZE - 8 - PAGE, 2 * SIZE // 8 * 8])
