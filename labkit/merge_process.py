@@ -3,6 +3,9 @@
 A block is merged in some thirty short steps of numpy. Threads of one process wait for each other
 between any two of them, for Python's lock, and need half as long again; processes do not. They
 start in a fifth of a second, since they import numpy and no torch.
+
+A piece is copied into memory that is shared, and out of it, and not read from the disk right there:
+most systems have such memory in small pages only, with which a disk is half as fast.
 """
 
 from __future__ import annotations
