@@ -21,8 +21,9 @@ def generator_rule(n, layer_start, layer_end, gradient_start, gradient_end):
         elif i > layer_end:
             weights.append(gradient_end)
         else:
-            share = (i - layer_start) / (layer_end - layer_start)
-            weights.append(round(gradient_start + (gradient_end - gradient_start) * share, 2))
+            # In its order of operations: ties between two decimals hang on it.
+            rise = (gradient_end - gradient_start) * (i - layer_start) / (layer_end - layer_start)
+            weights.append(round(gradient_start + rise, 2))
     return weights
 
 
