@@ -19,8 +19,8 @@ from harness import CHROMIUM, QUIET, Pages, running_jupyter
 
 CELL = """
 import json, pathlib, time
-from labkit.editor import GradientEditor
-from labkit.gradient import Gradient
+from labkit.widgets.editor import GradientEditor
+from labkit.gradients.gradient import Gradient
 
 editor = GradientEditor(Gradient.constant(126, 0), norms=[0.01] * 126)
 editor.observe(

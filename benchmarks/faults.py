@@ -73,7 +73,7 @@ class Bench:
             f"{weight}x{self.layers}", "--out", str(out or self.out), "--quiet", "--device", "cpu",
             *options,
         ]  # fmt: skip
-        from labkit.cli import main
+        from labkit.cli.app import main
 
         try:
             main()
@@ -212,9 +212,9 @@ def small_disk(bench: Bench) -> Counter[str]:
         # The forecast refuses it first; without the forecast the disk itself does.
         assert bench.run("1", [], out) == 2
         assert "make room" in bench.said(), bench.said()
-        import labkit.write
+        import labkit.writing.write
 
-        labkit.write.SPARE_BYTES = -(1 << 40)
+        labkit.writing.write.SPARE_BYTES = -(1 << 40)
         assert bench.run("1", [], out) == 2
         assert "the disk became full" in bench.said(), bench.said()
         assert sorted(p.name for p in mounted.iterdir()) in ([], ["lost+found"])

@@ -31,8 +31,8 @@ import torch
 from safetensors.torch import load_file
 
 from labkit import LabkitError
-from labkit.plan import plan
-from labkit.recipe import Recipe
+from labkit.merging.planning import plan
+from labkit.merging.recipe import Recipe
 
 LONGEST_SECONDS = 30
 MOST_MEMORY = 600 << 20
@@ -230,10 +230,10 @@ def _limited() -> Iterator[None]:
 
 def run(cases: int, seed: int, place: Path, show: bool = True) -> Counter[str]:
     """Run so many cases; count how they ended, and print what must not happen."""
-    import labkit.figures
+    import labkit.figures.picture
 
     # The picture hangs on the weights alone, and drawing it would take most of the time.
-    labkit.figures.picture_bytes = lambda _figure: b"picture"
+    labkit.figures.picture.picture_bytes = lambda _figure: b"picture"
     samples = make_samples(place / "made")
     ended: Counter[str] = Counter()
     began = time.time()

@@ -1,6 +1,6 @@
 """The command line as a module: `python -m labkit`."""
 
-from labkit.cli import main
+from labkit.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -13,9 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxtyping import install_import_hook
 
-with install_import_hook(["labkit.delta", "labkit.arithmetic"], "beartype.beartype"):
-    import labkit.arithmetic
-    import labkit.delta  # noqa: F401
+with install_import_hook(["labkit.deltas.delta", "labkit.merging.rounding"], "beartype.beartype"):
+    pass
 
 import pytest
 import torch

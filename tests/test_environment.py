@@ -36,11 +36,11 @@ def test_importing_labkit_imports_nothing_heavy():
 
 def test_a_function_may_be_named_as_its_module():
     code = (
-        "import labkit.plan, labkit.verify, labkit as lk; "
+        "import labkit.merging.planning, labkit.writing.verification, labkit as lk; "
         "print(callable(lk.plan), callable(lk.verify), lk.plan.__module__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True", "labkit.plan"]
+    assert done.stdout.split() == ["True", "True", "labkit.merging.planning"]
 
 
 def test_jupyter_opens_the_notebooks_of_a_clone_and_leaves_others_alone(tmp_path):

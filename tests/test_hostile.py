@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import fuzz
 from labkit import Adapter, Checkpoint, Gradient, LabkitError, Recipe, plan
-from labkit.adapter_config import read_config
 from labkit.errors import shown
-from labkit.naming import canonical, split_layer
-from labkit.tensor_file import open_tensor_file
+from labkit.files.tensor_file import open_tensor_file
+from labkit.models.adapter_config import read_config
+from labkit.models.names import canonical, split_layer
 from tests.tiny import make_adapter, make_base
 
 CASES = 120
@@ -65,9 +65,11 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 
 
 def test_a_fixed_sample_of_the_fuzzers_cases(tmp_path, monkeypatch):
-    import labkit.figures
+    from labkit.figures import picture
 
-    monkeypatch.setattr(labkit.figures, "picture_bytes", labkit.figures.picture_bytes)
+    monkeypatch.setattr(
+        labkit.figures.picture, "picture_bytes", labkit.figures.picture.picture_bytes
+    )
     ended = fuzz.run(CASES, 7, tmp_path, show=False)
     assert set(ended) <= {"merged", "refused"}
     assert ended["merged"] > 10

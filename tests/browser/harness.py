@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import nbformat
 
-from labkit.demo import base_folder
+from labkit.demonstration.base import base_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 QUIET = [

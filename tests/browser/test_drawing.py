@@ -13,8 +13,8 @@ from harness import Jupyter, Pages, theme
 SEED = [0.0] * 19 + [0.5] + [1.0] * 20
 CELL = """
 import json, math, pathlib
-from labkit.editor import GradientEditor
-from labkit.gradient import Gradient
+from labkit.widgets.editor import GradientEditor
+from labkit.gradients.gradient import Gradient
 
 norms = [0.01 + 0.02 * math.sin(3 * layer / {layers}) ** 2 for layer in range({layers})]
 editor = GradientEditor(

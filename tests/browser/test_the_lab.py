@@ -14,7 +14,7 @@ from axe import axe_script, serious_findings
 from harness import Jupyter, Pages, command, run_all, theme
 
 import labkit as lk
-from labkit.recipe import Recipe
+from labkit.merging.recipe import Recipe
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04_the_lab.ipynb"
 SEED = "0x19,0.5,1x20"

@@ -13,7 +13,7 @@ import torch
 from nbclient import NotebookClient
 from transformers import AutoTokenizer
 
-from labkit.demo import base_folder
+from labkit.demonstration.base import base_folder
 from tests.tiny import make_adapter, make_base
 
 FOLDER = Path(__file__).parents[2] / "notebooks"

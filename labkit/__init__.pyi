@@ -1,0 +1,25 @@
+# The public names, and the module each is imported from when it is first used. `lazy_loader` reads
+# this file, and so do type checkers.
+from .bench.lab import Lab as Lab
+from .demonstration.base import demo as demo
+from .errors import LabkitError as LabkitError
+from .gradients.gradient import Gradient as Gradient
+from .inference.live_model import free as free
+from .inference.live_model import live as live
+from .merging.planning import Plan as Plan
+from .merging.planning import plan as plan
+from .merging.recipe import Recipe as Recipe
+from .merging.recipe import Term as Term
+from .models.adapter import Adapter as Adapter
+from .models.checkpoint import Checkpoint as Checkpoint
+from .publishing.baking import bake as bake
+from .surveys.delta_survey import spectra as spectra
+from .surveys.delta_survey import survey as survey
+from .surveys.overlaps import overlap as overlap
+from .surveys.rounding_loss import survival as survival
+from .widgets.editor import GradientEditor as GradientEditor
+from .widgets.plain_sliders import sliders as sliders
+from .writing.receipt import Receipt as Receipt
+from .writing.verification import verify as verify
+
+__version__: str

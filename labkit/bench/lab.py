@@ -1,0 +1,395 @@
+"""Lab: the whole bench in one cell. Draw the gradient, hear the model, write the merge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from labkit.bench import view
+from labkit.bench.answers import Answers, relative_norms
+from labkit.bench.background import Latest
+from labkit.bench.panel import Panel
+from labkit.errors import LabkitError, shown
+from labkit.figures.picture import gradient_picture, picture_html, save_picture
+from labkit.files.cache import cache_folder
+from labkit.gradients.gradient import Gradient
+from labkit.inference.live_model import LiveModel, live
+from labkit.inference.prompts import PLAIN, formats, formatted
+from labkit.merging.planning import Plan, plan
+from labkit.merging.recipe import Recipe, Term
+from labkit.models.adapter import Adapter
+from labkit.models.checkpoint import Checkpoint
+from labkit.surveys.rounding_loss import rounding_sentence, survival
+from labkit.widgets.editor import GradientEditor
+from labkit.writing.receipt import Receipt
+
+WHOLE_BASE_BYTES = 500_000_000
+"""Of a base up to this size every row is looked at for what rounding loses; of others, a few."""
+ROUNDING_ROWS = 16
+SETTLE = 0.15
+"""Seconds without a change after which the model is asked again."""
+TEXTS = {
+    "everyday text": "The train leaves at nine, so we should be at the station a little earlier. "
+    "If you are hungry, there is a small shop next to the platform that sells sandwiches.",
+    "King James text": "And it came to pass in those days, that he went out into a mountain to "
+    "pray, and continued all night in prayer to God.",
+}
+
+_labs: dict[str, Lab] = {}
+"""The lab that each notebook cell shows, so that running the cell again ends the old one."""
+
+
+class _CancelledError(Exception):
+    """Ends a merge that the user called off."""
+
+
+class Lab:
+    """The bench: an editor over what the LoRA changes, the model that answers, the merge.
+
+    Args:
+        base: the base model; or a recipe (or the path of one), and then alone.
+        adapters: one or more LoRAs.
+        gradient: the gradient to begin with, for every adapter. If left out, what was drawn last
+            for this base and these adapters, or else the whole LoRA.
+        rest: the weight of what adapters change outside the layers, as in a recipe.
+        texts: two probe texts by name, whose NLLs are the axes of the plane.
+        prompt: the prompt to begin with.
+        device: where the model runs, as in `live`.
+
+    Raises:
+        LabkitError: whatever `plan` refuses, or not two texts.
+    """
+
+    def __init__(
+        self,
+        base: Recipe | Checkpoint | str | Path,
+        *adapters: Adapter | str | Path,
+        gradient: Gradient | None = None,
+        rest: float | None = None,
+        texts: Mapping[str, str] | None = None,
+        prompt: str = "In the beginning",
+        device: str = "auto",
+    ) -> None:
+        if isinstance(base, (str, Path)) and str(base).endswith((".yaml", ".yml")):
+            base = Recipe.load(base)
+        if not isinstance(base, Recipe):
+            checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
+            first = Gradient.constant(checkpoint.layers) if gradient is None else gradient
+            opened = [one if isinstance(one, Adapter) else Adapter(one) for one in adapters]
+            recipe = Recipe(checkpoint, [Term(adapter, first) for adapter in opened], rest)
+            restored = gradient is None
+        else:
+            recipe, restored = base, False
+        plan(recipe)  # whatever is wrong is said now, and not by a button
+        self.texts = dict(texts or TEXTS)
+        if len(self.texts) != 2:
+            raise LabkitError(f"the lab probes two texts, found {len(self.texts)}")
+        self.receipt: Receipt | None = None
+        self.error: BaseException | None = None
+        self._recipe, self._device = recipe, device
+        self._live: LiveModel | None = None
+        self._answers: Answers | None = None
+        self._cancel = threading.Event()
+        self._switching = False
+        self._work, self._writer = Latest(self._failed), Latest(self._failed)
+        self._picture: Any = None
+        terms = recipe.terms
+        self.editor = GradientEditor(
+            terms[0].weights,
+            names=(recipe.base.name, terms[0].adapter.name),
+            picture_id=secrets.token_hex(6),
+        )
+        self.panel = Panel([term.adapter.name for term in terms], self._scopes(), prompt)
+        if restored:
+            self._restore()
+        self._connect()
+        self.widget = self.panel.around(self.editor)
+        self._changed()
+
+    # What the screen says
+
+    @property
+    def gradient(self) -> Gradient:
+        """The gradient that the editor shows."""
+        return self.editor.gradient
+
+    @gradient.setter
+    def gradient(self, gradient: Gradient) -> None:
+        self.editor.gradient = gradient
+
+    @property
+    def recipe(self) -> Recipe:
+        """All that is drawn, for every adapter and kind of module, as a recipe."""
+        return self._recipe
+
+    @property
+    def model(self) -> LiveModel:
+        """The live model that answers; it is loaded when it is first needed."""
+        if self._live is None or self._live.freed:
+            recipe = self._recipe
+            self.panel.say(f"loading {shown(recipe.base.name)} …")
+            adapters = [term.adapter for term in recipe.terms]
+            self._live = live(recipe.base, *adapters, rest=recipe.rest, device=self._device)
+            self._answers = Answers(self._live, self.panel.show)
+            kinds = formats(self._live.tokenizer)
+            if tuple(kinds) != self.panel.kind.options:
+                chosen = self.panel.kind.value
+                self.panel.kind.options = kinds
+                self.panel.kind.value = chosen if chosen in kinds else PLAIN
+            self._show_norms()
+        return self._live
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the lab has said and written everything, and raise what went wrong."""
+        for worker in (self._writer, self._work):
+            if not worker.wait(seconds):
+                raise LabkitError(f"the lab is still at work after {seconds} s")
+        if self.error is not None:
+            raise self.error
+
+    def close(self) -> None:
+        """Stop all work and take the lab off the screen."""
+        self._cancel.set()
+        self._work.close()
+        self._writer.close()
+        self.widget.close()
+
+    # What happens when something is moved or pressed
+
+    def _connect(self) -> None:
+        panel = self.panel
+        self.editor.observe(lambda _: self._drawn(), "weights")
+        for chooser in (panel.which, panel.scope):
+            chooser.observe(lambda _: self._switch(), "value")
+        for field in (panel.prompt, panel.kind, panel.length, panel.temperature, panel.live):
+            field.observe(lambda _: self._changed(), "value")
+        panel.stop.on_click(lambda _: self._work.stop())
+        panel.answer.on_click(lambda _: self._changed(answer=True))
+        panel.write.on_click(lambda _: self.write(panel.folder.value))
+        panel.cancel.on_click(lambda _: self._cancel.set())
+        panel.bake.on_click(lambda _: self._work.submit(lambda stopped: self._guarded(self._bake)))
+        panel.save_recipe.on_click(lambda _: self._guarded(self._save_recipe))
+        panel.save_picture.on_click(lambda _: self._guarded(self._save_picture))
+
+    def _scopes(self) -> list[str]:
+        """The kinds of modules that can have a gradient of their own: `self_attn`, `mlp`."""
+        modules = [name for term in self._recipe.terms for name in term.adapter.modules]
+        kinds = {name.split(".")[-2] for name in modules if "." in name}
+        ordered = sorted(kinds, key=lambda kind: ("attn" not in kind, kind))
+        return [kind for kind in ordered if not kind.isdecimal()]
+
+    def _drawn(self) -> None:
+        if self._switching:
+            return
+        index, scope = self.panel.place
+        old = self._recipe.terms[index]
+        drawn = self.editor.gradient
+        new = (
+            Term(old.adapter, old.weights, {**old.weights_for, scope: drawn})
+            if scope
+            else Term(old.adapter, drawn, old.weights_for)
+        )
+        terms = [*self._recipe.terms[:index], new, *self._recipe.terms[index + 1 :]]
+        self._recipe = Recipe(self._recipe.base, terms, self._recipe.rest, self._recipe.dtype)
+        self._changed()
+
+    def _switch(self) -> None:
+        """Show the gradient of another adapter or kind of module."""
+        index, scope = self.panel.place
+        term = self._recipe.terms[index]
+        self._switching = True
+        try:
+            self.editor.gradient = term.weights_for.get(scope, term.weights)
+            self.editor.names = [self.editor.names[0], shown(term.adapter.name, 60)]
+        finally:
+            self._switching = False
+        self._work.submit(lambda stopped: self._after_switch(stopped))
+
+    def _after_switch(self, stopped: threading.Event) -> None:
+        self._show_norms()
+        self._refresh(stopped, answer=False)
+
+    def _changed(self, answer: bool = False) -> None:
+        wanted = answer or bool(self.panel.live.value)
+        self._work.submit(lambda stopped: self._refresh(stopped, wanted), SETTLE)
+
+    def _refresh(self, stopped: threading.Event, answer: bool) -> None:
+        """Ask the model about what is on the screen; runs in the background."""
+        self.error = None
+        model, panel, recipe = self.model, self.panel, self._recipe
+        assert self._answers is not None  # noqa: S101 - made with the model
+        panel.problem.value = ""
+        panel.say("asking the model …")
+        mix = model.mix(recipe.terms)
+        prompt = formatted(panel.prompt.value, panel.kind.value, model.tokenizer)
+        self._answers.measure(prompt, self.texts, mix)
+        self._show_picture()
+        if answer and not stopped.is_set():
+            length, temperature = panel.length.value, panel.temperature.value
+            weights = f"mean weight {recipe.terms[panel.place[0]].weights.mean:.2f}"
+            self._answers.write(prompt, mix, length, temperature, weights, stopped)
+        if not stopped.is_set():
+            resolved = plan(recipe)
+            panel.show("plan", resolved._repr_html_())
+            self._remember()
+            panel.say("looking at what rounding loses …")
+            panel.show("rounding", self._rounding(resolved, stopped))
+        panel.say("")
+
+    def _rounding(self, resolved: Plan, stopped: threading.Event) -> str:
+        """What rounding will lose of the merge: as HTML, empty if nothing is merged."""
+        if stopped.is_set():
+            return ""
+        exact = sum(tensor.nbytes for tensor in resolved.base.tensors.values()) <= WHOLE_BASE_BYTES
+        said = rounding_sentence(
+            survival(resolved, exact=exact, rows=ROUNDING_ROWS, progress=False)
+        )
+        return view.remark(f"{said}; a recipe with dtype: float32 keeps it") if said else ""
+
+    def _show_norms(self) -> None:
+        if self._live is not None:
+            index, scope = self.panel.place
+            self.editor.norms = relative_norms(self._live, index, scope)
+
+    # Files
+
+    def write(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the merge in the background; `wait` waits for it, `receipt` is then its receipt."""
+        recipe = self._recipe
+        self._cancel.clear()
+
+        def tell(done: int, total: int) -> None:
+            if self._cancel.is_set():
+                raise _CancelledError
+            self.panel.progress.value = done / max(total, 1)
+
+        def job(_: threading.Event) -> None:
+            self.error = None
+            self.panel.writing(True)
+            try:
+                self.receipt = plan(recipe).write(folder, overwrite=overwrite, progress=tell)
+                self.panel.show("receipt", self.receipt._repr_html_())
+            except _CancelledError:
+                self.panel.show("receipt", view.status("cancelled; nothing was written"))
+            finally:
+                self.panel.writing(False)
+
+        self._writer.submit(job)
+
+    def _bake(self) -> Path:
+        """Write the adapter that is shown, with its gradient inside it."""
+        from labkit.publishing.baking import bake
+
+        term = self._recipe.terms[self.panel.place[0]]
+        path = Path(f"{self.panel.folder.value}-adapter")
+        bake(
+            term.adapter,
+            term.weights,
+            path,
+            weights_for=term.weights_for,
+            rest=self._recipe.rest,
+        )
+        return path
+
+    def _save_recipe(self) -> Path:
+        path = Path(f"{self.panel.folder.value}.yaml")
+        self._recipe.save(path)
+        return path
+
+    def _save_picture(self) -> Path:
+        return save_picture(self._figure(), f"{self.panel.folder.value}.png")
+
+    def _guarded(self, save: Any) -> None:
+        try:
+            self.panel.say(f"saved {save()}")
+        except (LabkitError, OSError) as error:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        self.error = error
+        self.panel.say("")
+        way_out = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
+        self.panel.problem.value = view.problem(
+            f"{way_out}{error} — change the gradient or the prompt, or run the cell again"
+        )
+
+    # The picture that stays when the kernel is gone, and the state that comes back
+
+    def _figure(self) -> Any:
+        base, adapter = self.editor.names
+        return gradient_picture(self.editor.gradient, base, adapter)
+
+    def _picture_html(self) -> str:
+        gradient = self.editor.gradient
+        said = f"Gradient of {len(gradient)} layers, mean weight {gradient.mean:.2f}"
+        picture = picture_html(self._figure(), said, f"{said}<br><code>{gradient}</code>")
+        return f'<div class="labkit-picture-{self.editor.picture_id}">{picture}</div>'
+
+    def _show_picture(self) -> None:
+        if self._picture is not None:
+            self._picture.update({"text/html": self._picture_html()}, raw=True)
+
+    def _ipython_display_(self) -> None:
+        from IPython import display
+
+        cell = _cell()
+        if cell and _labs.get(cell) not in (None, self):
+            _labs[cell].close()
+        _labs[cell] = self
+        display.display(self.widget)  # type: ignore[no-untyped-call]
+        # The editor hides this one while it is shown itself.
+        self._picture = display.DisplayHandle()  # type: ignore[no-untyped-call]
+        self._picture.display({"text/html": self._picture_html()}, raw=True)
+
+    def _state_file(self) -> Path:
+        sources = [str(source.folder.resolve()) for source in self._recipe.sources]
+        name = hashlib.sha256("\n".join(sources).encode()).hexdigest()[:20]
+        return cache_folder() / "lab" / f"{name}.json"
+
+    def _remember(self) -> None:
+        state = {
+            "terms": [
+                {
+                    "weights": term.weights.runs(),
+                    "weights_for": {name: each.runs() for name, each in term.weights_for.items()},
+                }
+                for term in self._recipe.terms
+            ],
+            "prompt": self.panel.prompt.value,
+        }
+        try:
+            file = self._state_file()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(state), encoding="utf-8")
+        except OSError:
+            pass  # a cache that cannot be written costs a comfort, not the work
+
+    def _restore(self) -> None:
+        try:
+            state = json.loads(self._state_file().read_text(encoding="utf-8"))
+            terms = [
+                Term(old.adapter, saved["weights"], saved["weights_for"])
+                for old, saved in zip(self._recipe.terms, state["terms"], strict=True)
+            ]
+            recipe = Recipe(self._recipe.base, terms, self._recipe.rest)
+            plan(recipe)
+            self.panel.prompt.value = str(state["prompt"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, LabkitError):
+            return  # nothing was kept, or not for this; the lab then begins afresh
+        self._recipe = recipe
+        self.editor.gradient = recipe.terms[0].weights
+
+
+def _cell() -> str:
+    """The id of the notebook cell that runs, or nothing."""
+    try:
+        from IPython import get_ipython
+
+        return str(get_ipython().get_parent()["metadata"]["cellId"])
+    except (ImportError, AttributeError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,130 @@
+"""The widgets of the lab, without what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ipywidgets
+
+from labkit.bench import view
+from labkit.inference.prompts import PLAIN, TEMPLATES
+
+NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
+"""What people call the parts of a decoder block, where their names in a model say less."""
+
+
+class Panel:
+    """All controls of a lab; `around` puts them around its editor."""
+
+    def __init__(self, adapters: Sequence[str], scopes: Sequence[str], prompt: str) -> None:
+        wide = ipywidgets.Layout(width="100%")
+        self.which = ipywidgets.Dropdown(
+            options=[(name, index) for index, name in enumerate(adapters)],
+            description="adapter",
+        )
+        self.scope = ipywidgets.ToggleButtons(
+            options=[("all modules", ""), *((NAMES.get(one, one), one) for one in scopes)],
+            description="modules",
+            tooltips=["one gradient for all modules", *("a gradient of its own" for _ in scopes)],
+            style={"button_width": "auto"},
+        )
+        self.prompt = ipywidgets.Textarea(
+            prompt,
+            description="prompt",
+            rows=2,
+            layout=wide,
+            style={"description_width": "initial"},
+        )
+        self.kind = ipywidgets.Dropdown(options=[PLAIN, *TEMPLATES], description="format")
+        self.length = ipywidgets.BoundedIntText(48, min=1, max=2000, description="tokens")
+        self.temperature = ipywidgets.BoundedFloatText(
+            0.0, min=0.0, max=5.0, step=0.1, description="temperature"
+        )
+        widths = ((self.kind, "180px"), (self.length, "105px"), (self.temperature, "130px"))
+        for field, width in widths:
+            field.layout = ipywidgets.Layout(width=width)
+            field.style = {"description_width": "initial"}
+        self.live = ipywidgets.Checkbox(
+            True, description="answer while I draw", indent=False, layout={"width": "auto"}
+        )
+        narrow = {"width": "80px"}
+        self.answer = ipywidgets.Button(description="Answer", icon="play", layout={"width": "92px"})
+        self.stop = ipywidgets.Button(description="Stop", icon="stop", layout=narrow)
+        self.folder = ipywidgets.Text(
+            "merged",
+            description="folder",
+            layout={"width": "170px"},
+            style={"description_width": "initial"},
+        )
+        self.write = ipywidgets.Button(
+            description="Write the merge", icon="save", button_style="primary"
+        )
+        self.cancel = ipywidgets.Button(
+            description="Cancel", icon="times", disabled=True, layout=narrow
+        )
+        self.progress = ipywidgets.FloatProgress(
+            0, min=0, max=1, layout={"width": "140px", "display": "none"}
+        )
+        saving = {"width": "112px"}
+        self.bake = ipywidgets.Button(description="Bake adapter", layout=saving)
+        self.save_recipe = ipywidgets.Button(description="Save recipe", layout=saving)
+        self.save_picture = ipywidgets.Button(description="Save picture", layout=saving)
+        self.problem, self.status = ipywidgets.HTML(), ipywidgets.HTML()
+        self._shown = {name: ipywidgets.HTML() for name in ("columns", "next", "plane")}
+        self._shown |= {name: ipywidgets.HTML() for name in ("plan", "rounding", "receipt")}
+        self.show("columns", view.columns([[], [], []]))
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """What the editor draws for: the adapter's number, and a kind of module or nothing."""
+        return int(self.which.value), str(self.scope.value)
+
+    def show(self, name: str, content: str) -> None:
+        """Show HTML in "columns", "next", "plane", "plan", "rounding" or "receipt"."""
+        self._shown[name].value = content
+
+    def say(self, text: str) -> None:
+        """Say in a quiet line what is going on."""
+        self.status.value = view.status(text) if text else ""
+
+    def writing(self, now: bool) -> None:
+        """Switch the buttons for the time that a merge is being written."""
+        self.write.disabled, self.cancel.disabled = now, not now
+        self.progress.value = 0
+        self.progress.layout.display = None if now else "none"
+
+    def around(self, editor: Any) -> ipywidgets.VBox:
+        """The whole lab."""
+        choosers = [self.which] if len(self.which.options) > 1 else []
+        choosers += [self.scope] if len(self.scope.options) > 2 else []
+        shown = self._shown
+        details = ipywidgets.Accordion([shown["plan"]], titles=("Ledger and forecast",))
+        made = ipywidgets.VBox(
+            [
+                ipywidgets.HTML(view.STYLE, layout={"display": "none"}),
+                _row(*choosers),
+                editor,
+                self.prompt,
+                _row(self.kind, self.length, self.temperature, self.live, self.answer, self.stop),
+                self.problem,
+                shown["columns"],
+                self.status,
+                _row(shown["next"], shown["plane"], gap="8px 20px"),
+                shown["rounding"],
+                details,
+                _row(
+                    *(self.folder, self.write, self.cancel, self.progress),
+                    *(self.bake, self.save_recipe, self.save_picture),
+                ),
+                shown["receipt"],
+            ]
+        )
+        made.add_class("labkit-lab")
+        return made
+
+
+def _row(*children: Any, gap: str = "4px") -> ipywidgets.Box:
+    layout = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="center")
+    layout.grid_gap = gap
+    return ipywidgets.Box(children, layout=layout)

@@ -1,0 +1,4 @@
+"""A live model whose layer weights can be turned: load, attach adapters, prompts, answers.
+
+torch, transformers and PEFT are used here. May import `merging` and what is above it.
+"""

@@ -1,0 +1,152 @@
+"""Loads a base model with transformers and attaches adapters to it with PEFT."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from labkit.errors import LabkitError, shown
+from labkit.models.adapter import WEIGHTS, Adapter
+from labkit.models.checkpoint import Checkpoint
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the base model's modules."""
+
+
+def require_exact(adapter: Adapter) -> None:
+    """Check that turning PEFT's scaling is exactly what a merge at that layer weight does.
+
+    Raises:
+        LabkitError: DoRA, saved modules, trained biases or embeddings, for which it is not; or a
+            file that PEFT does not read as safetensors.
+    """
+    adapter.require_plain("a live model")
+    if adapter.file.path.name != WEIGHTS:
+        raise LabkitError(
+            f"a live model reads {WEIGHTS} only, and {shown(adapter.name)} holds "
+            f"{shown(adapter.file.path.name)}; convert it, or merge it instead (labkit merge)"
+        )
+
+
+def choose_device(device: str) -> str:
+    """Turn "auto" into the best device there is.
+
+    Raises:
+        LabkitError: an unknown name, or a device that is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if device not in there:
+        raise LabkitError(
+            f"the device {shown(device)!r} is unknown; expected cuda, mps, cpu or auto"
+        )
+    if not there[device]:
+        raise LabkitError(f"there is no {device} device here; use device='cpu'")
+    return device
+
+
+def _has_mps() -> bool:
+    return bool(torch.backends.mps.is_available())
+
+
+def load_model(base: Checkpoint, dtype: str, device: str) -> Any:
+    """Load the base with transformers, without running code from its folder.
+
+    Raises:
+        LabkitError: transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # for what takes a second, it is only noise in a notebook
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise LabkitError(
+            f"transformers cannot load {shown(base.folder)}: {shown(error)}; a model that needs "
+            "code of its own is not run by labkit"
+        ) from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+    return model.to(device).eval()
+
+
+def load_tokenizer(base: Checkpoint) -> Any:
+    """Load the base's tokenizer, without running code from its folder.
+
+    Raises:
+        LabkitError: transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            base.folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise LabkitError(
+            f"transformers cannot load the tokenizer of {shown(base.folder)}: {shown(error)}"
+        ) from error
+
+
+def attach(
+    model: Any, adapters: Sequence[Adapter], layers: Mapping[tuple[str, str], int | None]
+) -> list[dict[str, tuple[Any, str, float]]]:
+    """Attach adapters with PEFT: for each, module name -> (PEFT's layer, its key, its scaling).
+
+    Args:
+        model: transformers' model.
+        adapters: what to attach.
+        layers: the layer of every tensor that a plan matched, by adapter and tensor name.
+
+    Raises:
+        LabkitError: PEFT attached other modules than the plan matched.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    wrapped: Any = None
+    keys = [f"adapter_{index}" for index in range(len(adapters))]
+    with warnings.catch_warnings():
+        # PEFT warns of a base it does not know by name; what is attached is checked below.
+        warnings.simplefilter("ignore")
+        for key, adapter in zip(keys, adapters, strict=True):
+            if wrapped is None:
+                wrapped = PeftModel.from_pretrained(model, adapter.folder, adapter_name=key)
+            else:
+                wrapped.load_adapter(adapter.folder, adapter_name=key)
+    wrapped.base_model.set_adapter(keys)
+    wrapped.eval()
+    loras = [
+        {
+            name.removeprefix(PREFIX): (lora, key, float(lora.scaling[key]))
+            for name, lora in wrapped.named_modules()
+            if isinstance(lora, LoraLayer) and key in lora.scaling
+        }
+        for key in keys
+    ]
+    for adapter, modules in zip(adapters, loras, strict=True):
+        expected = {
+            name
+            for name, module in adapter.modules.items()
+            if (adapter.name, module.a.name) in layers
+        }
+        if set(modules) != expected:
+            odd = shown(min(set(modules) ^ expected))
+            raise LabkitError(
+                f"PEFT attached {len(modules)} modules of {shown(adapter.name)}, expected "
+                f"{len(expected)} (such as {odd!r}); the adapter was made for another model"
+            )
+    return loras

@@ -1,0 +1,287 @@
+"""A plan: a recipe resolved against opened files. It decides everything before a byte is written.
+
+Making a plan matches every tensor of every adapter to a tensor of the base, checks shapes and
+numbers, and refuses whatever would be merged wrongly or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import LabkitError, shown
+from labkit.files.tensor_file import FLOAT_CODES, FLOATS, ITEM_BITS, StoredTensor
+from labkit.gradients.gradient import Gradient, plain
+from labkit.merging.matching import Change as Change
+from labkit.merging.matching import Contribution as Contribution
+from labkit.merging.matching import LedgerRow as LedgerRow
+from labkit.merging.matching import Names, match_term
+from labkit.merging.recipe import Recipe, Term, as_gradient, pattern_matches
+from labkit.merging.vocabulary import settle
+from labkit.models.adapter import Adapter
+from labkit.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labkit.writing.receipt import Receipt
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What carrying out a plan will take.
+
+    Attributes:
+        bytes_to_read: of the base and the adapters.
+        bytes_to_write: of the merged model's tensors.
+        tensors_touched: tensors of the base that change.
+        tensors: tensors of the base.
+        peak_memory: bytes of memory at most, on top of what Python starts with.
+    """
+
+    bytes_to_read: int
+    bytes_to_write: int
+    tensors_touched: int
+    tensors: int
+    peak_memory: int
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """A recipe resolved against opened files; `write` carries it out.
+
+    Attributes:
+        recipe: what was asked for.
+        changes: the base's tensors that change, by name; all others keep their bytes.
+        ledger: what happens to every tensor of every adapter.
+        notes: what is not wrong, but worth knowing before writing.
+        added: tensors that the merged model has and the base has not: a head that is untied.
+    """
+
+    recipe: Recipe
+    changes: dict[str, Change]
+    ledger: tuple[LedgerRow, ...]
+    notes: tuple[str, ...]
+    added: tuple[StoredTensor, ...] = ()
+
+    @property
+    def base(self) -> Checkpoint:
+        """The base model."""
+        return self.recipe.base
+
+    def output_dtype(self, tensor: StoredTensor) -> str:
+        """The dtype (safetensors' name) a tensor of the base has in the merged model."""
+        if self.recipe.dtype == "auto" or tensor.dtype not in FLOATS:
+            return tensor.dtype
+        return FLOAT_CODES[self.recipe.dtype]
+
+    def output_bytes(self, tensor: StoredTensor) -> int:
+        """The size in bytes of a tensor in the merged model."""
+        elements = math.prod(self.output_shape(tensor))
+        return elements * ITEM_BITS[self.output_dtype(tensor)] // 8
+
+    def output_shape(self, tensor: StoredTensor) -> tuple[int, ...]:
+        """The shape of a tensor in the merged model: the base's, or with rows for new tokens."""
+        change = self.changes.get(tensor.name)
+        return change.shape if change else tensor.shape
+
+    @property
+    def vocabulary_size(self) -> int | None:
+        """The number of tokens of the merged model, where adapters add some."""
+        for name in self.base.vocabulary:
+            change = self.changes.get(name)
+            if change and change.shape != change.tensor.shape:
+                return change.shape[0]
+        return None
+
+    def forecast(self) -> Forecast:
+        """Say what carrying out the plan will take."""
+        from labkit.writing.write import working_memory
+
+        return Forecast(
+            bytes_to_read=self.base.nbytes
+            + sum(term.adapter.file.size for term in self.recipe.terms),
+            bytes_to_write=sum(
+                len(file.header_bytes) + sum(map(self.output_bytes, file.tensors))
+                for file in self.base.files
+            )
+            + sum(map(self.output_bytes, self.added)),
+            tensors_touched=len(self.changes),
+            tensors=len(self.base.tensors),
+            peak_memory=working_memory(self),
+        )
+
+    def table(self) -> pd.DataFrame:
+        """The ledger as a table, one row for each tensor of the adapters."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(row) for row in self.ledger])
+
+    def write(
+        self,
+        out: str | Path,
+        *,
+        device: str = "auto",
+        link: bool = False,
+        overwrite: bool = False,
+        hashes: bool = True,
+        progress: bool | Callable[[int, int], None] = True,
+    ) -> Receipt:
+        """Carry out the plan: stream the base through into a new folder.
+
+        Args:
+            out: the folder to make. It appears when it is whole, and not before.
+            device: where to calculate: "cpu", "cuda", or "auto" for a GPU if there is one. The
+                bytes are the same.
+            link: hard-link files that the plan does not touch, in place of copying them.
+            overwrite: replace an existing folder, once the new one is whole.
+            hashes: put the SHA-256 of every file read and written into the receipt.
+            progress: show a progress bar; or a function that is told the bytes done and their
+                sum. What it raises ends the merge, and leaves nothing behind.
+
+        Raises:
+            LabkitError: the folder exists, the disk is too small, or a file cannot be read or
+                written. Nothing is left behind then.
+        """
+        from labkit.writing.write import write
+
+        return write(
+            self,
+            Path(out),
+            device=device,
+            link=link,
+            overwrite=overwrite,
+            hashes=hashes,
+            progress=progress,
+        )
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """The plan in a few lines: a label and a text each."""
+        yield "base", f"{self.base.name}, {self.base.layers} layers"
+        for term in self.recipe.terms:
+            yield (
+                "adapter",
+                f"{term.adapter.name}, mean weight {term.weights.mean:.2f}, {term.weights.runs()}",
+            )
+            for pattern, gradient in term.weights_for.items():
+                yield f"  {pattern}", f"mean weight {gradient.mean:.2f}, {gradient.runs()}"
+        if self.recipe.rest is not None:
+            yield "rest", plain(self.recipe.rest)
+        counts = Counter(row.status for row in self.ledger)
+        yield (
+            "ledger",
+            f"{counts['matched']} adapter tensors matched, {counts['skipped']} skipped, "
+            f"{counts['unmatched']} unmatched",
+        )
+        forecast = self.forecast()
+        yield (
+            "touches",
+            f"{forecast.tensors_touched} of {forecast.tensors} tensors; "
+            "the others keep the base's bytes",
+        )
+        yield (
+            "forecast",
+            f"reads {forecast.bytes_to_read / 1e9:.2f} GB, "
+            f"writes {forecast.bytes_to_write / 1e9:.2f} GB, "
+            f"in at most {forecast.peak_memory / 1e6:.0f} MB of working memory",
+        )
+        for note in self.notes:
+            yield "note", note
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{label:<9}{shown(text, 400)}" for label, text in self.summary())
+
+    def _repr_html_(self) -> str:
+        from labkit.writing.receipt import summary_html
+
+        return summary_html(self.summary())
+
+
+def plan(
+    base: Recipe | Checkpoint | str | Path,
+    adapter: Adapter | str | Path | None = None,
+    weights: Gradient | str | None = None,
+    rest: float | None = None,
+    dtype: str = "auto",
+) -> Plan:
+    """Resolve a recipe, or a base, an adapter and a gradient, against opened files.
+
+    Args:
+        base: a recipe, then alone; or a base model.
+        adapter: the adapter.
+        weights: the gradient, one weight for each layer of the base.
+        rest: the weight of what the adapter changes outside the layers.
+        dtype: the output's dtype, or "auto" to keep each tensor's own.
+
+    Raises:
+        LabkitError: whatever would be merged wrongly or not at all: a gradient of the wrong
+            length, tensors that match nothing, shapes that do not fit, changes outside the layers
+            without a weight for them, NaN or infinity in an adapter, a quantised base, a module
+            pattern that selects nothing.
+    """
+    if isinstance(base, Recipe):
+        return _resolve(base)
+    if adapter is None or weights is None:
+        raise LabkitError("a plan needs a recipe, or a base, an adapter and its layer weights")
+    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
+    opened = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
+    return _resolve(Recipe(checkpoint, [Term(opened, as_gradient(weights))], rest, dtype))
+
+
+def _resolve(recipe: Recipe) -> Plan:
+    base = recipe.base
+    method = base.quantisation()
+    if method:
+        raise LabkitError(
+            f"the base {shown(base.name)} is quantised ({shown(method)}); a merge needs the "
+            "unquantised model: name its original folder, and quantise the merged model afterwards"
+        )
+    names = Names(base)
+    ledger: list[LedgerRow] = []
+    found: dict[str, list[tuple[StoredTensor, Contribution]]] = defaultdict(list)
+    notes: list[str] = []
+    for term in recipe.terms:
+        term.weights.require(base.layers, f"adapter {shown(term.adapter.name)}")
+        for pattern, gradient in term.weights_for.items():
+            gradient.require(base.layers, f"modules {shown(pattern)}")
+            named = [part.name for part in term.adapter.parts]
+            if not any(pattern_matches(pattern, module) for module in named):
+                raise LabkitError(
+                    f"the module pattern {shown(pattern)!r} selects none of the "
+                    f"{len(named)} modules of {shown(term.adapter.name)} (such as "
+                    f"{shown(named[0])!r}); correct the pattern"
+                )
+        rows, matched = match_term(term, recipe, names)
+        ledger += rows
+        for tensor, contribution in matched:
+            found[tensor.name].append((tensor, contribution))
+        notes += _term_notes(term, base)
+    changes, added = settle(recipe, found)
+    if recipe.untie and not base.tied:
+        notes.append("untie changes nothing: the base keeps its head apart already")
+    if not changes:
+        notes.append("every weight is 0: the merged model will be the base model")
+    return Plan(recipe, changes, tuple(ledger), tuple(notes), added)
+
+
+def _term_notes(term: Term, base: Checkpoint) -> Iterator[str]:
+    adapter = term.adapter
+    name = shown(adapter.name)
+    if adapter.plain and all(module.scaling == 0 for module in adapter.modules.values()):
+        yield f"{name} has alpha 0: it changes nothing at any weight"
+    claimed: Any = adapter.config.get("base_model_name_or_path")
+    if isinstance(claimed, str) and claimed and base.repository:
+        trained_on = claimed.rstrip("/").split("/")[-1]
+        if trained_on.lower() != base.repository.split("/")[-1].lower():
+            yield f"{name} says it was trained on {shown(claimed)}, not on {shown(base.name)}"
+    kinds = {name.rsplit(".", 1)[-1] for name in adapter.modules}
+    for kind in sorted(kinds):
+        layers = {
+            base.layer_of(module) for module in adapter.modules if module.rsplit(".", 1)[-1] == kind
+        } - {None}
+        if layers and len(layers) < base.layers and not adapter.config.get("layers_to_transform"):
+            yield f"{name} changes {kind} in {len(layers)} of {base.layers} layers only"

@@ -1,0 +1,356 @@
+"""Puts a gradient into an adapter itself: the merge that costs milliseconds and megabytes.
+
+peft scales every module by `alpha / r` (rsLoRA: `alpha / √r`), and `alpha_pattern` gives a module
+an alpha of its own. An alpha times the layer weight is therefore the gradient, and no tensor has to
+change: the file of tensors is copied byte for byte, and only `adapter_config.json` is written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabkitError, shown
+from labkit.files.atomic_folder import (
+    building,
+    check_target,
+    explain,
+    flush_folder,
+    put_in_place,
+    require_apart,
+)
+from labkit.gradients.gradient import Gradient, plain
+from labkit.merging.recipe import Term
+from labkit.models.adapter import Adapter
+from labkit.models.adapter_config import CONFIG
+from labkit.models.parts import BiasOfB, ExpertLora, LoraModule, Part
+
+ALPHA, FACTORS = "alpha_pattern", "lora_B"
+
+
+@dataclass(frozen=True)
+class BakedModule:
+    """What was done to one module.
+
+    Attributes:
+        name: the module's name in the base model.
+        layer: its layer; None outside the layers.
+        weight: its layer weight.
+        alpha: the alpha it had.
+        baked: the alpha it has now.
+        into: "alpha_pattern", or "lora_B" if the factor B was scaled.
+    """
+
+    name: str
+    layer: int | None
+    weight: float
+    alpha: float
+    baked: float
+    into: str
+
+
+@dataclass(frozen=True, repr=False)
+class BakeReceipt:
+    """What a bake did.
+
+    Attributes:
+        folder: where the baked adapter is.
+        adapter: the adapter's name.
+        gradient: the layer weights.
+        modules: every module, in the order of the file.
+        files_written: name -> SHA-256 of the tensors' file and the config.
+        nbytes: size of the two in bytes.
+        seconds: how long it took, card and picture not counted.
+    """
+
+    folder: Path
+    adapter: str
+    gradient: Gradient
+    modules: tuple[BakedModule, ...]
+    files_written: dict[str, str]
+    nbytes: int
+    seconds: float
+
+    @property
+    def how(self) -> str:
+        """What carries the gradient: alpha_pattern, lora_B, or both."""
+        return " and ".join(sorted({module.into for module in self.modules}))
+
+    def to_json(self) -> dict[str, Any]:
+        """The receipt as `receipt.json` has it."""
+        from labkit import __version__
+
+        return {
+            "labkit": __version__,
+            "adapter": self.adapter,
+            "weights": list(self.gradient),
+            "baked_into": self.how,
+            "seconds": round(self.seconds, 3),
+            "files_written": self.files_written,
+            "modules": [vars(module) for module in self.modules],
+        }
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """The receipt in a few lines: a label and a text each."""
+        yield "written", str(self.folder)
+        yield "baked", f"{self.adapter}, mean weight {self.gradient.mean:.2f}"
+        for into, what in ((ALPHA, "scales"), (FACTORS, "is scaled, and rounded, in")):
+            chosen = [module.weight for module in self.modules if module.into == into]
+            if chosen:
+                changed = sum(weight != 1 for weight in chosen)
+                yield "how", f"{into} {what} {changed} of {len(chosen)} modules"
+        yield "took", f"{self.seconds * 1e3:.0f} ms, {self.nbytes / 1e6:.2f} MB"
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{label:<9}{shown(text, 400)}" for label, text in self.summary())
+
+    def _repr_html_(self) -> str:
+        from labkit.writing.receipt import summary_html
+
+        return summary_html(self.summary())
+
+
+def bake(
+    adapter: Adapter | str | Path,
+    weights: Gradient | str | Mapping[str, Any],
+    out: str | Path,
+    *,
+    weights_for: Mapping[str, Any] | None = None,
+    rest: float | None = None,
+    scale_factors: bool = False,
+    overwrite: bool = False,
+) -> BakeReceipt:
+    """Write an adapter that has the gradient inside it.
+
+    Args:
+        adapter: the adapter.
+        weights: the gradient, one weight for each layer of the base model.
+        out: the folder to make. It appears when it is whole.
+        weights_for: module pattern -> the gradient of the modules it selects.
+        rest: the weight of modules outside the layers; None refuses adapters that have such.
+        scale_factors: scale the factor B in place of the alpha, for programs that do not read
+            `alpha_pattern`; each number is rounded once, to the file's dtype.
+        overwrite: replace an existing folder that labkit made.
+
+    Raises:
+        LabkitError: weights that do not fit the adapter's layers, an adapter with tensors that are
+            no LoRA factors, or a folder that cannot be made. Nothing is left behind then.
+    """
+    began = time.perf_counter()
+    opened = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
+    term = Term(opened, weights, weights_for or {})  # type: ignore[arg-type] # Term reads each kind
+    target = Path(out).expanduser().absolute()
+    require_apart(target, opened.folder)
+    check_target(target, overwrite)
+    modules = tuple(_modules(term, rest, scale_factors))
+    try:
+        with building(target) as folder:
+            receipt = _write(term, modules, folder, target, began)
+            opened.require_unchanged()
+            flush_folder(folder)
+            put_in_place(folder, target, overwrite)
+    except OSError as error:
+        raise LabkitError(explain(error, target)) from error
+    return receipt
+
+
+def _modules(
+    term: Term, rest: float | None, scale_factors: bool
+) -> Iterator[tuple[BakedModule, Part]]:
+    """What to do to each part; the parts that a module's alpha scales with it are left out."""
+    adapter, layers = term.adapter, len(term.weights)
+    for pattern, gradient in term.weights_for.items():
+        gradient.require(layers, f"modules {shown(pattern)}")
+    found = {part.name: re.fullmatch(r"(.*?)\.(\d{1,6})\..*", part.name) for part in adapter.parts}
+    stacks = sorted({match[1] for match in found.values() if match})
+    if len(stacks) > 1:
+        raise LabkitError(
+            f"the adapter {shown(adapter.name)} changes several stacks of layers "
+            f"({shown(', '.join(stacks))}), and the weights are those of one; merge it into the "
+            "base model instead"
+        )
+    for part in adapter.parts:
+        name, match = part.name, found[part.name]
+        layer = int(match[2]) if match else None
+        if layer is not None and layer >= layers:
+            raise LabkitError(
+                f"module {shown(name)!r} of {shown(adapter.name)} lies in layer {layer}, and there "
+                f"are {layers} weights; write one weight for each layer of the base model, the "
+                "first one is layer 0's"
+            )
+        if layer is None and rest is None:
+            raise LabkitError(
+                f"module {shown(name)!r} of {shown(adapter.name)} lies outside the layers, and no "
+                "layer weight counts for it; say how much of it to keep with rest (--rest 1 for "
+                "all of it, --rest 0 for none)"
+            )
+        weight = float(rest or 0) if layer is None else term.gradient_for(name)[layer]
+        yield _baked(part, layer, weight, adapter, scale_factors), part
+
+
+def _baked(
+    part: Part, layer: int | None, weight: float, adapter: Adapter, scale_factors: bool
+) -> BakedModule:
+    where = f"module {shown(part.name)!r} of {shown(adapter.name)}"
+    factors = isinstance(part, (LoraModule, ExpertLora, BiasOfB))
+    plain_factors = factors and getattr(part, "magnitude", None) is None
+    if not plain_factors and weight != 1:
+        raise LabkitError(
+            f"{where} holds {shown(part.tensors[-1].name)!r}, which no alpha scales (DoRA, or a "
+            "tensor that was trained whole); give it weight 1, or merge it into the base model"
+        )
+    # peft names parts of the experts' stacks otherwise, and MLX-LM knows no alpha_pattern.
+    needs_factors = isinstance(part, ExpertLora) or getattr(part, "turned", False)
+    into = FACTORS if plain_factors and (scale_factors or needs_factors) else ALPHA
+    alpha = _alpha(part, adapter) if isinstance(part, LoraModule) else 1.0
+    baked = alpha * weight
+    if not math.isfinite(baked):
+        raise LabkitError(
+            f"{where} would have alpha {baked}; expected a finite number; choose a smaller weight"
+        )
+    return BakedModule(part.name, layer, weight, alpha, baked if into == ALPHA else alpha, into)
+
+
+def _alpha(module: LoraModule, adapter: Adapter) -> float:
+    """The alpha that gives a module its scaling."""
+    divisor = math.sqrt(module.rank) if adapter.config.get("use_rslora") else module.rank
+    alpha = module.scaling * divisor
+    # √r does not divide evenly: the alpha that was written is the short number nearby.
+    written = float(f"{alpha:.12g}")
+    return written if written / divisor == module.scaling else alpha
+
+
+def _write(
+    term: Term,
+    modules: tuple[tuple[BakedModule, Part], ...],
+    folder: Path,
+    target: Path,
+    began: float,
+) -> BakeReceipt:
+    from labkit.figures.picture import gradient_picture, picture_bytes
+    from labkit.files.direct_io import hash_file
+    from labkit.writing.layout import LEGAL_NAMES, TOKENIZER_FILES
+
+    adapter = term.adapter
+    tensors = folder / adapter.file.path.name
+    shutil.copyfile(adapter.file.path, tensors)
+    config = dict(adapter.config)
+    _scale_factors(adapter, modules, tensors)
+    default, before = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
+    # Each module is named in full, and the first pattern that fits counts: those that were there
+    # are left for what is baked otherwise. peft warns of patterns for modules that target_modules
+    # does not name, so those have none.
+    patterns = {
+        f"^{re.escape(adapter.asked_as(module.name))}": json.loads(plain(module.baked))
+        for module, part in modules
+        if isinstance(part, LoraModule)
+        and (before or module.baked != default)
+        and adapter.targets(module.name)
+    }
+    if any(module.into == ALPHA for module, _ in modules):
+        config["alpha_pattern"] = patterns | before
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    for path in sorted(adapter.folder.iterdir()):
+        legal = path.name.startswith(LEGAL_NAMES)
+        if path.is_file() and (legal or path.name in TOKENIZER_FILES):
+            shutil.copyfile(path, folder / path.name)
+    seconds = time.perf_counter() - began
+    receipt = BakeReceipt(
+        folder=target,
+        adapter=adapter.name,
+        gradient=term.weights,
+        modules=tuple(module for module, _ in modules),
+        files_written={path.name: hash_file(path) for path in (tensors, folder / CONFIG)},
+        nbytes=tensors.stat().st_size + len(text.encode()),
+        seconds=seconds,
+    )
+    (folder / "receipt.json").write_text(
+        json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    picture = gradient_picture(term.weights, "base model", adapter.name)
+    (folder / "gradient.png").write_bytes(picture_bytes(picture))
+    (folder / "README.md").write_text(_card(term, receipt), encoding="utf-8")
+    return receipt
+
+
+def _scale_factors(
+    adapter: Adapter, modules: tuple[tuple[BakedModule, Part], ...], path: Path
+) -> None:
+    """In a copy of the adapter's file, scale the factor B of what is baked into it."""
+    import numpy as np
+
+    from labkit.files.floats import round_once, wide
+    from labkit.files.tensor_file import FLOATS
+
+    chosen = [(m, part) for m, part in modules if m.into == FACTORS and m.weight != 1]
+    if chosen and path.suffix != ".safetensors":
+        raise LabkitError(
+            f"{shown(adapter.file.path)} is no safetensors file, and its tensors cannot be changed "
+            "in place; convert it first"
+        )
+    with path.open("r+b") as file:
+        for module, part in chosen:
+            factor = part.tensor if isinstance(part, BiasOfB) else part.tensors[1]
+            # What is too large becomes infinite, and is refused in words.
+            with np.errstate(over="ignore", invalid="ignore"):
+                scaled = round_once(factor.read() * module.weight, factor.dtype)
+            if not np.isfinite(wide(scaled, factor.dtype)).all():
+                raise LabkitError(
+                    f"module {shown(module.name)!r} times {plain(module.weight)} is too large for "
+                    f"{FLOATS[factor.dtype]}; choose a smaller weight"
+                )
+            file.seek(factor.start)
+            file.write(scaled.tobytes())
+
+
+def _card(term: Term, receipt: BakeReceipt) -> str:
+    from labkit.files.references import HUB_ID
+    from labkit.writing.card import as_text, description, fenced, linked
+    from labkit.writing.front_matter import front_matter, own_card
+
+    adapter = term.adapter
+    base: Any = adapter.config.get("base_model_name_or_path")
+    known = isinstance(base, str) and HUB_ID.fullmatch(base) is not None
+    gradient = term.weights
+    snippet = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"base = {shown(base) if base else 'the base model'!r}",
+        'model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")',
+        f"model = PeftModel.from_pretrained(model, {shown(receipt.folder.name)!r})",
+    ]
+    if receipt.how == ALPHA:
+        how = (
+            "The tensors are the LoRA's own, byte for byte: `alpha_pattern` in "
+            "`adapter_config.json` scales each module by its layer's weight. A program that reads "
+            "`lora_alpha` alone would apply the whole LoRA to every layer."
+        )
+    else:
+        how = "The factor B of each module was scaled by its layer's weight, and rounded once."
+    lines = [
+        *front_matter("peft", [base] if known else [], "adapter", own_card(adapter.folder),
+                      "fill in the license that the LoRA allows"),
+        "",
+        f"# {as_text(receipt.folder.name)}",
+        "",
+        f"The LoRA {linked(adapter)} with a gradient inside it: each layer gets its own share.",
+        "",
+        *fenced(str(gradient)),
+        "",
+        f"The mean weight is {gradient.mean:.2f}. {how}",
+        "",
+        f"![{description(gradient, 'the base model', adapter.name)}](gradient.png)",
+        "",
+        *fenced("\n".join(snippet), "python"),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)

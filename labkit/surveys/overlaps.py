@@ -1,0 +1,167 @@
+"""Between adapters: where two LoRAs pull together, apart, or do not meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from labkit.deltas.delta import LowRank
+from labkit.errors import LabkitError
+from labkit.models.adapter import Adapter
+from labkit.models.checkpoint import Checkpoint
+from labkit.surveys.measured import Target, in_parallel, opened_adapter, opened_base, place, targets
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOGETHER = 0.1
+"""The cosine from which two deltas count as pulling together; its negative, as pulling apart.
+At 0.1, the squared norm of the sum of two equally long deltas is 10 % more than if they did not
+meet."""
+
+
+def overlap(
+    adapters: Sequence[Adapter | str | Path],
+    base: Checkpoint | str | Path | None = None,
+    *,
+    k: int | None = None,
+) -> pd.DataFrame:
+    """Compare adapters: one row for each pair of them, layer and module, all from the factors.
+
+    | column | formula |
+    |---|---|
+    | `layer`, `module`, `name` | as in `labkit.survey` |
+    | `a`, `b` | the adapters' names |
+    | `cosine` | `⟨ΔA, ΔB⟩_F / (‖ΔA‖_F ‖ΔB‖_F)`, from -1 to 1 |
+    | `chance` | its standard deviation for deltas of random directions: `1/√(out·in)` |
+    | `k` | singular vectors that are compared |
+    | `left_overlap` | `‖UₐᵀU_b‖_F² / k`: the mean squared cosine of the principal angles between the spans of the top k left singular vectors (what the deltas write), from 0 to 1 |
+    | `right_overlap` | the same of the right ones (what the deltas read) |
+    | `left_angle`, `right_angle` | the smallest principal angle, in degrees |
+    | `left_chance`, `right_chance` | the overlap to expect of random spans: `k/out`, `k/in` |
+    | `meeting` | "together" from a cosine of 0.1 on, "apart" from -0.1 down, "do not meet" between; "only NAME" where one adapter changes nothing; "no factors" where one change is no product of factors |
+
+    Two deltas can share a span without meeting: they write to the same directions what they read
+    from different ones, and then their cosine is near 0.
+
+    Sources: principal angles as in Björck and Golub 1973, Mathematics of Computation 27(123); the
+    overlap of spans as in Hu et al. 2021, LoRA, arXiv:2106.09685, section 7.2.
+
+    Args:
+        adapters: two or more, opened or as references.
+        base: the base model, to match names by; None compares modules of the same name.
+        k: how many singular vectors; the smaller rank of the two, if left out. Directions with no
+            part in ΔW (singular values below 1e-12 of the largest) never count.
+
+    Raises:
+        LabkitError: fewer than two adapters, a k below 1, or adapters of different shapes.
+    """  # noqa: E501 - a table's row is one line
+    import pandas as pd
+
+    if len(adapters) < 2:
+        raise LabkitError(f"an overlap needs two adapters or more, found {len(adapters)}")
+    if k is not None and k < 1:
+        raise LabkitError(f"an overlap compares k ≥ 1 singular vectors, found k={k}")
+    opened = [opened_adapter(adapter) for adapter in adapters]
+    checkpoint = None if base is None else opened_base(base)
+    names = _different_names(opened)
+    listed = [{target.name: target for target in targets(checkpoint, one)} for one in opened]
+    pairs = [
+        (names[first], names[second], listed[first].get(name), listed[second].get(name), k)
+        for first, second in combinations(range(len(opened)), 2)
+        for name in {**listed[first], **listed[second]}
+    ]
+    with in_parallel(_compare, pairs) as compared:
+        rows = list(compared)
+    order = {name: position for position, name in enumerate(names)}
+    rows.sort(
+        key=lambda row: (order[row["a"]], order[row["b"]], *place(row["layer"], row["module"]))
+    )
+    table = pd.DataFrame(rows)
+    table["layer"] = table["layer"].astype("Int64")
+    return table
+
+
+def _different_names(adapters: Sequence[Adapter]) -> list[str]:
+    names: list[str] = []
+    for adapter in adapters:
+        name, count = adapter.name, 2
+        while name in names:
+            name, count = f"{adapter.name} ({count})", count + 1
+        names.append(name)
+    return names
+
+
+def _compare(pair: tuple[str, str, Target | None, Target | None, int | None]) -> dict[str, Any]:
+    a, b, first, second, k = pair
+    one = first or second
+    assert one is not None  # noqa: S101 - a name comes from one of the two
+    row: dict[str, Any] = {"layer": one.layer, "module": one.module, "name": one.name}
+    row |= {"a": a, "b": b}
+    if first is None or second is None:
+        return row | {"meeting": f"only {a if first else b}", **dict.fromkeys(NUMBERS, math.nan)}
+    x, y = first.delta(), second.delta()
+    if not (isinstance(x, LowRank) and isinstance(y, LowRank)):
+        return row | {"meeting": "no factors", **dict.fromkeys(NUMBERS, math.nan)}
+    if x.shape != y.shape:
+        raise LabkitError(
+            f"{a} changes {one.name} as {x.shape[0]} × {x.shape[1]} and {b} as "
+            f"{y.shape[0]} × {y.shape[1]}; adapters of one base are compared"
+        )
+    return row | _numbers(x, y, k, (a, b))
+
+
+NUMBERS = (
+    "cosine", "chance", "k", "left_overlap", "right_overlap", "left_angle", "right_angle",
+    "left_chance", "right_chance",
+)  # fmt: skip
+
+
+def _numbers(x: LowRank, y: LowRank, k: int | None, names: tuple[str, str]) -> dict[str, Any]:
+    rows, columns = x.shape
+    left_x, values_x, right_x = x.svd()
+    left_y, values_y, right_y = y.svd()
+    sizes = [_size(values_x), _size(values_y)]
+    if 0 in sizes:
+        both = sizes == [0, 0]
+        meeting = "do not meet" if both else f"only {names[0] if sizes[0] else names[1]}"
+        return {**dict.fromkeys(NUMBERS, math.nan), "meeting": meeting}
+    top = min(*sizes, k or min(sizes))
+    # ⟨ΔA, ΔB⟩ = Σ_ij σ_i τ_j (u_i·x_j)(v_i·y_j), so nothing but the spans' angles is needed.
+    left, right = left_x.T @ left_y, right_x.T @ right_y
+    inner = float(values_x @ (left * right) @ values_y)
+    cosine = inner / float(np.linalg.norm(values_x) * np.linalg.norm(values_y))
+    # Rounding alone may leave [-1, 1].
+    cosine = min(1.0, max(-1.0, cosine))
+    left_cosines, right_cosines = _cosines(left[:top, :top]), _cosines(right[:top, :top])
+    meeting = "do not meet"
+    if abs(cosine) >= TOGETHER:
+        meeting = "together" if cosine > 0 else "apart"
+    return {
+        "cosine": cosine,
+        "chance": 1 / math.sqrt(rows * columns),
+        "k": top,
+        "left_overlap": float((left_cosines**2).mean()),
+        "right_overlap": float((right_cosines**2).mean()),
+        "left_angle": math.degrees(math.acos(float(left_cosines[0]))),
+        "right_angle": math.degrees(math.acos(float(right_cosines[0]))),
+        "left_chance": top / rows,
+        "right_chance": top / columns,
+        "meeting": meeting,
+    }
+
+
+def _size(values: Float64[np.ndarray, " values"]) -> int:
+    """How many singular values are not 0 but for rounding."""
+    return int((values > 1e-12 * values[0]).sum()) if values[0] > 0 else 0
+
+
+def _cosines(products: Float64[np.ndarray, "k k"]) -> Float64[np.ndarray, " k"]:
+    """The cosines of the principal angles, the smallest angle first."""
+    return np.clip(np.linalg.svd(products, compute_uv=False), 0, 1)

@@ -1,0 +1,239 @@
+"""GradientEditor: draw the layer weights of a merge with mouse, pen, finger or keyboard.
+
+The widget is one Python class and one JavaScript file that no tool has touched (`editor.js`,
+`editor.css`); nothing is fetched from a network. The browser paints and sends weights, at most
+one message every 50 ms and always the last one. What a list of numbers means, what a preset is
+and how to round is decided here, by `Gradient`, so that Python and the screen cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from labkit.errors import LabkitError, shown
+from labkit.gradients.gradient import Gradient
+
+HERE = Path(__file__).parent
+
+
+def _half_and_half(layers: int) -> Gradient:
+    """0, one half-way layer, then 1: the shape of Pygmalion-2-13b-SuperCOT-weighed.
+
+    Its 40 layers are `ramp(40, 18, 20)`; another depth gets the same shape in its own middle.
+    """
+    start = round(18 / 40 * layers)
+    return Gradient.ramp(layers, start, min(start + 2, layers - 1)) if layers > 1 else Gradient([1])
+
+
+PRESETS: dict[str, Callable[[int], Gradient]] = {
+    "constant 0": lambda layers: Gradient.constant(layers, 0.0),
+    "constant 0.5": lambda layers: Gradient.constant(layers, 0.5),
+    "constant 1": lambda layers: Gradient.constant(layers, 1.0),
+    "ramp up": lambda layers: Gradient.ramp(layers, 0, layers - 1),
+    "ramp down": lambda layers: Gradient.ramp(layers, 0, layers - 1, first=1.0, last=0.0),
+    "step": lambda layers: Gradient.step(layers, layers // 2),
+    "bell": Gradient.bell,
+    "valley": Gradient.valley,
+    "half and half (SuperCOT)": _half_and_half,
+}
+"""Named shapes: each makes a gradient for a number of layers."""
+REVERSED = "reversed"
+"""The preset that turns the present weights around."""
+
+
+def preset(name: str, layers: int) -> Gradient:
+    """The preset shape `name` for so many layers.
+
+    Raises:
+        LabkitError: no preset has that name.
+    """
+    if name not in PRESETS:
+        raise LabkitError(f"no preset {shown(name)!r}; the presets are {', '.join(PRESETS)}")
+    return PRESETS[name](layers)
+
+
+class GradientEditor(anywidget.AnyWidget):
+    """Draw a gradient: one bar for each layer, over what the LoRA changes there.
+
+    Read and set `.gradient`; `editor.observe(function, "weights")` calls back on every change.
+
+    Args:
+        gradient: the weights to start with.
+        norms: ‖ΔW‖/‖W‖ of each layer, drawn behind the bars; left out where unknown.
+        names: the base model's name and the LoRA's, for the legend.
+        bounds: lowest and highest weight that can be drawn; from 0 to 1, or as wide as the
+            gradient needs. A typed or assigned weight beyond them widens them.
+        step: what a drawn weight is rounded to, and what an arrow key adds.
+
+    Raises:
+        LabkitError: as `Gradient` says for bad weights.
+        traitlets.TraitError: a bad value for one of the others.
+    """
+
+    _esm = HERE / "editor.js"
+    _css = HERE / "editor.css"
+
+    weights = traitlets.List(traitlets.Float()).tag(sync=True)
+    start = traitlets.List(traitlets.Float()).tag(sync=True)
+    """The weights that resetting a layer goes back to."""
+    bounds = traitlets.Tuple(traitlets.Float(), traitlets.Float(), default_value=(0.0, 1.0)).tag(
+        sync=True
+    )
+    step = traitlets.Float(0.01).tag(sync=True)
+    norms = traitlets.List(traitlets.Float()).tag(sync=True)
+    names = traitlets.List(traitlets.Unicode(), default_value=["base model", "LoRA"]).tag(sync=True)
+    presets = traitlets.List(traitlets.Unicode(), default_value=[*PRESETS, REVERSED]).tag(sync=True)
+    picture_id = traitlets.Unicode("").tag(sync=True)
+    """Static pictures of the class `labkit-picture-ID` are hidden while the editor is shown."""
+
+    request = traitlets.Dict().tag(sync=True)
+    """What the browser asks for last. A trait, and no message: it travels with the weights that
+    were drawn before it, where a message could overtake them."""
+
+    def __init__(
+        self,
+        gradient: Gradient | Iterable[float],
+        *,
+        norms: Sequence[float] = (),
+        names: Sequence[str] = ("base model", "LoRA"),
+        bounds: tuple[float, float] | None = None,
+        step: float = 0.01,
+        **traits: Any,
+    ) -> None:
+        first = gradient if isinstance(gradient, Gradient) else Gradient(gradient)
+        self._layers = len(first)
+        weights = list(first)
+        super().__init__(
+            bounds=(min(0.0, *weights), max(1.0, *weights)) if bounds is None else bounds,
+            step=step,
+            **traits,
+        )
+        self.weights = weights
+        self.start = weights
+        self.norms = [float(norm) for norm in norms]
+        self.names = [shown(name, 60) for name in names]
+
+    @property
+    def gradient(self) -> Gradient:
+        """What the editor shows, as a value."""
+        return Gradient(self.weights)
+
+    @gradient.setter
+    def gradient(self, gradient: Gradient | Iterable[float]) -> None:
+        checked = gradient if isinstance(gradient, Gradient) else Gradient(gradient)
+        checked.require(self._layers, "the editor")
+        self.weights = list(checked)
+
+    # What the traits may hold
+
+    @traitlets.validate("weights", "start")
+    def _check_weights(self, proposal: Any) -> list[float]:
+        try:
+            gradient = Gradient(proposal["value"])
+            gradient.require(self._layers, f"{proposal['trait'].name} of the editor")
+        except LabkitError as error:
+            raise traitlets.TraitError(str(error)) from None
+        low, high = self.bounds
+        if min(gradient) < low or max(gradient) > high:
+            self.bounds = (min(low, *gradient), max(high, *gradient))
+        return list(gradient)
+
+    @traitlets.validate("bounds")
+    def _check_bounds(self, proposal: Any) -> tuple[float, float]:
+        low, high = proposal["value"]
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise traitlets.TraitError(
+                f"the editor's bounds are two finite numbers, the lower first; found {low}, {high}"
+            )
+        for layer, weight in enumerate(self.weights):
+            if not low <= weight <= high:
+                raise traitlets.TraitError(
+                    f"the bounds {low} to {high} leave out the weight {weight} of layer {layer}"
+                )
+        return (low, high)
+
+    @traitlets.validate("step")
+    def _check_step(self, proposal: Any) -> float:
+        step = float(proposal["value"])
+        if not 1e-6 <= step <= 1:
+            raise traitlets.TraitError(f"the editor's step lies from 0.000001 to 1, found {step}")
+        return step
+
+    @traitlets.validate("norms")
+    def _check_norms(self, proposal: Any) -> list[float]:
+        norms = list(proposal["value"])
+        if norms and len(norms) != self._layers:
+            raise traitlets.TraitError(
+                f"{len(norms)} norms for {self._layers} layers; give one norm for each layer, or []"
+            )
+        for layer, norm in enumerate(norms):
+            if not (math.isfinite(norm) and norm >= 0):
+                raise traitlets.TraitError(
+                    f"the norm of layer {layer} is {norm}; a norm is finite and not negative"
+                )
+        return norms
+
+    @traitlets.validate("names")
+    def _check_names(self, proposal: Any) -> list[str]:
+        names = list(proposal["value"])
+        if len(names) != 2:
+            raise traitlets.TraitError(
+                f"names are two, the base model's and the LoRA's; found {len(names)}"
+            )
+        return names
+
+    # What the browser asks for
+
+    @traitlets.observe("request")
+    def _asked(self, change: Any) -> None:
+        """Answer the browser; what is wrong with its request is shown under the text field."""
+        content = change["new"]
+        number = content.get("number")  # the view that asked knows its answer by it
+        try:
+            self._do(content)
+        except (LabkitError, traitlets.TraitError) as error:
+            found = self._stretchable(content)
+            problem = {"kind": "problem", "number": number, "text": str(error), "found": found}
+            self.send(problem)
+        else:
+            self.send({"kind": "done", "number": number})
+
+    def _do(self, content: dict[str, Any]) -> None:
+        kind = content.get("kind")
+        if kind == "parse":
+            self.gradient = Gradient.parse(str(content.get("text", "")), self._layers)
+        elif kind == "stretch":
+            listed = Gradient.parse(str(content.get("text", "")))
+            self.gradient = listed.resample(self._layers).rounded(2)
+        elif kind == "round":
+            self.gradient = self.gradient.rounded(2)
+        elif kind == "preset":
+            first, last = self._range(content)
+            name = str(content.get("name", ""))
+            part = Gradient(self.weights[first : last + 1])
+            shape = part.reversed() if name == REVERSED else preset(name, len(part))
+            self.gradient = Gradient([*self.weights[:first], *shape, *self.weights[last + 1 :]])
+        else:
+            raise LabkitError(f"the editor does not know the request {shown(kind)!r}")
+
+    def _range(self, content: dict[str, Any]) -> tuple[int, int]:
+        first, last = int(content.get("first", 0)), int(content.get("last", self._layers - 1))
+        if not 0 <= first <= last < self._layers:
+            raise LabkitError(f"layers {first} to {last} are no range of {self._layers} layers")
+        return first, last
+
+    def _stretchable(self, content: dict[str, Any]) -> int:
+        """How many weights a well-written list of the wrong length has, else 0."""
+        if content.get("kind") != "parse":
+            return 0
+        try:
+            found = len(Gradient.parse(str(content.get("text", ""))))
+        except LabkitError:
+            return 0
+        return found if found != self._layers else 0

@@ -1,0 +1,257 @@
+"""The model card of a merge, in the form that published gradient merges have."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labkit.errors import shown
+from labkit.gradients.gradient import Gradient, plain
+from labkit.models.adapter import Adapter
+from labkit.models.checkpoint import Checkpoint
+from labkit.writing.card_prompts import HEADINGS, TEXTS, formats, snippet
+from labkit.writing.front_matter import front_matter, licence, own_card
+
+if TYPE_CHECKING:
+    from labkit.merging.planning import Plan
+    from labkit.writing.receipt import Receipt
+
+MOST_GROUPS = 8
+"""Rows of the table of norms at most."""
+MOST_FILES = 60
+"""Files whose SHA-256 the card lists at most; the recipe has them all."""
+
+
+def model_card(plan: Plan, receipt: Receipt) -> str:
+    """Write the README.md of a merged model.
+
+    Names come from folders and files of other people: each is shown as text and as nothing else.
+    """
+    from labkit.writing.layout import side_files
+
+    recipe = plan.recipe
+    license_name, comment = licence(recipe)
+    language = recipe.card.language or own_card(plan.base.folder).language
+    card = replace(recipe.card, license=license_name, language=language)
+    prompts = formats(recipe, side_files(plan))
+    lines = [
+        *front_matter("transformers", recipe.sources, "merge", card, comment),
+        "",
+        f"# {as_text(card.title or receipt.folder.name)}",
+        "",
+        "This is an experimental gradient merge: every decoder layer of the base model got its own "
+        "share of what the LoRA changes.",
+        "",
+        f"- Base model: {linked(plan.base)}",
+        *(f"- LoRA: {linked(term.adapter)}" for term in recipe.terms),
+        f"- Made with: labkit {_version()}",
+        "",
+        *_weights(plan),
+        *_picture(plan),
+        *_norms(plan, receipt),
+        *_usage(receipt.folder.name, prompts),
+        *_limitations(),
+        *_reproduce(plan, receipt),
+    ]
+    return "\n".join(lines)
+
+
+def _weights(plan: Plan) -> Iterator[str]:
+    for term in plan.recipe.terms:
+        yield f"## Layer weights of {as_text(term.adapter.name)}"
+        yield ""
+        yield (
+            f"One weight for each of the {plan.base.layers} layers, the first layer first: 0 is "
+            "the base model, 1 is all of the LoRA. "
+            f"The mean weight, the ratio of the merge, is {term.weights.mean:.2f}."
+        )
+        yield from ("", *fenced(str(term.weights)), "")
+        for pattern, gradient in term.weights_for.items():
+            yield f"Modules named `{as_code(pattern)}`, mean weight {gradient.mean:.2f}:"
+            yield from ("", *fenced(str(gradient)), "")
+    if plan.recipe.rest is not None:
+        yield f"Outside the layers the weight is {plain(plan.recipe.rest)}."
+        yield ""
+
+
+def _picture(plan: Plan) -> Iterator[str]:
+    term = plan.recipe.terms[0]
+    base, adapter = as_text(plan.base.name), as_text(term.adapter.name)
+    yield f"![{description(term.weights, plan.base.name, term.adapter.name)}](gradient.png)"
+    yield ""
+    yield (
+        f"Each bar is a layer, the first at the left. The light blue is {base} and the light green "
+        f"is {adapter}: the higher the green, the more of the LoRA the layer got."
+    )
+    if len(plan.recipe.terms) > 1:
+        yield "The picture shows the first LoRA."
+    yield ""
+
+
+def description(gradient: Gradient, base: str, adapter: str) -> str:
+    """The picture in words, for those who cannot see it."""
+    groups = "; ".join(
+        f"{_range(first, last)}: {plain(gradient[first])}"
+        for first, last in layer_groups([gradient])
+        if len(set(gradient[first : last + 1])) == 1
+    )
+    said = f", {groups}" if groups else ""
+    return as_text(
+        f"Layer weights of {shown(adapter)} in {shown(base)} as bars, {len(gradient)} layers, mean "
+        f"weight {gradient.mean:.2f}{said}"
+    )
+
+
+def _norms(plan: Plan, receipt: Receipt) -> Iterator[str]:
+    gradients = [
+        gradient
+        for term in plan.recipe.terms
+        for gradient in (term.weights, *term.weights_for.values())
+    ]
+    yield "## What changed"
+    yield ""
+    yield (
+        f"{len(receipt.tensors)} tensors were changed; {receipt.untouched} keep the base's own "
+        "bytes. The norms are Frobenius norms of the change, over all tensors of the layers."
+    )
+    yield ""
+    names = [as_text(term.adapter.name) for term in plan.recipe.terms]
+    heads = ["weight"] if len(names) == 1 else [f"weight of {name}" for name in names]
+    yield f"| layers | {' | '.join(heads)} | tensors | norm asked for | norm after rounding |"
+    yield f"|---|{'---:|' * (len(heads) + 3)}"
+    groups: list[tuple[int, int] | None] = [*layer_groups(gradients)]
+    if any(tensor.layer is None for tensor in receipt.tensors):
+        groups.append(None)
+    for group in groups:
+        chosen = [
+            tensor
+            for tensor in receipt.tensors
+            if (tensor.layer is None and group is None)
+            or (tensor.layer is not None and group and group[0] <= tensor.layer <= group[1])
+        ]
+        if group is None:
+            label, weights = "outside", [plain(plan.recipe.rest or 0.0)] * len(heads)
+        else:
+            label = _range(*group)
+            weights = [
+                f"{Gradient(term.weights[group[0] : group[1] + 1]).mean:.2f}"
+                for term in plan.recipe.terms
+            ]
+        asked = math.hypot(*(tensor.asked for tensor in chosen))
+        achieved = math.hypot(*(tensor.achieved for tensor in chosen))
+        yield (
+            f"| {label} | {' | '.join(weights)} | {len(chosen)} | {asked:.4g} | {achieved:.4g} |"
+        )
+    yield ""
+
+
+def layer_groups(gradients: Sequence[Gradient]) -> list[tuple[int, int]]:
+    """Layers to speak of together: those of equal weights in a row, or else equal parts.
+
+    Returns:
+        the first and the last layer of each group, `MOST_GROUPS` groups at most.
+    """
+    layers = len(gradients[0])
+    groups = [
+        list(group)
+        for _, group in groupby(range(layers), lambda layer: [each[layer] for each in gradients])
+    ]
+    if len(groups) <= MOST_GROUPS:
+        return [(group[0], group[-1]) for group in groups]
+    edges = [part * layers // MOST_GROUPS for part in range(MOST_GROUPS + 1)]
+    return [(start, stop - 1) for start, stop in pairwise(edges)]
+
+
+def _usage(name: str, prompts: tuple[str, ...]) -> Iterator[str]:
+    yield from ("## Usage", "", *fenced(snippet(name, prompts), "python"), "")
+    described = [prompt for prompt in prompts if prompt in TEXTS]
+    if described:
+        yield "These instruction formats should work, since the merge has parts trained on them:"
+        yield ""
+    for prompt in described:
+        yield from (f"{HEADINGS[prompt]}:", "", *fenced(TEXTS[prompt].rstrip("\n")), "")
+    if "chat" in prompts:
+        yield "The tokenizer brings a chat template, which the lines above use."
+        yield ""
+    if not prompts:
+        yield "Write prompts as the base model and the LoRA were trained on them."
+        yield ""
+
+
+def _limitations() -> Iterator[str]:
+    yield "## Bias, risks and limitations"
+    yield ""
+    yield (
+        "The merge shows the biases of the base model and of the data the LoRA was trained on. It "
+        "is experimental: nobody trained this combination of weights, and a norm says nothing "
+        "about quality. Try it before relying on it."
+    )
+    yield ""
+
+
+def _reproduce(plan: Plan, receipt: Receipt) -> Iterator[str]:
+    yield "## How to make it again"
+    yield ""
+    yield (
+        "`recipe.yaml` says what was merged, and `receipt.json` what was done to each tensor. With "
+        "the same inputs, labkit makes the same files to the byte, on any device:"
+    )
+    commands = "labkit merge --recipe recipe.yaml --out again\nlabkit verify ."
+    yield from ("", *fenced(commands, "bash"), "")
+    if not receipt.files_read:
+        return
+    yield "SHA-256 of the files that were read:"
+    yield ""
+    yield "| from | file | SHA-256 |"
+    yield "|---|---|---|"
+    names = {str(source.folder): source.name for source in plan.recipe.sources}
+    rows = sorted((names.get(str(Path(path).parent), ""), Path(path).name, digest)
+                  for path, digest in receipt.files_read.items())  # fmt: skip
+    for folder, name, digest in rows[:MOST_FILES]:
+        yield f"| {as_text(folder)} | {as_text(name)} | `{digest}` |"
+    if len(rows) > MOST_FILES:
+        yield f"| | {len(rows) - MOST_FILES} more, see `recipe.yaml` | |"
+    yield ""
+
+
+def linked(source: Checkpoint | Adapter) -> str:
+    """A source's name; a link, if the hub has it."""
+    name = as_text(source.name)
+    if not source.repository:
+        return name
+    revision = f", revision `{as_code(source.revision)}`" if source.revision else ""
+    return f"[{name}](https://huggingface.co/{source.repository}){revision}"
+
+
+def as_text(name: str) -> str:
+    """A name from a file, as text in Markdown that is nothing else."""
+    escaped = re.sub(r"([\\`*_{}\[\]<>()#+!|~$&])", r"\\\1", shown(name))
+    # What would make a list or a heading of a line that begins with it.
+    return re.sub(r"^(\d*)([-=.])", r"\1\\\2", escaped)
+
+
+def as_code(name: str) -> str:
+    """A name as the inside of a code span."""
+    return shown(name).replace("`", "'")
+
+
+def fenced(text: str, language: str = "") -> list[str]:
+    """A code block, behind a fence longer than any in it."""
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", text, fence]
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first}–{last}"
+
+
+def _version() -> str:
+    from labkit import __version__
+
+    return __version__

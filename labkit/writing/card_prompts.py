@@ -1,0 +1,90 @@
+"""The prompt formats that a merged model's card describes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from labkit.errors import shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from labkit.merging.recipe import Recipe
+
+ALPACA = "### Instruction:\nYour instruction or question here.\n\n### Response:\n"
+METHARME = (
+    "<|system|>This is a text adventure game. Describe the scenario to the user and give him three "
+    "options to pick from on each turn.<|user|>Start!<|model|>"
+)
+HEADINGS = {"alpaca": "Alpaca", "metharme": "Metharme"}
+TEXTS = {"alpaca": ALPACA, "metharme": METHARME}
+# Parts of names whose models are known to be trained on the format.
+TRAINED_ON = {
+    "alpaca": ("alpaca", "supercot"),
+    "metharme": ("metharme", "pygmalion-2", "mythalion"),
+}
+
+
+def formats(recipe: Recipe, files: dict[str, bytes | Path]) -> tuple[str, ...]:
+    """Choose the formats: those that the recipe says; else what tokenizer and names suggest.
+
+    Args:
+        recipe: the recipe.
+        files: the merged model's small files, by name.
+    """
+    if recipe.card.prompts is not None:
+        return recipe.card.prompts
+    names = [source.name.lower() for source in recipe.sources]
+    found = [
+        prompt
+        for prompt, parts in TRAINED_ON.items()
+        if any(part in name for part in parts for name in names)
+    ]
+    return (*found, "chat") if has_chat_template(files) else tuple(found)
+
+
+def has_chat_template(files: dict[str, bytes | Path]) -> bool:
+    """Whether the tokenizer brings a template for conversations."""
+    if "chat_template.jinja" in files or "chat_template.json" in files:
+        return True
+    config = files.get("tokenizer_config.json")
+    if config is None:
+        return False
+    try:
+        text = config if isinstance(config, bytes) else config.read_bytes()
+        return bool(json.loads(text).get("chat_template"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False  # the tokenizer's file is copied, not judged
+
+
+def snippet(name: str, prompts: tuple[str, ...]) -> str:
+    """Python that loads the model and lets it write, with the first format that applies."""
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"name = {shown(name)!r}",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")',
+        "",
+    ]
+    if "chat" in prompts:
+        lines += [
+            'messages = [{"role": "user", "content": "Why is the sky blue?"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+        ]
+    else:
+        prompt = TEXTS[prompts[0]] if prompts else "Once upon a time"
+        lines += [
+            f"prompt = {prompt!r}",
+            'inputs = tokenizer(prompt, return_tensors="pt")',
+        ]
+    return "\n".join(
+        [
+            *lines,
+            "output = model.generate(**inputs, max_new_tokens=64)",
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))',
+        ]
+    )

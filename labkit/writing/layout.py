@@ -1,0 +1,293 @@
+"""How a merged model lies on disk, piece by piece, and how each piece comes about.
+
+`write` puts the pieces into files and `verify` compares them with files; both see the same pieces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.files.references import read_json, require_inside
+from labkit.files.tensor_file import StoredTensor, TensorFile, header_for
+from labkit.models.checkpoint import INDEX, LANGUAGE_CONFIGS
+
+if TYPE_CHECKING:
+    from labkit.merging.planning import Plan
+
+PIECE_BYTES = 8 << 20
+"""Bytes copied at a time."""
+MERGE_BYTES = {"cpu": PIECE_BYTES, "cuda": 32 << 20}
+"""Bytes of the base read at a time into memory, by the kind of device that merges them: enough
+that threads seldom wait for each other."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
+SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py")
+LEGAL_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+OWN_FILES = ("README.md", "recipe.yaml", "receipt.json", "gradient.png")
+LARGEST_SIDE_FILE = 200_000_000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of bytes of an output file, and where it comes from.
+
+    Attributes:
+        target: its first byte in the output file.
+        nbytes: its length in the output file.
+        source: its first byte in the base's file.
+        source_bytes: its length there.
+        tensor: the tensor whose rows it holds, or None for bytes that are copied as they are.
+        rows: the first row and the one after the last, if `tensor` is given.
+    """
+
+    target: int
+    nbytes: int
+    source: int
+    source_bytes: int
+    tensor: StoredTensor | None = None
+    rows: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One safetensors file of the merged model.
+
+    Attributes:
+        source: the base's file of the same name.
+        header: the bytes before the first tensor.
+        pieces: what follows the header, in order and without gaps.
+        tensors: its tensors, in order; a tensor that the base lacks reads the bytes of another.
+    """
+
+    source: TensorFile
+    header: bytes
+    pieces: tuple[Piece, ...]
+    tensors: tuple[StoredTensor, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name in the folder; a pickled file becomes a safetensors file."""
+        return safe_name(self.source.path.name)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the pieces read the base's file from its header to its end, every byte once."""
+        position = len(self.source.header_bytes)
+        for piece in self.pieces:
+            if piece.source_bytes and piece.source != position:
+                return False
+            position += piece.source_bytes
+        return position == self.source.size
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return len(self.header) + sum(piece.nbytes for piece in self.pieces)
+
+    @property
+    def same_until(self) -> int:
+        """How many pieces at its start are the base's file, byte for byte, with the header."""
+        if self.header != self.source.header_bytes:
+            return 0
+        merged = (number for number, piece in enumerate(self.pieces) if piece.tensor)
+        return next(merged, len(self.pieces))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is the base's file, byte for byte."""
+        return self.header == self.source.header_bytes and self.same_until == len(self.pieces)
+
+    @property
+    def merged_bytes(self) -> int:
+        """How many of its bytes are merged, and not only copied."""
+        return sum(piece.nbytes for piece in self.pieces if piece.tensor)
+
+
+def output_files(plan: Plan, device: str) -> list[OutputFile]:
+    """Lay out the merged model: the base's files under their names, in their tensor order."""
+    return [_output_file(plan, file, MERGE_BYTES[device]) for file in plan.base.files]
+
+
+def safe_name(name: str) -> str:
+    """The name of an output file: the base's, with safetensors' ending."""
+    if not name.endswith(".bin"):
+        return name
+    return name.removesuffix(".bin").replace("pytorch_model", "model") + ".safetensors"
+
+
+def output_tensors(plan: Plan, file: TensorFile) -> tuple[StoredTensor, ...]:
+    """The tensors of an output file: the base's, and an untied head behind its embedding's file."""
+    return (*_without_copies(plan, file), *(t for t in plan.added if t.file == file.path))
+
+
+def _without_copies(plan: Plan, file: TensorFile) -> tuple[StoredTensor, ...]:
+    """Leave out a tied head that a pickled file names beside the embedding: the same bytes."""
+    head, embedding = plan.base.head, plan.base.embedding
+    if file.header_bytes or plan.recipe.untie or not (plan.base.tied and head and embedding):
+        return file.tensors
+    same = head.start == embedding.start and head.file == embedding.file
+    return tuple(t for t in file.tensors if not (same and t.name == head.name))
+
+
+def _output_file(plan: Plan, file: TensorFile, merge_bytes: int) -> OutputFile:
+    tensors = output_tensors(plan, file)
+    described = [(t.name, plan.output_dtype(t), plan.output_shape(t)) for t in tensors]
+    same = described == [(t.name, t.dtype, t.shape) for t in file.tensors]
+    if same and file.header_bytes:
+        header = file.header_bytes
+    else:
+        header = header_for(iter(described), file.metadata)
+    pieces = tuple(_pieces(plan, tensors, file, len(header), merge_bytes))
+    return OutputFile(file, header, pieces, tensors)
+
+
+def _pieces(
+    plan: Plan, tensors: tuple[StoredTensor, ...], file: TensorFile, target: int, merge_bytes: int
+) -> Iterator[Piece]:
+    copy_start = copy_stop = len(file.header_bytes)
+
+    def copies() -> Iterator[Piece]:
+        nonlocal target
+        source = copy_start
+        while source < copy_stop:
+            # Cut where the blocks of a disk are cut, so that file systems can share them.
+            count = min(PIECE_BYTES - target % PIECE_BYTES, copy_stop - source)
+            yield Piece(target, count, source, count)
+            source += count
+            target += count
+
+    for tensor in tensors:
+        same_dtype = plan.output_dtype(tensor) == tensor.dtype
+        if same_dtype and tensor.name not in plan.changes:
+            if tensor.start != copy_stop:  # not behind the one before: an added or pickled tensor
+                yield from copies()
+                copy_start = tensor.start
+            copy_stop = tensor.stop
+            continue
+        yield from copies()
+        copy_start = copy_stop = tensor.stop
+        rows, columns = tensor.matrix_shape
+        out_rows = (
+            plan.output_shape(tensor)[0] if plan.output_shape(tensor) != tensor.shape else rows
+        )
+        row_bytes = tensor.nbytes // rows if rows else 0
+        out_bytes = plan.output_bytes(tensor) // out_rows if out_rows else 0
+        step = max(1, merge_bytes // max(row_bytes, 1))
+        # A piece lies on one side of the base's last row: behind it are new tokens.
+        for first, last in ((0, rows), (rows, out_rows)):
+            for start in range(first, last if columns else first, step):
+                stop = min(start + step, last)
+                count = (stop - start) * out_bytes
+                there = min(start, rows)
+                yield Piece(
+                    target,
+                    count,
+                    tensor.start + there * row_bytes,
+                    (min(stop, rows) - there) * row_bytes,
+                    tensor,
+                    (start, stop),
+                )
+                target += count
+    yield from copies()
+
+
+def side_files(plan: Plan) -> dict[str, bytes | Path]:
+    """The merged model's other files: name -> content, or the file to copy.
+
+    Config, generation config, licence and tokenizer come from the base; the tokenizer from the
+    adapter where it ships a whole one.
+    """
+    base = plan.base.folder
+    shards = {file.path.name for file in plan.base.files}
+    files: dict[str, bytes | Path] = {}
+    for path in sorted(base.iterdir()):
+        wanted = path.name.startswith(LEGAL_NAMES) or (
+            path.suffix in SIDE_SUFFIXES
+            and not path.name.endswith(".index.json")
+            and path.name not in OWN_FILES
+        )
+        small = path.is_file() and path.stat().st_size <= LARGEST_SIDE_FILE
+        if wanted and small and path.name not in shards:
+            require_inside(path)
+            files[path.name] = path
+    for term in plan.recipe.terms:
+        own = [term.adapter.folder / name for name in TOKENIZER_FILES]
+        own = [path for path in own if path.is_file()]
+        names = {path.name for path in own}
+        # Half a tokenizer would mix with the base's other half.
+        if "tokenizer_config.json" in names and names & {"tokenizer.json", "tokenizer.model"}:
+            for name in TOKENIZER_FILES:
+                files.pop(name, None)
+            for path in own:
+                require_inside(path)
+            files |= {path.name: path for path in own}
+    config = _config(plan)
+    if config != plan.base.config:
+        files["config.json"] = _json_bytes(config)
+    index = _index(plan)
+    if index is not None:
+        files[INDEX] = index
+    return files
+
+
+def _index(plan: Plan) -> bytes | Path | None:
+    """The index of a model in several files: the base's own where it still says the truth."""
+    index = plan.base.folder / INDEX
+    pickled = any(not file.header_bytes for file in plan.base.files)
+    if not index.is_file() and not (pickled and len(plan.base.files) > 1):
+        return None
+    same_sizes = plan.recipe.dtype == "auto" and plan.vocabulary_size is None
+    if not pickled and not plan.added and same_sizes:
+        require_inside(index)
+        return index
+    files = [(safe_name(file.path.name), output_tensors(plan, file)) for file in plan.base.files]
+    content = read_json(index) if index.is_file() else {}
+    metadata = content.get("metadata")
+    total = sum(plan.output_bytes(tensor) for _, tensors in files for tensor in tensors)
+    content["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
+    content["weight_map"] = {tensor.name: name for name, tensors in files for tensor in tensors}
+    return _json_bytes(content)
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    """The merged model's config: the base's, with what the merge changes."""
+    config = plan.base.config
+    if plan.recipe.dtype != "auto":
+        config = _config_of_dtype(config, plan.recipe.dtype)
+    changes: dict[str, Any] = {}
+    if plan.vocabulary_size is not None:
+        changes["vocab_size"] = plan.vocabulary_size
+    if plan.recipe.untie and plan.base.tied:
+        changes["tie_word_embeddings"] = False
+    if not changes:
+        return config
+    config = {**config, **changes}
+    for key in LANGUAGE_CONFIGS:
+        if isinstance(config.get(key), dict):
+            config[key] = {**config[key], **changes}
+    return config
+
+
+def _config_of_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    changed = dict(config)
+    for key in ("torch_dtype", "dtype"):
+        if key in config:
+            changed[key] = dtype
+    if "torch_dtype" not in config and "dtype" not in config:
+        changed["dtype"] = dtype
+    for key in LANGUAGE_CONFIGS:
+        if isinstance(config.get(key), dict):
+            changed[key] = _config_of_dtype(config[key], dtype)
+    return changed
+
+
+def _json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

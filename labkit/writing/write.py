@@ -1,0 +1,174 @@
+"""Carries out a plan: streams the base through, touches what the plan says, makes one folder.
+
+The folder is built beside its final name, flushed to disk, and renamed once. Until then there is
+nothing at the final name; a merge that fails or is interrupted takes away what it had built.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labkit.errors import LabkitError, shown
+from labkit.files.atomic_folder import (
+    building,
+    check_target,
+    explain,
+    flush_folder,
+    put_in_place,
+    require_apart,
+)
+from labkit.machine import workers
+from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
+from labkit.merging.rounding import BLOCK_ELEMENTS
+from labkit.writing.layout import MERGE_BYTES, output_files, side_files
+from labkit.writing.merge_run import MergeRun
+from labkit.writing.pipeline import pieces_under_way
+from labkit.writing.progress import Progress, bar_of
+
+if TYPE_CHECKING:
+    from labkit.merging.planning import Plan
+    from labkit.writing.receipt import Receipt
+
+SPARE_BYTES = 16 << 20
+"""Free disk to leave for the small files and the file system's own use."""
+
+
+def working_memory(plan: Plan) -> int:
+    """Bytes of memory that carrying out a plan takes at most, beside what Python starts with."""
+    # For each element of a block: 64 bits twice, 32 five times, 16 once, and a mark.
+    blocks = BLOCK_ELEMENTS * (2 * 8 + 5 * 4 + 2 + 1)
+    # The bytes read and those written, which are at most twice as many in another dtype.
+    pieces = MERGE_BYTES["cpu"] * (2 if plan.recipe.dtype == "auto" else 3)
+    factors = max(
+        (
+            sum(contribution.module.memory for contribution in change.contributions)
+            for change in plan.changes.values()
+        ),
+        default=0,
+    )  # fmt: skip
+    under_way = pieces_under_way("cpu")
+    # A process that merges has one piece of its own. Factors of as many tensors as pieces under
+    # way, and those that are just being read.
+    return workers() * (blocks + pieces) + under_way * pieces + (under_way + 4) * factors
+
+
+def choose_device(device: str) -> str:
+    """Turn "cpu", "cuda" or "auto" into "cpu" or "cuda".
+
+    Raises:
+        LabkitError: an unknown name, or no GPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise LabkitError(f"the device {shown(device)!r} is unknown; expected cpu, cuda or auto")
+    if device == "cpu" or (device == "auto" and not _may_have_cuda()):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise LabkitError("there is no CUDA device here; use --device cpu, the bytes are the same")
+    return "cpu"
+
+
+def _may_have_cuda() -> bool:
+    """Whether it is worth importing torch to ask it for a GPU.
+
+    Nvidia's driver for Linux makes this device, and Windows' comes with this program.
+    """
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def write(
+    plan: Plan,
+    out: Path,
+    *,
+    device: str,
+    link: bool,
+    overwrite: bool,
+    hashes: bool,
+    progress: Progress,
+) -> Receipt:
+    """Carry out a plan; see `Plan.write`."""
+    chosen = choose_device(device)
+    out = out.expanduser().absolute()
+    _check_target(plan, out, overwrite)
+    files = output_files(plan, chosen)
+    others = side_files(plan)
+    began = time.time()
+    try:
+        # Drawing takes a second that the merging has to spare.
+        with building(out) as folder, ThreadPoolExecutor(1) as artist:
+            picture = artist.submit(_picture, plan)
+            with bar_of(sum(file.size for file in files), progress) as bar:
+                merge = MergeRun(plan, folder, chosen, link, hashes, bar)
+                merge.run(files)
+            for name, content in others.items():
+                if isinstance(content, Path):
+                    shutil.copyfile(content, folder / name)
+                else:
+                    (folder / name).write_bytes(content)
+            plan.base.require_unchanged()
+            for term in plan.recipe.terms:
+                term.adapter.require_unchanged()
+            receipt = merge.receipt(out, began, others)
+            _describe(plan, receipt, folder, merge.read_hashes)
+            (folder / "gradient.png").write_bytes(picture.result())
+            flush_folder(folder)
+            put_in_place(folder, out, overwrite)
+    except OSError as error:
+        raise LabkitError(explain(error, out)) from error
+    return receipt
+
+
+def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
+    parent = out.parent
+    base = plan.base.folder.resolve()
+    resolved = out.resolve()
+    if resolved == base or base in resolved.parents or resolved in base.parents:
+        raise LabkitError(
+            f"the output {shown(out)} and the base {shown(base)} lie in each other; the base is "
+            "never written to: choose another folder"
+        )
+    for term in plan.recipe.terms:
+        require_apart(out, term.adapter.folder)
+    check_target(out, overwrite)
+    needed = plan.forecast().bytes_to_write + SPARE_BYTES
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise LabkitError(
+            f"the merge writes {needed / 1e9:.2f} GB, and {shown(parent)} has {free / 1e9:.2f} GB "
+            "free; make room, or choose a folder on another disk"
+        )
+
+
+def _picture(plan: Plan) -> bytes:
+    from labkit.figures.picture import gradient_picture, picture_bytes
+
+    first = plan.recipe.terms[0]
+    return picture_bytes(gradient_picture(first.weights, plan.base.name, first.adapter.name))
+
+
+def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:
+    from labkit.writing.card import model_card
+
+    sha256 = {
+        source.reference: {
+            Path(path).name: digest
+            for path, digest in read.items()
+            if Path(path).parent == source.folder and Path(path).name != "README.md"
+        }
+        for source in plan.recipe.sources
+    }
+    recipe = replace(plan.recipe, sha256={name: files for name, files in sha256.items() if files})
+    recipe.save(folder / RECIPE_NAME)
+    (folder / "README.md").write_text(model_card(plan, receipt), encoding="utf-8")
+    (folder / "receipt.json").write_text(
+        json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

@@ -1,0 +1,127 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import labkit as lk
+
+
+def labkit(*arguments, cwd=None):
+    command = [sys.executable, "-m", "labkit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def error_of(*arguments):
+    done = labkit(*arguments)
+    assert done.returncode == 2, done
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("labkit: error: ")
+    assert "Traceback" not in done.stderr
+    return last
+
+
+def test_help_lists_the_commands():
+    done = labkit("--help")
+    assert done.returncode == 0
+    for command in ("demo", "inspect", "merge", "picture", "verify"):
+        assert f"  {command} " in done.stdout
+    assert labkit().stdout == done.stdout
+
+
+def test_merge_and_verify(tiny_base, tiny_adapter, tmp_path):
+    out = tmp_path / "out"
+    done = labkit("merge", tiny_base, tiny_adapter, "--weights", "0x2,0.5,1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "14 of 38 tensors" in done.stdout
+    assert f"written  {out}" in done.stdout
+    assert "every byte equal" in labkit("verify", out).stdout
+    again = tmp_path / "again"
+    done = labkit("merge", "--recipe", out / "recipe.yaml", "--out", again, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for file in out.glob("*.safetensors"):
+        assert (again / file.name).read_bytes() == file.read_bytes()
+
+
+def test_dry_run_writes_nothing(tiny_base, tiny_adapter, tmp_path):
+    done = labkit(
+        "merge", tiny_base, tiny_adapter, "--weights", "0.5x4", "--weights-for", "mlp=0x4",
+        "--dry-run", cwd=tmp_path,
+    )  # fmt: skip
+    assert "16 of 38 tensors" in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+def test_picture(tmp_path):
+    assert labkit("picture", "--weights", "0x19,0.5,1x20", "--out", tmp_path / "a.svg").stdout
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+
+
+def test_errors_are_one_line(tiny_base, tiny_adapter, tmp_path):
+    pair = (tiny_base, tiny_adapter)
+    out = ("--out", tmp_path / "x")
+    assert "3 weights for 4 layers" in error_of("merge", *pair, "--weights", "1x3", *out)
+    assert "'a', is not a number" in error_of("merge", *pair, "--weights", "0,a", *out)
+    assert "needs --out DIR" in error_of("merge", *pair, "--weights", "1x4")
+    assert "needs BASE, ADAPTER and --weights" in error_of("merge", tiny_base)
+    assert "leave out --weights" in error_of(
+        "merge", "--recipe", "r.yaml", "--weights", "1x4", *out
+    )
+    assert "not of the form PATTERN=W" in error_of(
+        "merge", *pair, "--weights", "1x4", "--weights-for", "mlp", *out
+    )
+    assert "No such option: --wights" in error_of("merge", *pair, "--wights", "1x4")
+    assert "Invalid value for '--rest'" in error_of("merge", *pair, "--rest", "a")
+    assert "No such command 'frob'" in error_of("frob")
+    assert "is no folder; name the folder of a merged" in error_of("verify", tmp_path / "no")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_merge_leaves_nothing(tiny_base, tiny_adapter, tmp_path, stop):
+    # The merge waits in its first piece, so that the signal surely finds it at work.
+    code = (
+        "import os, signal, time, labkit.writing.piece_maker as maker\n"
+        "make = maker.PieceMaker.make\n"
+        # A shell's background jobs ignore Ctrl-C, and so would this test when it is run in one.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        # Two threads say it, each in one piece.
+        "def slow(*a):\n    os.write(1, b'at work\\n'); time.sleep(0.5); return make(*a)\n"
+        "maker.PieceMaker.make = slow\n"
+        "from labkit.cli.app import main\nmain()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "merge", str(tiny_base), str(tiny_adapter), "--weights",
+         "1x4", "--out", str(tmp_path / "out"), "--quiet", "--device", "cpu"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "at work\n"
+    assert any(name.startswith(".out.labkit-") for name in os.listdir(tmp_path))
+    time.sleep(0.1)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "labkit: error: stopped; nothing was left behind"
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_version_is_the_projects():
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert lk.__version__ == project["version"]
+
+
+def test_a_recipe_that_cannot_be_written_there(tiny_base, tiny_adapter, tmp_path):
+    out = tmp_path / "out"
+    labkit("merge", tiny_base, tiny_adapter, "--weights", "0x2,1x2", "--out", out, "--quiet")
+    exported = labkit("recipe", "export", out / "recipe.yaml")
+    assert (exported.returncode, exported.stderr) == (0, "")
+    nowhere = tmp_path / "no" / "such" / "folder.yml"
+    said = error_of("recipe", "export", out / "recipe.yaml", "--out", nowhere)
+    assert "folder.yml" in said
+    assert "No such file or directory" in said
+    assert not nowhere.parent.exists()

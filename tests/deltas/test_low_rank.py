@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from labkit.deltas.delta import LowRank
+
+
+def some(rows=12, columns=20, rank=3):
+    dice = np.random.default_rng(rank)
+    return LowRank(dice.standard_normal((rows, rank)), dice.standard_normal((rank, columns)))
+
+
+def test_everything_agrees_with_the_dense_product():
+    delta = some()
+    dense = delta.dense()
+    assert delta.shape == dense.shape
+    assert delta.norm() == pytest.approx(np.linalg.norm(dense), rel=1e-12)
+    values = np.linalg.svd(dense, compute_uv=False)[: delta.rank]
+    np.testing.assert_allclose(delta.singular_values(), values)
+    np.testing.assert_allclose(delta.rows(2, 7), dense[2:7])
+    rows, columns = np.array([0, 11, 3]), np.array([19, 0, 4])
+    np.testing.assert_allclose(delta.entries(rows, columns), dense[rows, columns])
+    np.testing.assert_allclose(delta.transposed().dense(), dense.T)
+    total = np.ones((5, 20))
+    delta.add_rows_to(total, 4)
+    np.testing.assert_allclose(total, 1 + dense[4:9])
+
+
+def test_deltas_are_added_and_never_factors():
+    one, two = some(rank=3), some(rank=5)
+    summed = LowRank.weighted_sum([(0.5, one), (-2.0, two)])
+    np.testing.assert_allclose(summed.dense(), 0.5 * one.dense() - 2 * two.dense())
+    assert summed.rank == 8
+
+
+def test_rank_above_the_size_of_the_matrix():
+    delta = some(rows=2, columns=4, rank=6)
+    np.testing.assert_allclose(
+        delta.singular_values()[:2], np.linalg.svd(delta.dense(), compute_uv=False)
+    )
+
+
+def test_shapes_are_enforced_while_tests_run():
+    with pytest.raises(TypeCheckError):
+        LowRank(np.zeros((4, 2)), np.zeros((3, 4)))
+    with pytest.raises(TypeCheckError):
+        LowRank(np.zeros((4, 2), np.float32), np.zeros((2, 4), np.float32))

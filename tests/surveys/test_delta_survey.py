@@ -1,0 +1,284 @@
+"""The survey against dense float64 matrices."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import labkit as lk
+from labkit.surveys.base_norms import base_norms
+from labkit.surveys.delta_survey import lost_in_all, totals
+from labkit.surveys.measured import layers_by_name, short_names
+from tests.tiny import make_adapter, make_base
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def wide_adapter(tmp_path_factory, tiny_base):
+    """Other ranks for some modules, rsLoRA, and a LoRA on the head's embedding left out."""
+    return make_adapter(
+        tmp_path_factory.mktemp("adapter") / "wide",
+        tiny_base,
+        use_rslora=True,
+        rank_pattern={"up_proj": 7},
+        alpha_pattern={"q_proj": 3},
+    )
+
+
+def dense(adapter, name):
+    """ΔW multiplied out, from the file alone."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    a = tensors[f"base_model.model.{name}.lora_A.weight"].double()
+    b = tensors[f"base_model.model.{name}.lora_B.weight"].double()
+    return b @ a
+
+
+@pytest.mark.parametrize("kind", ["tiny_adapter", "wide_adapter"])
+def test_every_column_agrees_with_the_dense_matrix(kind, tiny_base, request):
+    folder = request.getfixturevalue(kind)
+    base = lk.Checkpoint(tiny_base)
+    table = lk.survey(base, lk.Adapter(folder), progress=False)
+    assert len(table) == 28
+    total = 0.0
+    for row in table.itertuples():
+        matrix = dense(folder, row.name) * row.scaling
+        values = torch.linalg.svdvals(matrix)
+        close = {"rel": 1e-6}
+        assert row.norm == pytest.approx(float(matrix.norm()), **close)
+        assert row.spectral_norm == pytest.approx(float(values[0]), **close)
+        assert row.stable_rank == pytest.approx(float((values**2).sum() / values[0] ** 2), **close)
+        p = values[: row.rank] / values[: row.rank].sum()
+        assert row.effective_rank == pytest.approx(float(torch.exp(-(p * p.log()).sum())), **close)
+        weight = base.read(f"{row.name}.weight").double()
+        assert row.base_norm == pytest.approx(float(weight.norm()), **close)
+        assert row.relative_norm == pytest.approx(float(matrix.norm() / weight.norm()), **close)
+        assert row.shape == tuple(matrix.shape)
+        total += float((matrix**2).sum())
+    assert table["share"].sum() == pytest.approx(1)
+    assert table["share"][0] == pytest.approx(table["norm"][0] ** 2 / total)
+
+
+def test_scaling_and_rank_are_those_of_the_config(tiny_base, wide_adapter):
+    table = lk.survey(tiny_base, wide_adapter, progress=False).set_index(["layer", "module"])
+    assert table.loc[(0, "up_proj"), "rank"] == 7
+    assert table.loc[(0, "up_proj"), "scaling"] == pytest.approx(8 / math.sqrt(7))
+    assert table.loc[(3, "q_proj"), "scaling"] == pytest.approx(3 / math.sqrt(4))
+
+
+def test_without_a_base_the_columns_about_the_delta_are_the_same(tiny_base, tiny_adapter):
+    alone = lk.survey(None, tiny_adapter)
+    both = lk.survey(tiny_base, tiny_adapter, progress=False)
+    pd.testing.assert_frame_equal(alone, both[alone.columns])
+    assert "base_norm" not in alone
+    assert list(alone["module"][:7]) == [
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    ]  # fmt: skip
+    assert list(alone["layer"]) == [layer for layer in range(4) for _ in range(7)]
+
+
+def test_the_deltas_do_not_open_the_tensors_of_the_base(tiny_adapter, monkeypatch):
+    monkeypatch.setattr(lk.Checkpoint, "__init__", lambda *_: pytest.fail("opened"))
+    assert len(lk.survey(None, tiny_adapter)) == 28
+
+
+def test_weights_add_what_they_leave(tiny_base, tiny_adapter):
+    gradient = lk.Gradient([0, -0.5, 1, 2])
+    table = lk.survey(tiny_base, tiny_adapter, gradient, progress=False)
+    for row in table.itertuples():
+        assert row.weight == gradient[row.layer]
+        assert row.weighted_norm == pytest.approx(abs(row.weight) * row.norm)
+    assert table["weighted_share"].sum() == pytest.approx(1)
+    assert (table.loc[table["layer"] == 0, "weighted_share"] == 0).all()
+    # Every tensor here has fewer rows than a sample, so it is exact.
+    expected = lk.survival(tiny_base, tiny_adapter, gradient, exact=True, progress=False)
+    some = table["shape"].map(lambda shape: shape[0] <= 64)
+    assert list(table["lost"][some].dropna()) == list(expected["lost"][some].dropna())
+
+
+def test_weights_without_a_base(tiny_adapter):
+    table = lk.survey(None, tiny_adapter, "0,0,1,1")
+    assert table["weighted_norm"].sum() == pytest.approx(table["norm"][14:].sum())
+    assert "lost" not in table
+    with pytest.raises(lk.LabkitError, match="3 weights for 4 layers"):
+        lk.survey(None, tiny_adapter, "0,0,1")
+
+
+def test_what_lies_outside_the_layers_has_a_row_of_its_own(tmp_path):
+    base = make_base(tmp_path / "base", tie_word_embeddings=False)
+    adapter = make_adapter(tmp_path / "lora", base, target_modules=["q_proj", "lm_head"])
+    file = adapter / "adapter_model.safetensors"
+    # peft adds a copy of the base's head to the file.
+    save_file({name: t for name, t in load_file(file).items() if "base_layer" not in name}, file)
+    for table in (
+        lk.survey(base, adapter, "1x4", progress=False),
+        lk.survey(None, adapter, "1x4"),
+    ):
+        last = table.iloc[-1]
+        assert last["module"] == "lm_head"
+        assert pd.isna(last["layer"])
+        assert math.isnan(last["weight"])
+        assert totals(table, "layer")["layer"].tolist() == [0, 1, 2, 3, "outside"]
+    table = lk.survey(base, adapter, "1x4", rest=0.5, progress=False)
+    assert table.iloc[-1]["weighted_norm"] == pytest.approx(table.iloc[-1]["norm"] / 2)
+
+
+def test_a_delta_of_zero_has_no_rank(tmp_path, tiny_base):
+    adapter = make_adapter(tmp_path / "lora", tiny_base, scale=0.0)
+    table = lk.survey(tiny_base, adapter, "1x4", progress=False)
+    assert (table["norm"] == 0).all()
+    for column in ("stable_rank", "effective_rank", "share", "lost"):
+        assert table[column].isna().all()
+    assert (table["changed"] == 0).all()
+
+
+def test_in_times_out_weights_are_measured_as_the_base_stores_them(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=64, n_positions=16)
+    )
+    model.save_pretrained(tmp_path / "base")
+    adapter = make_adapter(
+        tmp_path / "lora", tmp_path / "base", target_modules=["c_attn"], fan_in_fan_out=True
+    )
+    table = lk.survey(tmp_path / "base", adapter, "1,1", progress=False)
+    assert table["shape"][0] == (32, 96)
+    assert table["lost"].max() < 1e-3  # float32
+
+
+def test_spectra_are_the_singular_values(tiny_base, tiny_adapter):
+    table = lk.spectra(tiny_base, tiny_adapter)
+    assert len(table) == 28 * 4
+    one = table[(table["layer"] == 2) & (table["module"] == "up_proj")]
+    matrix = dense(tiny_adapter, one["name"].iloc[0]) * 2
+    np.testing.assert_allclose(one["value"], torch.linalg.svdvals(matrix)[:4], rtol=1e-6)
+    assert list(one["index"]) == [1, 2, 3, 4]
+    assert one["relative"].iloc[0] == 1
+    pd.testing.assert_frame_equal(table, lk.spectra(None, tiny_adapter))
+
+
+def test_totals_add_squares(tiny_base, tiny_adapter):
+    table = lk.survey(tiny_base, tiny_adapter, "0,1,1,1", progress=False)
+    layers, modules = totals(table, "layer"), totals(table, "module")
+    assert len(layers) == 4
+    assert list(modules["module"]) == list(table["module"][:7])
+    for added in (layers, modules):
+        assert math.hypot(*added["norm"]) == pytest.approx(math.hypot(*table["norm"]))
+        assert added["share"].sum() == pytest.approx(1)
+    first = table[table["layer"] == 1]
+    assert layers["relative_norm"][1] == pytest.approx(
+        math.hypot(*first["norm"]) / math.hypot(*first["base_norm"])
+    )
+    assert len(totals(table, "tensor")) == len(table)
+    with pytest.raises(lk.LabkitError, match="layer, module or tensor, found 'head'"):
+        totals(table, "head")
+
+
+def test_lost_in_all_is_the_loss_of_the_whole_change(tiny_base, tiny_adapter):
+    table = lk.survival(tiny_base, tiny_adapter, "0,1,1,1", exact=True, progress=False)
+    squares = (table["weighted_norm"] * table["lost"]) ** 2
+    whole = lost_in_all(table)
+    assert whole["lost"] == pytest.approx(
+        math.sqrt(squares.sum()) / math.hypot(*table["weighted_norm"])
+    )
+    assert whole["lost_error"] == 0
+
+
+class TestBaseNorms:
+    NAME = "model.layers.0.mlp.up_proj.weight"
+
+    def test_the_second_time_reads_no_tensor(self, tiny_base, monkeypatch):
+        base = lk.Checkpoint(tiny_base)
+        first = base_norms(base, [self.NAME], progress=False)
+        monkeypatch.setattr("labkit.surveys.base_norms._norm", lambda _: pytest.fail("read again"))
+        assert base_norms(lk.Checkpoint(tiny_base), [self.NAME], progress=False) == first
+
+    def test_another_file_is_measured_again(self, tmp_path):
+        base = make_base(tmp_path / "base")
+        first = base_norms(lk.Checkpoint(base), [self.NAME], progress=False)
+        file = lk.Checkpoint(base).tensors[self.NAME].file
+        content = file.read_bytes()
+        file.write_bytes(content[:-200] + bytes(200))
+        os.utime(file, ns=(1, 1))
+        checkpoint = lk.Checkpoint(base)
+        names = [tensor.name for tensor in checkpoint.files[0].tensors]
+        again = base_norms(checkpoint, [self.NAME, *names], progress=False)
+        for name, norm in again.items():
+            assert norm == pytest.approx(float(checkpoint.read(name).double().norm()), rel=1e-12)
+        assert first[self.NAME] > 0
+
+    def test_a_damaged_or_unwritable_cache_is_no_reason_to_fail(
+        self, tiny_base, tmp_path, monkeypatch
+    ):
+        base = lk.Checkpoint(tiny_base)
+        first = base_norms(base, [self.NAME], progress=False)
+        for path in (tmp_path / "cache").rglob("*.json"):
+            path.write_text("{")
+        assert base_norms(base, [self.NAME], progress=False) == first
+        for path in (tmp_path / "cache").rglob("*.json"):
+            content = json.loads(path.read_text())
+            assert content["norms"]
+            path.write_text(json.dumps({**content, "norms": [1]}))
+        assert base_norms(base, [self.NAME], progress=False) == first
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "file" / "below"))
+        assert base_norms(base, [self.NAME], progress=False) == first
+
+    def test_larger_than_the_buffers(self, tiny_base, monkeypatch):
+        base = lk.Checkpoint(tiny_base)
+        monkeypatch.setattr("labkit.surveys.base_norms.READ_BYTES", 1 << 9)
+        monkeypatch.setattr("labkit.surveys.base_norms.BLOCK_ELEMENTS", 100)
+        monkeypatch.setattr("labkit.surveys.base_norms._own", __import__("threading").local())
+        norm = base_norms(base, [self.NAME], progress=False)[self.NAME]
+        assert norm == pytest.approx(float(base.read(self.NAME).double().norm()), rel=1e-12)
+
+
+def test_short_names_tell_the_modules_of_one_layer_apart():
+    names = [
+        ("model.layers.0.mlp.experts.0.w1", 0),
+        ("model.layers.0.mlp.experts.1.w1", 0),
+        ("model.layers.1.mlp.experts.0.w1", 1),
+        ("lm_head", None),
+    ]
+    assert list(short_names(names).values()) == ["0.w1", "1.w1", "0.w1", "lm_head"]
+
+
+def test_layers_by_name_takes_the_largest_group():
+    names = [f"model.layers.{i}.mlp.up_proj" for i in range(3)] + ["vision.blocks.0.fc", "lm_head"]
+    assert list(layers_by_name(names).values()) == [0, 1, 2, None, None]
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path, tiny_base, tiny_adapter):
+    other = make_base(tmp_path / "base", hidden_size=64)
+    with pytest.raises(lk.LabkitError, match="the adapter was made for another model"):
+        lk.survey(other, tiny_adapter)
+
+
+def test_factors_that_are_not_finite_are_refused_without_a_base_too(tiny_adapter, tmp_path):
+    folder = shutil.copytree(tiny_adapter, tmp_path / "lora")
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = math.nan
+    save_file(tensors, file)
+    for measure in (lk.survey, lk.spectra):
+        with pytest.raises(
+            lk.LabkitError, match="holds 1 numbers that are NaN or infinite in '.*lora_A"
+        ):
+            measure(None, folder)
+    with pytest.raises(
+        lk.LabkitError, match="holds 1 numbers that are NaN or infinite in '.*lora_A"
+    ):
+        lk.overlap([folder, tiny_adapter])
