@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, place: Path, **size: int) -> None:
         # Imported before the forks, so that signals find merges and not imports.
-        for module in ("cli", "plan", "write", "card", "figures", "vocabulary", "updates"):
+        for module in ("cli.app", "writing.write", "writing.card", "figures.picture"):
             importlib.import_module(f"labkit.{module}")
         importlib.import_module("matplotlib.backends.backend_agg")
         importlib.import_module("matplotlib.figure")

@@ -1,12 +1,20 @@
-"""How many threads work at once."""
+"""What this machine has to calculate with: processors, and perhaps a GPU."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from labkit.errors import LabkitError, shown
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MOST_WORKERS = 4
 """Processors that are used. More than this wait for the disk."""
@@ -46,3 +54,55 @@ def one_thread_each() -> Iterator[None]:
             _users -= 1
             if _users == 0:
                 _limits.restore_original_limits()
+
+
+@contextmanager
+def in_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item]
+) -> Iterator[Iterator[Result]]:
+    """Map in threads, one for each processor, in order."""
+    pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
+    try:
+        with one_thread_each():
+            yield pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def choose_device(device: str, usable: Sequence[str] = ("cuda", "cpu")) -> str:
+    """Turn "auto" into the best device there is, and check any other name.
+
+    Args:
+        device: "auto", or a device's name.
+        usable: the devices that the caller can use, the best one first.
+
+    Raises:
+        LabkitError: an unknown name, or a device that is not there.
+    """
+    if device not in ("auto", *usable):
+        raise LabkitError(
+            f"the device {shown(device)!r} is unknown; expected {', '.join(usable)} or auto"
+        )
+    if device != "auto" and not _has(device):
+        raise LabkitError(f"there is no {device.upper()} device here; choose the device cpu")
+    return next(name for name in usable if _has(name)) if device == "auto" else device
+
+
+def _has(device: str) -> bool:
+    if device == "cpu":
+        return True
+    if device == "cuda" and not _may_have_cuda():
+        return False
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_available())
+    return bool(torch.backends.mps.is_available())
+
+
+def _may_have_cuda() -> bool:
+    """Whether it is worth importing torch, which takes seconds, to ask it for a GPU.
+
+    Nvidia's driver for Linux makes this device; elsewhere it comes with this program.
+    """
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None

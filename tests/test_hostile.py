@@ -67,9 +67,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 def test_a_fixed_sample_of_the_fuzzers_cases(tmp_path, monkeypatch):
     from labkit.figures import picture
 
-    monkeypatch.setattr(
-        labkit.figures.picture, "picture_bytes", labkit.figures.picture.picture_bytes
-    )
+    monkeypatch.setattr(picture, "picture_bytes", picture.picture_bytes)
     ended = fuzz.run(CASES, 7, tmp_path, show=False)
     assert set(ended) <= {"merged", "refused"}
     assert ended["merged"] > 10

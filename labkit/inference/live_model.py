@@ -25,11 +25,11 @@ from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.inference.loading import (
     attach,
-    choose_device,
     load_model,
     load_tokenizer,
     require_exact,
 )
+from labkit.machine import choose_device
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term, as_gradient
 from labkit.models.adapter import Adapter
@@ -82,7 +82,7 @@ def live(
         raise LabkitError("a live model needs at least one adapter beside the base")
     for adapter in opened:
         require_exact(adapter)
-    chosen = choose_device(device)
+    chosen = choose_device(device, ("cuda", "mps", "cpu"))
     kind = ("float32" if chosen == "cpu" else "auto") if dtype == "auto" else dtype
     if kind not in ("auto", "float32", "bfloat16", "float16"):
         raise LabkitError(

@@ -31,28 +31,6 @@ def require_exact(adapter: Adapter) -> None:
         )
 
 
-def choose_device(device: str) -> str:
-    """Turn "auto" into the best device there is.
-
-    Raises:
-        LabkitError: an unknown name, or a device that is not there.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
-    if device == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if device not in there:
-        raise LabkitError(
-            f"the device {shown(device)!r} is unknown; expected cuda, mps, cpu or auto"
-        )
-    if not there[device]:
-        raise LabkitError(f"there is no {device} device here; use device='cpu'")
-    return device
-
-
-def _has_mps() -> bool:
-    return bool(torch.backends.mps.is_available())
-
-
 def load_model(base: Checkpoint, dtype: str, device: str) -> Any:
     """Load the base with transformers, without running code from its folder.
 

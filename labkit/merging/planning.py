@@ -24,6 +24,7 @@ from labkit.merging.recipe import Recipe, Term, as_gradient, pattern_matches
 from labkit.merging.vocabulary import settle
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(Summary):
     """A recipe resolved against opened files; `write` carries it out.
 
     Attributes:
@@ -191,14 +192,6 @@ class Plan:
         )
         for note in self.notes:
             yield "note", note
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{label:<9}{shown(text, 400)}" for label, text in self.summary())
-
-    def _repr_html_(self) -> str:
-        from labkit.writing.receipt import summary_html
-
-        return summary_html(self.summary())
 
 
 def plan(

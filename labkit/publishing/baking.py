@@ -31,6 +31,7 @@ from labkit.merging.recipe import Term
 from labkit.models.adapter import Adapter
 from labkit.models.adapter_config import CONFIG
 from labkit.models.parts import BiasOfB, ExpertLora, LoraModule, Part
+from labkit.summary import Summary
 
 ALPHA, FACTORS = "alpha_pattern", "lora_B"
 
@@ -57,7 +58,7 @@ class BakedModule:
 
 
 @dataclass(frozen=True, repr=False)
-class BakeReceipt:
+class BakeReceipt(Summary):
     """What a bake did.
 
     Attributes:
@@ -107,14 +108,6 @@ class BakeReceipt:
                 changed = sum(weight != 1 for weight in chosen)
                 yield "how", f"{into} {what} {changed} of {len(chosen)} modules"
         yield "took", f"{self.seconds * 1e3:.0f} ms, {self.nbytes / 1e6:.2f} MB"
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{label:<9}{shown(text, 400)}" for label, text in self.summary())
-
-    def _repr_html_(self) -> str:
-        from labkit.writing.receipt import summary_html
-
-        return summary_html(self.summary())
 
 
 def bake(

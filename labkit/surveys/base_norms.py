@@ -19,8 +19,8 @@ from labkit.errors import LabkitError, shown
 from labkit.files.cache import cache_folder
 from labkit.files.floats import ARRAYS, wide
 from labkit.files.tensor_file import StoredTensor, TensorFile, read_fully
+from labkit.machine import in_parallel
 from labkit.models.checkpoint import Checkpoint
-from labkit.surveys.measured import in_parallel
 
 READ_BYTES = 4 << 20
 BLOCK_ELEMENTS = 1 << 16

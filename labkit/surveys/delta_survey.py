@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
+from labkit.machine import in_parallel
 from labkit.merging.recipe import as_gradient
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.surveys.measured import Target, in_parallel, opened_adapter, opened_base, targets
+from labkit.surveys.measured import Target, opened_adapter, opened_base, targets
 
 if TYPE_CHECKING:
     import pandas as pd

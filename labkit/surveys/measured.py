@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
-from labkit.machine import one_thread_each, workers
 from labkit.merging.matching import Change, module_of, not_finite, refuse_not_finite
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term
@@ -179,16 +176,3 @@ def opened_base(base: Checkpoint | str | Path) -> Checkpoint:
 def opened_adapter(adapter: Adapter | str | Path) -> Adapter:
     """An adapter: as given, or opened."""
     return adapter if isinstance(adapter, Adapter) else Adapter(adapter)
-
-
-@contextmanager
-def in_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item]
-) -> Iterator[Iterator[Result]]:
-    """Map in threads, one for each core, in order."""
-    pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
-    try:
-        with one_thread_each():
-            yield pool.map(function, items)
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -13,9 +13,10 @@ from jaxtyping import Float64
 
 from labkit.deltas.delta import LowRank
 from labkit.errors import LabkitError
+from labkit.machine import in_parallel
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.surveys.measured import Target, in_parallel, opened_adapter, opened_base, place, targets
+from labkit.surveys.measured import Target, opened_adapter, opened_base, place, targets
 
 if TYPE_CHECKING:
     import pandas as pd

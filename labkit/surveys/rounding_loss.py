@@ -17,12 +17,13 @@ from labkit.errors import LabkitError, shown
 from labkit.files.floats import ARRAYS, wide
 from labkit.files.tensor_file import FLOATS, StoredTensor, read_fully
 from labkit.gradients.gradient import Gradient
+from labkit.machine import in_parallel
 from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import Recipe, Term, as_gradient
 from labkit.merging.rounding import BlockMerger
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.surveys.measured import in_parallel, opened_adapter, opened_base, place, short_names
+from labkit.surveys.measured import opened_adapter, opened_base, place, short_names
 from labkit.writing.receipt import MUCH_LOST
 
 if TYPE_CHECKING:

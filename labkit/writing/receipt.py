@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.errors import shown
+from labkit.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +39,7 @@ class TensorReceipt:
 
 
 @dataclass(frozen=True, repr=False)
-class Receipt:
+class Receipt(Summary):
     """What a merge did.
 
     Attributes:
@@ -144,24 +143,6 @@ class Receipt:
             yield "linked", f"{', '.join(self.linked)}: shared with the base's folder"
         for note in self.notes:
             yield "note", note
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{label:<9}{shown(text, 400)}" for label, text in self.summary())
-
-    def _repr_html_(self) -> str:
-        return summary_html(self.summary())
-
-
-def summary_html(lines: Iterator[tuple[str, str]]) -> str:
-    """Labelled lines as an HTML table for a notebook, escaped."""
-    # Alignment is said cell by cell: notebooks align tables to the right.
-    rows = "".join(
-        f'<tr><th style="text-align:left;vertical-align:top">{html.escape(shown(label))}</th>'
-        '<td style="text-align:left;overflow-wrap:anywhere">'
-        f"{html.escape(shown(text, 400))}</td></tr>"
-        for label, text in lines
-    )
-    return f"<table>{rows}</table>"
 
 
 def _number(value: float) -> float | None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from labkit.errors import LabkitError, shown
 from labkit.files.direct_io import MadeFile, hash_file
+from labkit.machine import choose_device
 from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import FILE_NAME, Recipe
 from labkit.writing.layout import OutputFile, Piece, output_files, side_files
 from labkit.writing.open_output import OpenOutput
 from labkit.writing.pipeline import Pipeline
 from labkit.writing.progress import bar_of
-from labkit.writing.write import choose_device
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from labkit.files.atomic_folder import (
     put_in_place,
     require_apart,
 )
-from labkit.machine import workers
+from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.rounding import BLOCK_ELEMENTS
 from labkit.writing.layout import MERGE_BYTES, output_files, side_files
@@ -56,33 +56,6 @@ def working_memory(plan: Plan) -> int:
     # A process that merges has one piece of its own. Factors of as many tensors as pieces under
     # way, and those that are just being read.
     return workers() * (blocks + pieces) + under_way * pieces + (under_way + 4) * factors
-
-
-def choose_device(device: str) -> str:
-    """Turn "cpu", "cuda" or "auto" into "cpu" or "cuda".
-
-    Raises:
-        LabkitError: an unknown name, or no GPU.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise LabkitError(f"the device {shown(device)!r} is unknown; expected cpu, cuda or auto")
-    if device == "cpu" or (device == "auto" and not _may_have_cuda()):
-        return "cpu"
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if device == "cuda":
-        raise LabkitError("there is no CUDA device here; use --device cpu, the bytes are the same")
-    return "cpu"
-
-
-def _may_have_cuda() -> bool:
-    """Whether it is worth importing torch to ask it for a GPU.
-
-    Nvidia's driver for Linux makes this device, and Windows' comes with this program.
-    """
-    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
 
 
 def write(

@@ -15,7 +15,7 @@ from labkit.inference.live_model import free
 from labkit.inference.prompts import formats, formatted
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term
-from tests.test_live import second_adapter, words  # noqa: F401 - fixtures
+from tests.inference.test_live_model import second_adapter, words  # noqa: F401 - fixtures
 
 HALF = Gradient.parse("0,0.5,1,1")
 
