@@ -13,8 +13,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxtyping import install_import_hook
 
-with install_import_hook(["labkit.deltas.delta", "labkit.merging.rounding"], "beartype.beartype"):
-    pass
+with install_import_hook(["labkit.deltas", "labkit.merging.rounding"], "beartype.beartype"):
+    import labkit.deltas.low_rank
+    import labkit.merging.rounding  # noqa: F401
 
 import pytest
 import torch

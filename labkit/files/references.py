@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from labkit.errors import LabkitError, shown
 
@@ -36,10 +37,23 @@ class Located:
     revision: str | None = None
 
 
-class Opened:
+class Opened(ABC):
     """What was opened by a reference, and knows where it came from."""
 
     _located: Located
+
+    @abstractmethod
+    def __init__(self, reference: str | Path) -> None:
+        """Open a folder or a hub id (`owner/name[@revision][:subfolder]`)."""
+
+    @classmethod
+    def open(cls, source: Self | str | Path) -> Self:
+        """Return `source` itself if it is open already, else open the folder or hub id it names.
+
+        Raises:
+            LabkitError: it cannot be opened.
+        """
+        return source if isinstance(source, cls) else cls(source)  # type: ignore[arg-type]
 
     @property
     def folder(self) -> Path:

@@ -95,6 +95,25 @@ class StoredTensor:
             return part
         return np.concatenate([part, np.zeros((stop - start - there, columns))])
 
+    def blocks(self, elements: int, rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Read the tensor, seen as a matrix, in blocks of whole rows, in float64.
+
+        Args:
+            elements: numbers of a block, at most, unless a single row has more.
+            rows: how many rows to read, those behind the tensor's last as 0; its own if left out.
+
+        Yields:
+            the number of a block's first row, and its rows.
+
+        Raises:
+            LabkitError: as `read`.
+        """
+        count, columns = self.matrix_shape
+        count = count if rows is None else rows
+        step = max(1, elements // max(columns, 1))
+        for start in range(0, count, step):
+            yield start, self.read_rows(start, min(start + step, count))
+
     def read(self) -> np.ndarray:
         """Read the whole tensor from its file, in float64.
 

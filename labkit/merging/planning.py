@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import FLOAT_CODES, FLOATS, ITEM_BITS, StoredTensor
@@ -19,9 +19,9 @@ from labkit.gradients.gradient import Gradient, plain
 from labkit.merging.matching import Change as Change
 from labkit.merging.matching import Contribution as Contribution
 from labkit.merging.matching import LedgerRow as LedgerRow
-from labkit.merging.matching import Names, match_term
+from labkit.merging.matching import match_term
 from labkit.merging.recipe import Recipe, Term, as_gradient, pattern_matches
-from labkit.merging.vocabulary import settle
+from labkit.merging.vocabulary import changes_of
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.summary import Summary
@@ -104,8 +104,7 @@ class Plan(Summary):
         from labkit.writing.write import working_memory
 
         return Forecast(
-            bytes_to_read=self.base.nbytes
-            + sum(term.adapter.file.size for term in self.recipe.terms),
+            bytes_to_read=self.base.nbytes + sum(term.source.nbytes for term in self.recipe.terms),
             bytes_to_write=sum(
                 len(file.header_bytes) + sum(map(self.output_bytes, file.tensors))
                 for file in self.base.files
@@ -166,7 +165,7 @@ class Plan(Summary):
         for term in self.recipe.terms:
             yield (
                 "adapter",
-                f"{term.adapter.name}, mean weight {term.weights.mean:.2f}, {term.weights.runs()}",
+                f"{term.source.name}, mean weight {term.weights.mean:.2f}, {term.weights.runs()}",
             )
             for pattern, gradient in term.weights_for.items():
                 yield f"  {pattern}", f"mean weight {gradient.mean:.2f}, {gradient.runs()}"
@@ -220,9 +219,8 @@ def plan(
         return _resolve(base)
     if adapter is None or weights is None:
         raise LabkitError("a plan needs a recipe, or a base, an adapter and its layer weights")
-    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
-    opened = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
-    return _resolve(Recipe(checkpoint, [Term(opened, as_gradient(weights))], rest, dtype))
+    term = Term(Adapter.open(adapter), as_gradient(weights))
+    return _resolve(Recipe(Checkpoint.open(base), [term], rest, dtype))
 
 
 def _resolve(recipe: Recipe) -> Plan:
@@ -233,48 +231,28 @@ def _resolve(recipe: Recipe) -> Plan:
             f"the base {shown(base.name)} is quantised ({shown(method)}); a merge needs the "
             "unquantised model: name its original folder, and quantise the merged model afterwards"
         )
-    names = Names(base)
     ledger: list[LedgerRow] = []
-    found: dict[str, list[tuple[StoredTensor, Contribution]]] = defaultdict(list)
+    found: dict[str, list[Contribution]] = defaultdict(list)
     notes: list[str] = []
     for term in recipe.terms:
-        term.weights.require(base.layers, f"adapter {shown(term.adapter.name)}")
+        term.weights.require(base.layers, f"adapter {shown(term.source.name)}")
         for pattern, gradient in term.weights_for.items():
             gradient.require(base.layers, f"modules {shown(pattern)}")
-            named = [part.name for part in term.adapter.parts]
+            named = [part.name for part in term.source.parts]
             if not any(pattern_matches(pattern, module) for module in named):
                 raise LabkitError(
                     f"the module pattern {shown(pattern)!r} selects none of the "
-                    f"{len(named)} modules of {shown(term.adapter.name)} (such as "
+                    f"{len(named)} modules of {shown(term.source.name)} (such as "
                     f"{shown(named[0])!r}); correct the pattern"
                 )
-        rows, matched = match_term(term, recipe, names)
+        rows, matched = match_term(term, recipe)
         ledger += rows
-        for tensor, contribution in matched:
-            found[tensor.name].append((tensor, contribution))
-        notes += _term_notes(term, base)
-    changes, added = settle(recipe, found)
+        for contribution in matched:
+            found[contribution.match.tensor.name].append(contribution)
+        notes += term.source.notes(base)
+    changes, added = changes_of(recipe, found)
     if recipe.untie and not base.tied:
         notes.append("untie changes nothing: the base keeps its head apart already")
     if not changes:
         notes.append("every weight is 0: the merged model will be the base model")
     return Plan(recipe, changes, tuple(ledger), tuple(notes), added)
-
-
-def _term_notes(term: Term, base: Checkpoint) -> Iterator[str]:
-    adapter = term.adapter
-    name = shown(adapter.name)
-    if adapter.plain and all(module.scaling == 0 for module in adapter.modules.values()):
-        yield f"{name} has alpha 0: it changes nothing at any weight"
-    claimed: Any = adapter.config.get("base_model_name_or_path")
-    if isinstance(claimed, str) and claimed and base.repository:
-        trained_on = claimed.rstrip("/").split("/")[-1]
-        if trained_on.lower() != base.repository.split("/")[-1].lower():
-            yield f"{name} says it was trained on {shown(claimed)}, not on {shown(base.name)}"
-    kinds = {name.rsplit(".", 1)[-1] for name in adapter.modules}
-    for kind in sorted(kinds):
-        layers = {
-            base.layer_of(module) for module in adapter.modules if module.rsplit(".", 1)[-1] == kind
-        } - {None}
-        if layers and len(layers) < base.layers and not adapter.config.get("layers_to_transform"):
-            yield f"{name} changes {kind} in {len(layers)} of {base.layers} layers only"

@@ -20,8 +20,11 @@ import yaml
 from labkit.errors import LabkitError, shown
 from labkit.gradients.calls import as_gradient as as_gradient
 from labkit.gradients.gradient import Gradient
+from labkit.merging.formula import Method
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.source import Source
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 FILE_NAME = "recipe.yaml"
@@ -82,7 +85,7 @@ class Term:
     """One adapter of a merge, and how much of it each layer gets.
 
     Attributes:
-        adapter: the adapter; a folder or hub id is opened.
+        source: what has parts to add; the folder or hub id of an adapter is opened.
         weights: the gradient; a list as text is parsed, and a call as data is carried out:
             `{"ramp": {"layers": 40, "start": 18, "stop": 20}}`.
         weights_for: module pattern -> the gradient of the modules it selects, in place of
@@ -90,21 +93,35 @@ class Term:
         calls: module pattern ("" for `weights`) -> the call that made the gradient, where one did.
     """
 
-    adapter: Adapter
+    source: Source
     weights: Gradient
     weights_for: Mapping[str, Gradient] = field(default_factory=dict)
     calls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        adapter: Any = self.adapter
-        if not isinstance(adapter, Adapter):
-            object.__setattr__(self, "adapter", Adapter(adapter))
+        source: Any = self.source
+        if not isinstance(source, Source):
+            object.__setattr__(self, "source", Adapter(source))
         given: dict[str, Any] = {"": self.weights, **self.weights_for}
         calls = {name: value for name, value in given.items() if isinstance(value, Mapping)}
         made = {name: as_gradient(value) for name, value in given.items()}
         object.__setattr__(self, "weights", made.pop(""))
         object.__setattr__(self, "weights_for", made)
         object.__setattr__(self, "calls", {**self.calls, **calls})
+
+    @property
+    def adapter(self) -> Adapter:
+        """The source, for what only an adapter can do.
+
+        Raises:
+            LabkitError: it is something else.
+        """
+        if not isinstance(self.source, Adapter):
+            raise LabkitError(
+                f"{shown(self.source.name)} is no adapter, which is needed here; merge it instead "
+                "(labkit merge)"
+            )
+        return self.source
 
     def gradient_for(self, module: str) -> Gradient:
         """The gradient that counts for a module."""
@@ -125,6 +142,7 @@ class Recipe:
         rest: the weight of what adapters change outside the layers (embeddings, final norm, head);
             None refuses adapters that change anything there.
         dtype: the output's dtype, or "auto" to keep each tensor's own.
+        method: how the terms become one change of a tensor: see `labkit.merging.methods`.
         untie: write a head of its own for a base whose embedding serves as head (tied).
         sha256: reference -> file name -> SHA-256 of the files that a loaded recipe was made from;
             what is merged does not depend on it.
@@ -138,6 +156,7 @@ class Recipe:
     terms: Sequence[Term]
     rest: float | None = None
     dtype: str = "auto"
+    method: Method = field(default=WeightedSum(), kw_only=True)
     untie: bool = field(default=False, kw_only=True)
     sha256: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
     card: CardOptions = field(default=CardOptions(), compare=False)
@@ -163,9 +182,9 @@ class Recipe:
                 raise LabkitError(f"rest is {rest}; expected a finite number")
 
     @property
-    def sources(self) -> tuple[Checkpoint | Adapter, ...]:
-        """The base and the adapters, in order."""
-        return self.base, *(term.adapter for term in self.terms)
+    def sources(self) -> tuple[Checkpoint | Source, ...]:
+        """The base and what is added to it, in order."""
+        return self.base, *(term.source for term in self.terms)
 
     @classmethod
     def load(
@@ -221,6 +240,8 @@ class Recipe:
             "rest": self.rest,
             "dtype": self.dtype,
         }
+        if self.method != WeightedSum():
+            content["method"] = {self.method.name: vars(self.method)}
         if self.untie:
             content["untie"] = True
         card = {
@@ -233,7 +254,7 @@ class Recipe:
             content["card"] = card
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
-    def _named(self, source: Checkpoint | Adapter, folder: Path | None) -> dict[str, Any]:
+    def _named(self, source: Checkpoint | Source, folder: Path | None) -> dict[str, Any]:
         reference = source.reference
         if source.repository:
             # The revision stands in a key of its own, as the commit that was read.
@@ -252,7 +273,7 @@ class Recipe:
 
     def _written(self, term: Term, folder: Path | None) -> dict[str, Any]:
         entry: dict[str, Any] = {
-            "adapter": self._named(term.adapter, folder),
+            "adapter": self._named(term.source, folder),
             "weights": _written_weights(term.weights, term.calls.get("")),
         }
         if term.weights_for:

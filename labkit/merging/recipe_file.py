@@ -17,6 +17,9 @@ import yaml
 from labkit.errors import LabkitError, shown
 from labkit.gradients.calls import CALLS, as_gradient
 from labkit.gradients.gradient import Gradient
+from labkit.merging.formula import Method
+from labkit.merging.methods import METHODS
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
@@ -168,9 +171,10 @@ def load(
 ) -> Recipe:
     """Read a recipe and open what it names; see `Recipe.load`."""
     root = compose(read_text(path, "recipe"), shown(path))
-    keys = "labkit, base, terms, rest, dtype, untie and card"
+    known = ("labkit", "base", "terms", "rest", "dtype", "method", "untie", "card")
+    keys = f"{', '.join(known[:-1])} and {known[-1]}"
     root = replace(root, hint=_hint(root.members(keys).get("labkit")))
-    entries = root.members(keys, ("labkit", "base", "terms", "rest", "dtype", "untie", "card"))
+    entries = root.members(keys, known)
     for needed in ("base", "terms"):
         if needed not in entries:
             raise root.error(f"the recipe has no {needed}")
@@ -192,8 +196,13 @@ def load(
     recipe = (dtype or root).attempt(
         lambda: Recipe(opened, made, rest, dtype.text("a dtype") if dtype else "auto")
     )
-    untie = _truth(entries.get("untie"))
-    return replace(recipe, untie=untie, sha256=sha256, card=_card(entries.get("card")))
+    return replace(
+        recipe,
+        method=_method(entries.get("method")),
+        untie=_truth(entries.get("untie")),
+        sha256=sha256,
+        card=_card(entries.get("card")),
+    )
 
 
 def _hint(version: Entry | None) -> str:
@@ -314,6 +323,29 @@ def _rest(entry: Entry | None) -> float | None:
         return Gradient.parse(entry.text("a number or nothing"), 1)[0]
     except LabkitError:
         raise entry.error("is not a finite number; expected a number or nothing") from None
+
+
+def _method(entry: Entry | None) -> Method:
+    """Read `method: NAME`, or `method: {NAME: {PARAMETER: VALUE}}`."""
+    if entry is None or entry.empty:
+        return WeightedSum()
+    parameters: dict[str, Any] = {}
+    if isinstance(entry.node, yaml.MappingNode):
+        members = entry.members("one method and its parameters", tuple(METHODS))
+        if len(members) != 1:
+            raise entry.error(f"names {len(members)} methods; expected one, with its parameters")
+        name, given = members.popitem()
+        fields = tuple(getattr(METHODS[name], "__dataclass_fields__", ()))
+        if not given.empty:
+            members = given.members(f"the parameters of {name}", fields)
+            parameters = {key: value.data() for key, value in members.items()}
+    else:
+        name = entry.text("the name of a method")
+        if name not in METHODS:
+            raise entry.error(
+                f"{shown(name)!r} is no method of merging; known are {', '.join(METHODS)}"
+            )
+    return entry.attempt(lambda: METHODS[name](**parameters))
 
 
 def _truth(entry: Entry | None) -> bool:

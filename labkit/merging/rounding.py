@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
-from labkit.deltas.delta import Delta, LowRank
+from labkit.deltas.delta import Delta
 from labkit.files.floats import ARRAYS, round_once, wide
 
 SHORT = ("F16", "BF16")
@@ -248,13 +248,10 @@ class _Space:
 
     def _add(self, update: Delta | None, start: int) -> None:
         """Put the sum of the base's rows and the update's into `total`."""
-        if isinstance(update, LowRank):
-            update.rows(start, start + len(self.total), out=self.total)
-            np.add(self.total, self.base, out=self.total)
-            return
-        np.copyto(self.total, self.base)
-        if update is not None:
-            update.add_rows_to(self.total, start, self.base)
+        if update is None:
+            np.copyto(self.total, self.base)
+        else:
+            update.write_sum_to(self.total, self.base, start)
 
     def _widen(self, base: Shaped[np.ndarray, "rows columns"]) -> list[Int64[np.ndarray, " found"]]:
         """Put the base's numbers into `base`, and short ones into `original` as well.

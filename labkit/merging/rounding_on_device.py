@@ -39,7 +39,7 @@ class DeviceMerger:
         original = _tensor(base, stored).to(self.device).double()
         total = original.clone()
         if there is not None:
-            there.add_rows_to(total, start, original)
+            there.write_sum_to(total, original, start)
         dtype = getattr(torch, FLOATS[code])
         merged = (total.float() if dtype.itemsize == 2 else total).to(dtype)
         # What is not finite is left to the processor too, whatever a device makes of it.

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from labkit.deltas.low_rank import LowRank
 from labkit.errors import LabkitError, shown
-from labkit.files.references import Located, Opened, locate, read_json, require_same_json
+from labkit.files.references import Located, locate, read_json, require_same_json
 from labkit.files.tensor_file import TensorFile, open_tensor_file
 from labkit.models.adapter_config import CONFIG, AdapterConfig, read_config
 from labkit.models.adapter_file import read_parts
-from labkit.models.parts import LoraModule as LoraModule
-from labkit.models.parts import Part, WholeTensor
-
-if TYPE_CHECKING:
-    from labkit.deltas.delta import LowRank
+from labkit.models.checkpoint import Checkpoint
+from labkit.models.kinds.lora import LoraModule
+from labkit.models.kinds.part import Part
+from labkit.models.source import Source
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -24,15 +25,15 @@ DOWNLOADS = (CONFIG, WEIGHTS, PICKLED, MLX_WEIGHTS, "tokenizer*", "special_token
              "README.md")  # fmt: skip
 
 
-class Adapter(Opened):
+class Adapter(Source):
     """A LoRA on disk. Opening one reads its config and its file's header only.
 
     Attributes:
         config: its `adapter_config.json`.
         file: its file of tensors.
         parts: everything it changes, in the order of the file.
-        modules: name of the base's module -> its LoRA's factors and scaling (of linear modules and
-            embeddings; DoRA's have a magnitude beside them).
+        modules: name of the base's module -> its LoRA's factors and scaling, of linear modules and
+            embeddings; of DoRA those of the direction.
     """
 
     def __init__(self, reference: str | Path) -> None:
@@ -48,13 +49,23 @@ class Adapter(Opened):
         self.file: TensorFile = _open_weights(self.folder)
         self.parts: tuple[Part, ...] = read_parts(self.file, self._checked)
         self.modules: dict[str, LoraModule] = {
-            part.name: part for part in self.parts if isinstance(part, LoraModule)
+            part.name: part.factors for part in self.parts if isinstance(part.factors, LoraModule)
         }
-        if all(isinstance(part, WholeTensor) for part in self.parts):
+        if not any(part.known_by_key for part in self.parts):
             raise LabkitError(
                 f"{shown(self.file.path)} holds no LoRA factors (lora_A, lora_B) among its "
                 f"{len(self.file.tensors)} tensors; name the folder of a LoRA adapter"
             )
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its tensors' file in bytes."""
+        return self.file.size
+
+    @property
+    def read_files(self) -> tuple[Path, ...]:
+        """Its tensors' file and its config."""
+        return self.file.path, self.folder / CONFIG
 
     def require_unchanged(self) -> None:
         """Check that config and weights are still those that were opened.
@@ -65,15 +76,21 @@ class Adapter(Opened):
         require_same_json(self.folder / CONFIG, self.config)
         self.file.require_unchanged()
 
+    def why_skipped(self, part: Part) -> str | None:
+        """PEFT loads factors only where the config selects their module, and so does a merge."""
+        if part.needs_selection and not self.targets(part.name):
+            return "target_modules does not name it"
+        return None
+
     @property
     def rank(self) -> int:
         """The largest rank of its modules."""
-        return max((part.rank for part in self.parts if hasattr(part, "rank")), default=0)
+        return max((part.rank for part in self.parts), default=0)
 
     @property
     def plain(self) -> bool:
         """Whether all it does is add `s·B·A` to linear modules."""
-        return all(isinstance(part, LoraModule) and part.plain for part in self.parts)
+        return all(part.plain for part in self.parts)
 
     def require_plain(self, what: str) -> None:
         """Check that all the adapter does is add `s·B·A` to linear modules.
@@ -82,7 +99,7 @@ class Adapter(Opened):
             LabkitError: it does something else, which `what` (such as "bake") cannot carry.
         """
         for part in self.parts:
-            if not (isinstance(part, LoraModule) and part.plain):
+            if not part.plain:
                 raise LabkitError(
                     f"{what} works on plain LoRA only, and {shown(self.name)} holds "
                     f"{shown(part.tensors[-1].name)!r}; merge it instead (labkit merge)"
@@ -96,7 +113,7 @@ class Adapter(Opened):
         """
         if module not in self.modules:
             raise LabkitError(f"{shown(self.name)} does not change a module {shown(module)!r}")
-        return self.modules[module].delta()
+        return self.modules[module].product()
 
     def targets(self, module: str) -> bool:
         """Tell whether the config's `target_modules` and its companions select a module."""
@@ -105,6 +122,27 @@ class Adapter(Opened):
     def asked_as(self, module: str) -> str:
         """The name by which PEFT asks `rank_pattern` and `alpha_pattern` for a module."""
         return self._checked.asked_as(module)
+
+    def notes(self, base: Checkpoint) -> Iterator[str]:
+        """An alpha of 0, another base than it was trained on, and layers that it leaves out."""
+        name = shown(self.name)
+        if self.plain and all(module.scaling == 0 for module in self.modules.values()):
+            yield f"{name} has alpha 0: it changes nothing at any weight"
+        claimed: Any = self.config.get("base_model_name_or_path")
+        if isinstance(claimed, str) and claimed and base.repository:
+            trained_on = claimed.rstrip("/").split("/")[-1]
+            if trained_on.lower() != base.repository.split("/")[-1].lower():
+                yield f"{name} says it was trained on {shown(claimed)}, not on {shown(base.name)}"
+        if self.config.get("layers_to_transform"):
+            return
+        for kind in sorted({module.rsplit(".", 1)[-1] for module in self.modules}):
+            layers = {
+                base.layer_of(module)
+                for module in self.modules
+                if module.rsplit(".", 1)[-1] == kind
+            } - {None}
+            if layers and len(layers) < base.layers:
+                yield f"{name} changes {kind} in {len(layers)} of {base.layers} layers only"
 
     def __repr__(self) -> str:
         ranks = sorted({module.rank for module in self.modules.values()}) or [self.rank]

@@ -88,6 +88,14 @@ class AdapterConfig:
         self._seconds_left = LONGEST_MATCH_SECONDS
         self._refuse_other_kinds()
 
+    mlx = False
+    """Whether MLX-LM wrote it, whose file holds the transposed factors."""
+
+    @property
+    def dora(self) -> bool:
+        """Whether it says that the adapter is DoRA."""
+        return bool(self.get("use_dora"))
+
     def get(self, field: str, default: Any = None) -> Any:
         """A field, or the default where it is missing or null."""
         value = self.values.get(field)
@@ -289,6 +297,13 @@ class AdapterConfig:
 
 class MlxConfig(AdapterConfig):
     """MLX-LM's `adapter_config.json`: it names a rank and a scale, and every factor counts."""
+
+    mlx = True
+
+    @property
+    def dora(self) -> bool:
+        """Whether it says that the adapter is DoRA."""
+        return bool(self.values.get("fine_tune_type") == "dora")
 
     def targets(self, module: str) -> bool:
         """Every factor in the file counts: MLX-LM loads them all."""

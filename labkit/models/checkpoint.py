@@ -129,6 +129,28 @@ class Checkpoint(Opened):
         found = (self.embedding, self.head)
         return tuple(dict.fromkeys(tensor.name for tensor in found if tensor is not None))
 
+    @cached_property
+    def _by_canonical_name(self) -> dict[str, list[StoredTensor]]:
+        found: dict[str, list[StoredTensor]] = defaultdict(list)
+        for name, tensor in self.tensors.items():
+            found[canonical(name)].append(tensor)
+        return found
+
+    def find(self, name: str) -> StoredTensor | str:
+        """Find a tensor by its name, in whichever spelling; or say why there is none."""
+        if name in self.tensors:
+            return self.tensors[name]
+        candidates = self._by_canonical_name.get(canonical(name), [])
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            return f"the base has {len(candidates)} tensors of that name"
+        return "the base has no module of that name"
+
+    def is_head(self, module: str) -> bool:
+        """Whether a module's name is the one that most models give their output head."""
+        return canonical(module) == "lm_head"
+
     def _named(self, modules: tuple[str, ...]) -> StoredTensor | None:
         wanted = {f"{module}.weight" for module in modules}
         for name, tensor in self.tensors.items():

@@ -30,7 +30,7 @@ from labkit.gradients.gradient import Gradient, plain
 from labkit.merging.recipe import Term
 from labkit.models.adapter import Adapter
 from labkit.models.adapter_config import CONFIG
-from labkit.models.parts import BiasOfB, ExpertLora, LoraModule, Part
+from labkit.models.kinds.part import Part
 from labkit.summary import Summary
 
 ALPHA, FACTORS = "alpha_pattern", "lora_B"
@@ -137,7 +137,7 @@ def bake(
             no LoRA factors, or a folder that cannot be made. Nothing is left behind then.
     """
     began = time.perf_counter()
-    opened = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
+    opened = Adapter.open(adapter)
     term = Term(opened, weights, weights_for or {})  # type: ignore[arg-type] # Term reads each kind
     target = Path(out).expanduser().absolute()
     require_apart(target, opened.folder)
@@ -191,33 +191,32 @@ def _modules(
 def _baked(
     part: Part, layer: int | None, weight: float, adapter: Adapter, scale_factors: bool
 ) -> BakedModule:
-    where = f"module {shown(part.name)!r} of {shown(adapter.name)}"
-    factors = isinstance(part, (LoraModule, ExpertLora, BiasOfB))
-    plain_factors = factors and getattr(part, "magnitude", None) is None
-    if not plain_factors and weight != 1:
+    where = adapter.describe(part)
+    into = part.bakes_into(scale_factors)
+    if into is None and weight != 1:
         raise LabkitError(
             f"{where} holds {shown(part.tensors[-1].name)!r}, which no alpha scales (DoRA, or a "
             "tensor that was trained whole); give it weight 1, or merge it into the base model"
         )
-    # peft names parts of the experts' stacks otherwise, and MLX-LM knows no alpha_pattern.
-    needs_factors = isinstance(part, ExpertLora) or getattr(part, "turned", False)
-    into = FACTORS if plain_factors and (scale_factors or needs_factors) else ALPHA
-    alpha = _alpha(part, adapter) if isinstance(part, LoraModule) else 1.0
+    carrier = into or ALPHA
+    alpha = _alpha(part, adapter) if part.factors else 1.0
     baked = alpha * weight
     if not math.isfinite(baked):
         raise LabkitError(
             f"{where} would have alpha {baked}; expected a finite number; choose a smaller weight"
         )
-    return BakedModule(part.name, layer, weight, alpha, baked if into == ALPHA else alpha, into)
+    return BakedModule(
+        part.name, layer, weight, alpha, baked if carrier == ALPHA else alpha, carrier
+    )
 
 
-def _alpha(module: LoraModule, adapter: Adapter) -> float:
-    """The alpha that gives a module its scaling."""
-    divisor = math.sqrt(module.rank) if adapter.config.get("use_rslora") else module.rank
-    alpha = module.scaling * divisor
+def _alpha(part: Part, adapter: Adapter) -> float:
+    """The alpha that gives a part its scaling."""
+    divisor = math.sqrt(part.rank) if adapter.config.get("use_rslora") else part.rank
+    alpha = part.scaling * divisor
     # √r does not divide evenly: the alpha that was written is the short number nearby.
     written = float(f"{alpha:.12g}")
-    return written if written / divisor == module.scaling else alpha
+    return written if written / divisor == part.scaling else alpha
 
 
 def _write(
@@ -243,9 +242,7 @@ def _write(
     patterns = {
         f"^{re.escape(adapter.asked_as(module.name))}": json.loads(plain(module.baked))
         for module, part in modules
-        if isinstance(part, LoraModule)
-        and (before or module.baked != default)
-        and adapter.targets(module.name)
+        if part.factors and (before or module.baked != default) and adapter.targets(module.name)
     }
     if any(module.into == ALPHA for module, _ in modules):
         config["alpha_pattern"] = patterns | before
@@ -291,7 +288,7 @@ def _scale_factors(
         )
     with path.open("r+b") as file:
         for module, part in chosen:
-            factor = part.tensor if isinstance(part, BiasOfB) else part.tensors[1]
+            factor = part.baked_factor
             # What is too large becomes infinite, and is refused in words.
             with np.errstate(over="ignore", invalid="ignore"):
                 scaled = round_once(factor.read() * module.weight, factor.dtype)

@@ -240,9 +240,8 @@ def _measure(target: Target) -> tuple[dict[str, Any], list[float]]:
     """One row of the survey, and the singular values."""
     delta = target.delta()
     # A change that is no product of factors has a norm, and neither rank nor singular values.
-    values: list[float] = []
-    if hasattr(delta, "singular_values"):
-        values = delta.singular_values().tolist()
+    found = delta.singular_values()
+    values: list[float] = [] if found is None else found.tolist()
     norm = math.sqrt(math.fsum(v * v for v in values)) if values else delta.norm()
     largest, total = max(values, default=math.nan), math.fsum(values)
     portions = [value / total for value in values if value > 0]

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
-from labkit.merging.matching import Change, module_of, not_finite, refuse_not_finite
+from labkit.merging.matching import Change, not_finite, refuse_not_finite
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.models.parts import LoraModule
+from labkit.models.kinds.lora import LoraModule
 
 if TYPE_CHECKING:
-    from labkit.deltas.delta import LowRank, Sum
+    from labkit.deltas.delta import Delta
+    from labkit.deltas.low_rank import LowRank
     from labkit.files.tensor_file import StoredTensor
 
 USUAL_ORDER = (
@@ -52,7 +53,7 @@ class Target:
     module: str
     scaling: float
     tensor: StoredTensor | None
-    delta: Callable[[], LowRank | Sum]
+    delta: Callable[[], Delta]
 
 
 def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
@@ -62,7 +63,7 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
         LabkitError: with a base, whatever a plan refuses; without one, an adapter of which the
             config selects no module. The deltas raise one for factors that are not finite.
     """
-    found: list[tuple[str, int | None, float, StoredTensor | None, Callable[[], LowRank | Sum]]]
+    found: list[tuple[str, int | None, float, StoredTensor | None, Callable[[], Delta]]]
     if base is not None:
         # A plan with every weight 1 is the one place that matches names and checks shapes.
         everything = Term(adapter, Gradient.constant(base.layers))
@@ -106,17 +107,15 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
 
 def _delta(adapter: Adapter, module: LoraModule) -> LowRank:
     """Read a module's factors; a plan, which checks them, is made with a base only."""
-    delta = module.delta()
+    delta = module.product()
     for tensor, values in ((module.a, delta.right), (module.b, delta.left)):
-        refuse_not_finite(not_finite(values), tensor, module_of(module, adapter))
+        refuse_not_finite(not_finite(values), tensor, adapter.describe(module))
     return delta
 
 
 def _scaling(change: Change) -> float:
     """The scaling of the one contribution that has one."""
-    found = [
-        getattr(contribution.module, "scaling", math.nan) for contribution in change.contributions
-    ]
+    found = [contribution.part.scaling for contribution in change.contributions]
     return found[0] if len(found) == 1 else math.nan
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
-from labkit.deltas.delta import LowRank
+from labkit.deltas.low_rank import LowRank
 from labkit.errors import LabkitError
 from labkit.machine import in_parallel
 from labkit.models.adapter import Adapter

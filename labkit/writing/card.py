@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.errors import shown
+from labkit.files.references import Opened
 from labkit.gradients.gradient import Gradient, plain
-from labkit.models.adapter import Adapter
-from labkit.models.checkpoint import Checkpoint
 from labkit.writing.card_prompts import HEADINGS, TEXTS, formats, snippet
 from labkit.writing.front_matter import front_matter, licence, own_card
 
@@ -48,7 +47,7 @@ def model_card(plan: Plan, receipt: Receipt) -> str:
         "share of what the LoRA changes.",
         "",
         f"- Base model: {linked(plan.base)}",
-        *(f"- LoRA: {linked(term.adapter)}" for term in recipe.terms),
+        *(f"- LoRA: {linked(term.source)}" for term in recipe.terms),
         f"- Made with: labkit {_version()}",
         "",
         *_weights(plan),
@@ -63,7 +62,7 @@ def model_card(plan: Plan, receipt: Receipt) -> str:
 
 def _weights(plan: Plan) -> Iterator[str]:
     for term in plan.recipe.terms:
-        yield f"## Layer weights of {as_text(term.adapter.name)}"
+        yield f"## Layer weights of {as_text(term.source.name)}"
         yield ""
         yield (
             f"One weight for each of the {plan.base.layers} layers, the first layer first: 0 is "
@@ -81,8 +80,8 @@ def _weights(plan: Plan) -> Iterator[str]:
 
 def _picture(plan: Plan) -> Iterator[str]:
     term = plan.recipe.terms[0]
-    base, adapter = as_text(plan.base.name), as_text(term.adapter.name)
-    yield f"![{description(term.weights, plan.base.name, term.adapter.name)}](gradient.png)"
+    base, adapter = as_text(plan.base.name), as_text(term.source.name)
+    yield f"![{description(term.weights, plan.base.name, term.source.name)}](gradient.png)"
     yield ""
     yield (
         f"Each bar is a layer, the first at the left. The light blue is {base} and the light green "
@@ -120,7 +119,7 @@ def _norms(plan: Plan, receipt: Receipt) -> Iterator[str]:
         "bytes. The norms are Frobenius norms of the change, over all tensors of the layers."
     )
     yield ""
-    names = [as_text(term.adapter.name) for term in plan.recipe.terms]
+    names = [as_text(term.source.name) for term in plan.recipe.terms]
     heads = ["weight"] if len(names) == 1 else [f"weight of {name}" for name in names]
     yield f"| layers | {' | '.join(heads)} | tensors | norm asked for | norm after rounding |"
     yield f"|---|{'---:|' * (len(heads) + 3)}"
@@ -219,7 +218,7 @@ def _reproduce(plan: Plan, receipt: Receipt) -> Iterator[str]:
     yield ""
 
 
-def linked(source: Checkpoint | Adapter) -> str:
+def linked(source: Opened) -> str:
     """A source's name; a link, if the hub has it."""
     name = as_text(source.name)
     if not source.repository:

@@ -18,9 +18,8 @@ from labkit.merging.recipe import CardOptions
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from labkit.files.references import Opened
     from labkit.merging.recipe import Recipe
-    from labkit.models.adapter import Adapter
-    from labkit.models.checkpoint import Checkpoint
 
 CARD = "README.md"
 
@@ -70,7 +69,7 @@ def licence(recipe: Recipe) -> tuple[str | None, str]:
 
 def front_matter(
     library: str,
-    sources: Sequence[Checkpoint | Adapter | str],
+    sources: Sequence[Opened | str],
     relation: str,
     card: CardOptions,
     license_comment: str,

@@ -219,7 +219,7 @@ def side_files(plan: Plan) -> dict[str, bytes | Path]:
             require_inside(path)
             files[path.name] = path
     for term in plan.recipe.terms:
-        own = [term.adapter.folder / name for name in TOKENIZER_FILES]
+        own = [term.source.folder / name for name in TOKENIZER_FILES]
         own = [path for path in own if path.is_file()]
         names = {path.name for path in own}
         # Half a tokenizer would mix with the base's other half.

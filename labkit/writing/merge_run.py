@@ -124,14 +124,14 @@ class MergeRun(Pipeline[TargetFile]):
                 if isinstance(path, Path):
                     self.read_hashes[str(path)] = hash_file(path)
             for term in self.plan.recipe.terms:
-                for path in (term.adapter.file.path, term.adapter.folder / "adapter_config.json"):
+                for path in term.source.read_files:
                     self.read_hashes[str(path)] = hash_file(path)
             for name in others:
                 self.written_hashes[name] = hash_file(self.folder / name)
         return Receipt(
             folder=out,
             base=self.plan.base.name,
-            adapters=tuple(term.adapter.name for term in self.plan.recipe.terms),
+            adapters=tuple(term.source.name for term in self.plan.recipe.terms),
             device=self.device,
             seconds=time.time() - began,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),

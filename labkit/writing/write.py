@@ -47,7 +47,7 @@ def working_memory(plan: Plan) -> int:
     pieces = MERGE_BYTES["cpu"] * (2 if plan.recipe.dtype == "auto" else 3)
     factors = max(
         (
-            sum(contribution.module.memory for contribution in change.contributions)
+            sum(contribution.part.memory for contribution in change.contributions)
             for change in plan.changes.values()
         ),
         default=0,
@@ -89,7 +89,7 @@ def write(
                     (folder / name).write_bytes(content)
             plan.base.require_unchanged()
             for term in plan.recipe.terms:
-                term.adapter.require_unchanged()
+                term.source.require_unchanged()
             receipt = merge.receipt(out, began, others)
             _describe(plan, receipt, folder, merge.read_hashes)
             (folder / "gradient.png").write_bytes(picture.result())
@@ -110,7 +110,7 @@ def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
             "never written to: choose another folder"
         )
     for term in plan.recipe.terms:
-        require_apart(out, term.adapter.folder)
+        require_apart(out, term.source.folder)
     check_target(out, overwrite)
     needed = plan.forecast().bytes_to_write + SPARE_BYTES
     free = shutil.disk_usage(parent).free
@@ -125,7 +125,7 @@ def _picture(plan: Plan) -> bytes:
     from labkit.figures.picture import gradient_picture, picture_bytes
 
     first = plan.recipe.terms[0]
-    return picture_bytes(gradient_picture(first.weights, plan.base.name, first.adapter.name))
+    return picture_bytes(gradient_picture(first.weights, plan.base.name, first.source.name))
 
 
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:

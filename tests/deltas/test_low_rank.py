@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from labkit.deltas.delta import LowRank
+from labkit.deltas.low_rank import LowRank
 
 
 def some(rows=12, columns=20, rank=3):
@@ -22,8 +22,11 @@ def test_everything_agrees_with_the_dense_product():
     np.testing.assert_allclose(delta.entries(rows, columns), dense[rows, columns])
     np.testing.assert_allclose(delta.transposed().dense(), dense.T)
     total = np.ones((5, 20))
-    delta.add_rows_to(total, 4)
+    delta.add_rows_to(total, 4, np.zeros((5, 20)))
     np.testing.assert_allclose(total, 1 + dense[4:9])
+    delta.write_sum_to(total, np.full((5, 20), 2.0), 4)
+    np.testing.assert_allclose(total, 2 + dense[4:9])
+    np.testing.assert_allclose(delta.times(-0.5).dense(), -0.5 * dense)
 
 
 def test_deltas_are_added_and_never_factors():

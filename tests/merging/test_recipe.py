@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 import labkit as lk
 from labkit.gradients.calls import as_gradient
 from labkit.gradients.presets import parse_presets, preset
+from labkit.merging.methods import METHODS
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.recipe import CardOptions
 
 
@@ -226,7 +230,7 @@ def test_wrong_files(tmp_path):
             lk.Recipe.load(path)
 
     fails(b"", "is empty; expected a recipe")
-    fails(b"- a", "line 1: is a list; expected labkit, base, terms, rest, dtype, untie and")
+    fails(b"- a", "line 1: is a list; expected labkit, base, terms, rest, dtype, method, untie and")
     fails(b"labkit: 0.1.0", "line 1: the recipe has no base")
     fails(b"base: x", "line 1: the recipe has no terms")
     fails(b"\xff\xfe\x00", "is no text in UTF-8; a recipe is")
@@ -293,3 +297,48 @@ def test_presets_lie_at_relative_depth():
 def test_wrong_presets(text, message):
     with pytest.raises(lk.LabkitError, match=re.escape(message)):
         parse_presets(text)
+
+
+def test_a_method_is_a_line_in_the_registry(tiny_base, tiny_adapter, tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Halved(WeightedSum):
+        """The sum, times a parameter: a method that only this test has."""
+
+        share: float = 0.5
+        name: ClassVar[str] = "halved"
+
+        def combine(self, base, terms):
+            return super().combine(base, terms).times(self.share)
+
+    monkeypatch.setitem(METHODS, "halved", Halved)
+    text = f"base: {tiny_base}\nterms:\n- adapter: {tiny_adapter}\n  weights: 1x4\n"
+    for number, (method, weights) in enumerate(
+        (("halved", "0.5x4"), ("{halved: {share: 0.25}}", "0.25x4"))
+    ):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(f"{text}method: {method}\n")
+        recipe = lk.Recipe.load(path)
+        ours, theirs = tmp_path / f"ours{number}", tmp_path / f"theirs{number}"
+        lk.plan(recipe).write(ours, progress=False)
+        lk.plan(tiny_base, tiny_adapter, weights).write(theirs, progress=False)
+        for file in theirs.glob("*.safetensors"):
+            assert (ours / file.name).read_bytes() == file.read_bytes()
+        again = lk.Recipe.load(ours / "recipe.yaml")
+        assert again.method == recipe.method
+        assert lk.verify(ours, progress=False).tensors_computed == 28
+
+
+def test_methods_that_are_not_there(tiny_base, tiny_adapter, tmp_path):
+    text = f"base: {tiny_base}\nterms:\n- adapter: {tiny_adapter}\n  weights: 1x4\nmethod: "
+    path = tmp_path / "recipe.yaml"
+    for method, message in (
+        ("tyes", "line 5, method: 'tyes' is no method of merging; known are sum"),
+        ("{tyes: {}}", "line 5, method.tyes: is an unknown key; known are sum"),
+        ("{sum: {density: 1}}", "method.sum.density: is an unknown key; known are "),
+        ("{}", "names 0 methods; expected one, with its parameters"),
+    ):
+        path.write_text(text + method)
+        with pytest.raises(lk.LabkitError, match=re.escape(message)):
+            lk.Recipe.load(path)
+    path.write_text(text + "sum")
+    assert lk.Recipe.load(path).method == WeightedSum()

@@ -1,0 +1,117 @@
+"""Deltas of what an adapter holds in place of the base's numbers: `w·(W_adapter − W)`."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from labkit.deltas.delta import Array, BaseDependent, on_device
+from labkit.files.tensor_file import StoredTensor
+
+
+class WholeReplacement(BaseDependent):
+    """`w·(W_adapter − W)` for a tensor that the adapter holds whole, read as it is needed.
+
+    Rows that the base lacks (new tokens) are the adapter's own, at every weight but 0: there is
+    nothing of the base to mix them with.
+
+    Attributes:
+        saved: the adapter's tensor.
+        base: the base's tensor.
+        weight: `w`.
+    """
+
+    step = 0
+
+    def __init__(self, saved: StoredTensor, base: StoredTensor, weight: float = 1.0) -> None:
+        self.saved = saved
+        self.base = base
+        self.weight = weight
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the result: the adapter's."""
+        return self.saved.matrix_shape[0]
+
+    def times(self, weight: float) -> WholeReplacement:
+        """The same `weight` times."""
+        return WholeReplacement(self.saved, self.base, self.weight * weight)
+
+    def add_rows_to(self, total: Array, start: int, base: Array) -> None:
+        """Take away the base's share first: at weight 1 nothing is left of it, not even rounding.
+
+        Exactly the adapter's numbers stand there then.
+        """
+        saved = self.saved.read_rows(start, start + total.shape[0])
+        if not isinstance(total, np.ndarray):
+            saved = on_device(str(total.device), saved)
+        total -= base * self.weight
+        new = max(0, min(total.shape[0], start + total.shape[0] - self.base.matrix_shape[0]))
+        old = total.shape[0] - new
+        total[:old] += saved[:old] * self.weight
+        total[old:] += saved[old:]
+
+    def add_entries_to(
+        self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> None:
+        """Add single elements."""
+        first, last = int(rows.min()), int(rows.max()) + 1
+        saved = self.saved.read_rows(first, last)[rows - first, columns]
+        total -= base * self.weight
+        saved[rows < self.base.matrix_shape[0]] *= self.weight
+        total += saved
+
+    def to(self, device: str) -> WholeReplacement:
+        """The same: it reads its rows onto the device that asks."""
+        return self
+
+
+class RowReplacement(BaseDependent):
+    """`w·(W_adapter − W)` for some rows of a tensor: single tokens that were trained.
+
+    Attributes:
+        indices: the rows' numbers in the tensor.
+        saved: the adapter's rows.
+        base: the base's tensor.
+        weight: `w`.
+    """
+
+    step = 0
+
+    def __init__(
+        self,
+        indices: Int64[Array, " count"],
+        saved: Float64[Array, "count columns"],
+        base: StoredTensor,
+        weight: float = 1.0,
+    ) -> None:
+        self.indices = indices
+        self.saved = saved
+        self.base = base
+        self.weight = weight
+
+    def times(self, weight: float) -> RowReplacement:
+        """The same `weight` times."""
+        return RowReplacement(self.indices, self.saved, self.base, self.weight * weight)
+
+    def add_rows_to(self, total: Array, start: int, base: Array) -> None:
+        """Add the rows that both have."""
+        mine = (self.indices >= start) & (self.indices < start + total.shape[0])
+        at = self.indices[mine] - start
+        mixed = total[at] - base[at] * self.weight
+        total[at] = mixed + self.saved[mine] * self.weight
+
+    def add_entries_to(
+        self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> None:
+        """Add single elements."""
+        for position, index in enumerate(self.indices.tolist()):
+            here = rows == index
+            if bool(here.any()):
+                mixed = total[here] - base[here] * self.weight
+                total[here] = mixed + self.saved[position, columns[here]] * self.weight
+
+    def to(self, device: str) -> RowReplacement:
+        """The same on another device."""
+        indices, saved = on_device(device, self.indices), on_device(device, self.saved)
+        return RowReplacement(indices, saved, self.base, self.weight)

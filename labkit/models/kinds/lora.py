@@ -1,0 +1,160 @@
+"""A LoRA on a linear module: `w·s·B·A`.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from labkit.deltas.low_rank import LowRank
+from labkit.errors import LabkitError
+from labkit.files.tensor_file import StoredTensor
+from labkit.models.adapter_config import CONFIG
+from labkit.models.kinds.part import CONV1D_MODELS, BakedInto, Match, ModuleTensors, Part
+
+if TYPE_CHECKING:
+    from labkit.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class LoraModule(Part):
+    """One linear module that a LoRA changes, as it lies in the adapter's file.
+
+    Attributes:
+        name: the module's name in the base model: `model.layers.0.self_attn.q_proj`.
+        a: the factor `A`, of shape r × in.
+        b: the factor `B`, of shape out × r.
+        scaling: `s` in `ΔW = s·B·A`: alpha / r, or alpha / √r for rsLoRA.
+        turned: the file holds `Aᵀ` and `Bᵀ`, as MLX-LM writes them.
+        rank: r.
+    """
+
+    name: str
+    a: StoredTensor
+    b: StoredTensor
+    scaling: float
+    turned: bool = False
+    parameter: str = "weight"
+    rank: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", self.a.shape[1] if self.turned else self.a.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of `ΔW`: out × in."""
+        if self.turned:
+            return self.b.shape[1], self.a.shape[0]
+        return self.b.shape[0], self.a.shape[1]
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """Its tensors in the file."""
+        return self.a, self.b
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its factors in float64."""
+        return sum(self.shape) * self.rank * 8
+
+    @property
+    def factors(self) -> LoraModule:
+        """Itself."""
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """It adds `w·s·B·A` and nothing else."""
+        return True
+
+    @property
+    def needs_selection(self) -> bool:
+        """PEFT loads it only where `target_modules` names it."""
+        return True
+
+    def orientation(self, match: Match, base: Checkpoint) -> bool | None:
+        """By the shape; where that is square, by how the model's class stores its modules."""
+        found = match.tensor.shape
+        straight, turned = found == self.shape, found == self.shape[::-1]
+        if straight and turned:
+            return base.config.get("model_type") in CONV1D_MODELS
+        return turned if straight or turned else None
+
+    def product(self) -> LowRank:
+        """Read the factors: `s·B·A` in float64, of shape out × in, never multiplied out."""
+        a, b = self.a.read(), self.b.read()
+        if self.turned:
+            a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+        return LowRank(b * self.scaling, a)
+
+    def delta(self, match: Match) -> LowRank:
+        """Read `s·B·A`, in the orientation of the base's tensor."""
+        product = self.product()
+        return product.transposed() if match.transposed else product
+
+    def bakes_into(self, scale_factors: bool) -> BakedInto:
+        """Its own alpha; the factor B where that is asked for, or MLX-LM knows no such alpha."""
+        return "lora_B" if scale_factors or self.turned else "alpha_pattern"
+
+    @property
+    def baked_factor(self) -> StoredTensor:
+        """The factor B."""
+        return self.b
+
+
+def read(found: ModuleTensors) -> LoraModule:
+    """Read a module's two factors, and check them.
+
+    Raises:
+        LabkitError: a factor is missing, is no matrix, or has another rank than the config says.
+    """
+    mlx = found.config.mlx
+    a, b = take_factors(found, ("lora_a", "lora_b") if mlx else ("lora_A", "lora_B"))
+    rank = found.config.rank_of(found.module)
+    require_rank(found, a, b, rank)
+    scaling = found.config.scaling_of(found.module, rank)
+    return LoraModule(found.module, a, b, scaling, turned=mlx)
+
+
+def take_factors(found: ModuleTensors, names: tuple[str, str]) -> tuple[StoredTensor, StoredTensor]:
+    """Take the two factors of a module.
+
+    Raises:
+        LabkitError: one is missing, or is no matrix.
+    """
+    a, b = (found.tensors.get(name) for name in names)
+    if a is None or b is None:
+        raise LabkitError(
+            f"{found.where} has only {next(iter(found.tensors))}; both {names[0]} and {names[1]} "
+            "are needed; get the adapter's file again"
+        )
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        raise LabkitError(
+            f"{found.where} has factors of shape {a.shape} and {b.shape}; expected two matrices: "
+            "only linear modules, embeddings and target_parameters are merged"
+        )
+    return a, b
+
+
+def require_rank(found: ModuleTensors, a: StoredTensor, b: StoredTensor, rank: int) -> None:
+    """Check that two factors have the rank that the config says.
+
+    Raises:
+        LabkitError: they have another.
+    """
+    mlx = found.config.mlx
+    ranks = (a.shape[1], b.shape[0]) if mlx else (a.shape[0], b.shape[1])
+    if ranks == (rank, rank):
+        return
+    expected = f"A {rank} × in and B out × {rank}"
+    if mlx:
+        expected = f"A in × {rank} and B {rank} × out"
+    raise LabkitError(
+        f"{found.where} has factors A {a.shape} and B {b.shape}, but its rank in {CONFIG} is "
+        f"{rank}; expected {expected}; the config belongs to another adapter, or its "
+        "rank_pattern is incomplete"
+    )

@@ -1,0 +1,55 @@
+"""`Source`: what a term of a recipe adds to the base, by its parts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labkit.errors import shown
+from labkit.files.references import Opened
+from labkit.models.kinds.part import Part
+
+if TYPE_CHECKING:
+    from labkit.models.checkpoint import Checkpoint
+
+
+class Source(Opened):
+    """Something opened that has parts to add: an adapter.
+
+    Attributes:
+        parts: everything it changes, in the order of its file.
+    """
+
+    parts: tuple[Part, ...]
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Size of its tensors' files in bytes."""
+
+    @property
+    @abstractmethod
+    def read_files(self) -> tuple[Path, ...]:
+        """The files that a merge reads of it."""
+
+    @abstractmethod
+    def require_unchanged(self) -> None:
+        """Check that its files are still those that were opened.
+
+        Raises:
+            LabkitError: one was changed, replaced or removed since.
+        """
+
+    def why_skipped(self, part: Part) -> str | None:
+        """Why a part is left out of every merge; None for one that is merged."""
+        return None
+
+    def notes(self, base: Checkpoint) -> Iterator[str]:
+        """What is worth knowing before it is merged into a base."""
+        yield from ()
+
+    def describe(self, part: Part) -> str:
+        """How errors name one of its parts."""
+        return f"module {shown(part.name)!r} of {shown(self.name)}"
