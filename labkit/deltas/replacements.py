@@ -18,14 +18,23 @@ class WholeReplacement(BaseDependent):
     Attributes:
         saved: the adapter's tensor.
         base: the base's tensor.
+        tokens: rows that the adapter holds apart and that count in place of `saved`'s: their
+            numbers, and the rows.
         weight: `w`.
     """
 
     step = 0
 
-    def __init__(self, saved: StoredTensor, base: StoredTensor, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        saved: StoredTensor,
+        base: StoredTensor,
+        tokens: tuple[np.ndarray, np.ndarray] | None = None,
+        weight: float = 1.0,
+    ) -> None:
         self.saved = saved
         self.base = base
+        self.tokens = tokens
         self.weight = weight
 
     @property
@@ -35,14 +44,23 @@ class WholeReplacement(BaseDependent):
 
     def times(self, weight: float) -> WholeReplacement:
         """The same `weight` times."""
-        return WholeReplacement(self.saved, self.base, self.weight * weight)
+        return WholeReplacement(self.saved, self.base, self.tokens, self.weight * weight)
+
+    def _read_rows(self, start: int, stop: int) -> Float64[np.ndarray, "rows columns"]:
+        """The adapter's rows."""
+        rows = self.saved.read_rows(start, stop)
+        if self.tokens is not None:
+            indices, values = self.tokens
+            mine = (indices >= start) & (indices < stop)
+            rows[indices[mine] - start] = values[mine]
+        return rows
 
     def add_rows_to(self, total: Array, start: int, base: Array) -> None:
         """Take away the base's share first: at weight 1 nothing is left of it, not even rounding.
 
         Exactly the adapter's numbers stand there then.
         """
-        saved = self.saved.read_rows(start, start + total.shape[0])
+        saved = self._read_rows(start, start + total.shape[0])
         if not isinstance(total, np.ndarray):
             saved = on_device(str(total.device), saved)
         total -= base * self.weight
@@ -56,7 +74,7 @@ class WholeReplacement(BaseDependent):
     ) -> None:
         """Add single elements."""
         first, last = int(rows.min()), int(rows.max()) + 1
-        saved = self.saved.read_rows(first, last)[rows - first, columns]
+        saved = self._read_rows(first, last)[rows - first, columns]
         total -= base * self.weight
         saved[rows < self.base.matrix_shape[0]] *= self.weight
         total += saved

@@ -11,9 +11,7 @@ from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
 from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 from labkit.merging.recipe import Recipe, Term
-from labkit.models.kinds.part import Match, Part
-
-CHECKED_ELEMENTS = 1 << 20
+from labkit.models.kinds.part import CHECKED_ELEMENTS, Match, Part
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,13 @@ class Contribution:
         part: the source's part.
         match: where it applies.
         weight: its layer weight.
+        for_head: what it changes in an embedding is meant for a head that is tied to it, too.
     """
 
     part: Part
     match: Match
     weight: float
+    for_head: bool = False
 
     def delta(self) -> Delta:
         """Read `ΔW`, in the orientation of the base's tensor."""
@@ -104,12 +104,17 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
     rows: list[LedgerRow] = []
     problems: list[str] = []
     found: list[tuple[Part, list[Match]]] = []
+    source.require_selection(base)
     for part in source.parts:
-        reason = source.why_skipped(part)
+        reason = source.why_skipped(part, base)
         if reason:
             rows += [LedgerRow(source.name, t.name, "skipped", reason=reason) for t in part.tensors]
             continue
         matches = part.matches(base)
+        if isinstance(matches, str) and recipe.rest == 0 and base.is_outside(part.name):
+            reason = f"{matches}, and the weight outside the layers is 0"
+            rows += [LedgerRow(source.name, t.name, "skipped", reason=reason) for t in part.tensors]
+            continue
         if isinstance(matches, str):
             label = part.name if part.known_by_key else part.tensors[0].name
             problems.append(f"{shown(label)!r}: {matches}")
@@ -119,15 +124,15 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
         raise LabkitError(
             f"{len(problems)} of the adapter {shown(source.name)}'s tensors match nothing in the "
             f"base {shown(base.name)}: {'; '.join(problems[:3])}"
-            f"{'; …' if len(problems) > 3 else ''}; the adapter was made for another model"
+            f"{'; …' if len(problems) > 3 else ''}; {source.wanted_base(base)}"
         )
     matched: list[Contribution] = []
-    taken: dict[tuple[str, str], Part] = {}
+    taken: dict[tuple[object, ...], Part] = {}
     for part, matches in found:
         for tensor in part.tensors:
             check_numbers(tensor, source.describe(part))
         for match in matches:
-            key = (type(part).__name__, match.tensor.name)
+            key = (type(part), match.tensor.name, match.expert, match.rows, match.block)
             if key in taken:
                 raise LabkitError(
                     f"{source.describe(part)} and {shown(taken[key].name)!r} both name the base's "
@@ -161,7 +166,8 @@ def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contr
         )
     else:
         weight = float(recipe.rest)
-    return Contribution(part, replace(match, transposed=transposed), weight)
+    for_head = part.follows_tie or term.source.gives_head(base)
+    return Contribution(part, replace(match, transposed=transposed), weight, for_head)
 
 
 def check_numbers(tensor: StoredTensor, where: str) -> None:

@@ -225,15 +225,10 @@ def plan(
 
 def _resolve(recipe: Recipe) -> Plan:
     base = recipe.base
-    method = base.quantisation()
-    if method:
-        raise LabkitError(
-            f"the base {shown(base.name)} is quantised ({shown(method)}); a merge needs the "
-            "unquantised model: name its original folder, and quantise the merged model afterwards"
-        )
+    base.require_unquantised()
     ledger: list[LedgerRow] = []
     found: dict[str, list[Contribution]] = defaultdict(list)
-    notes: list[str] = []
+    notes: list[str] = [*base.notes]
     for term in recipe.terms:
         term.weights.require(base.layers, f"adapter {shown(term.source.name)}")
         for pattern, gradient in term.weights_for.items():
@@ -253,6 +248,13 @@ def _resolve(recipe: Recipe) -> Plan:
     changes, added = changes_of(recipe, found)
     if recipe.untie and not base.tied:
         notes.append("untie changes nothing: the base keeps its head apart already")
+    shrunk = {
+        f"the vocabulary shrinks from {one.tensor.shape[0]} to {one.shape[0]} tokens, as the "
+        "adapter has it"
+        for one in changes.values()
+        if one.shape[:1] < one.tensor.shape[:1]
+    }
+    notes += sorted(shrunk)
     if not changes:
         notes.append("every weight is 0: the merged model will be the base model")
     return Plan(recipe, changes, tuple(ledger), tuple(notes), added)

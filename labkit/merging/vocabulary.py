@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
@@ -34,6 +35,7 @@ def changes_of(
     if base.tied and head is not None and embedding is not None:
         if recipe.untie:
             added = (head,) if head.name not in base.tensors else ()
+            _give_to_head(weighted, head, embedding.name)
         else:
             _require_tied(weighted, head.name, embedding.name, base)
             if head.name not in base.tensors:
@@ -55,8 +57,8 @@ def changes_of(
 
 def _shape(tensor: StoredTensor, contributions: Sequence[Contribution]) -> tuple[int, ...]:
     parts = [contribution.part for contribution in contributions]
-    grown = [part for part in parts if part.grows(tensor)]
-    if not grown:
+    resized = [part for part in parts if part.resizes(tensor)]
+    if not resized:
         for part in parts:
             tokens = part.vocabulary(tensor)
             if tokens is not None and tokens > tensor.shape[0]:
@@ -66,19 +68,19 @@ def _shape(tensor: StoredTensor, contributions: Sequence[Contribution]) -> tuple
                     "embeddings; save it with save_embedding_layers=True"
                 )
         return tensor.shape
-    rows = grown[0].shape[0]
-    if len(grown) > 1 or any(part.vocabulary(tensor) not in (None, rows) for part in parts):
+    rows = resized[0].shape[0]
+    if len(resized) > 1 or any(part.vocabulary(tensor) not in (None, rows) for part in parts):
         raise LabkitError(
             f"several changes of {shown(tensor.name)!r} disagree about the size of the vocabulary "
             f"(the base has {tensor.shape[0]} tokens, one change {rows}); merge an adapter that "
             "adds tokens by itself"
         )
-    return grown[0].shape
+    return resized[0].shape
 
 
 def _require_tied(found: Contributions, head: str, embedding: str, base: Checkpoint) -> None:
     def others(name: str) -> list[Contribution]:
-        return [one for one in found.get(name, ()) if not one.part.follows_tie]
+        return [one for one in found.get(name, ()) if not one.for_head]
 
     ours, theirs = others(embedding), others(head)
     if len(ours) == len(theirs) and all(map(_same_change, ours, theirs)):
@@ -91,6 +93,17 @@ def _require_tied(found: Contributions, head: str, embedding: str, base: Checkpo
         f"adapter changes {only}; untie them (--untie writes a separate head), or leave it out "
         "(--rest 0)"
     )
+
+
+def _give_to_head(found: dict[str, list[Contribution]], head: StoredTensor, embedding: str) -> None:
+    """Give an untied head what its sources change in the embedding for both."""
+    given = [
+        replace(one, match=replace(one.match, tensor=head))
+        for one in found.get(embedding, [])
+        if one.for_head
+    ]
+    if given and not any(one.for_head for one in found.get(head.name, [])):
+        found[head.name] = [*given, *found.get(head.name, [])]
 
 
 def _same_change(one: Contribution, other: Contribution) -> bool:
@@ -108,8 +121,8 @@ def _require_one_vocabulary(
             sizes[name] = recipe.base.tensors[name].shape[0]
         elif added:
             sizes[name] = added[0].shape[0]
-    grown = any(len(one.shape) == 2 and one.shape != one.tensor.shape for one in changes.values())
-    if grown and len(set(sizes.values())) > 1:
+    resized = any(len(one.shape) == 2 and one.shape != one.tensor.shape for one in changes.values())
+    if resized and len(set(sizes.values())) > 1:
         said = ", ".join(f"{shown(name)} {rows}" for name, rows in sizes.items())
         raise LabkitError(
             f"the merged model's embedding and head would have different numbers of tokens "

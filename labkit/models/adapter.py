@@ -20,9 +20,17 @@ from labkit.models.source import Source
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 MLX_WEIGHTS = "adapters.safetensors"
+NOT_NAMED = "target_modules does not name it"
+TIED = "the head is tied to the embedding, whose change it gets (ensure_weight_tying)"
+EXTRA = ("non_lora_trainables.bin", "trainable_params.bin")
+"""Files that LLaVA and LongLoRA write beside an adapter, with what else they trained."""
+COMPUTED = ("inv_freq", "position_ids")
+"""Tensors that whole states hold and models compute by themselves."""
+HEADS_OF_TASKS = ("score", "classifier", "v_head", "qa_outputs")
+"""The heads of reward models, classifiers, TRL's value head, and question answering."""
 DOWNLOADS = (CONFIG, WEIGHTS, PICKLED, MLX_WEIGHTS, "tokenizer*", "special_tokens_map.json",
              "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-             "README.md")  # fmt: skip
+             *EXTRA, "README.md")  # fmt: skip
 
 
 class Adapter(Source):
@@ -44,10 +52,15 @@ class Adapter(Source):
                 or factors that do not fit each other or the config.
         """
         self._located: Located = locate(reference, "adapter", DOWNLOADS)
+        if not (self.folder / CONFIG).is_file():
+            raise LabkitError(_no_config(self.folder))
         self.config: dict[str, Any] = read_json(self.folder / CONFIG)
         self._checked: AdapterConfig = read_config(self.config, self.name)
         self.file: TensorFile = _open_weights(self.folder)
-        self.parts: tuple[Part, ...] = read_parts(self.file, self._checked)
+        self._extra = tuple(_open_extra(self.folder))
+        self.parts: tuple[Part, ...] = tuple(
+            part for file in (self.file, *self._extra) for part in read_parts(file, self._checked)
+        )
         self.modules: dict[str, LoraModule] = {
             part.name: part.factors for part in self.parts if isinstance(part.factors, LoraModule)
         }
@@ -59,13 +72,13 @@ class Adapter(Source):
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensors' file in bytes."""
-        return self.file.size
+        """Size of its tensors' files in bytes."""
+        return sum(file.size for file in (self.file, *self._extra))
 
     @property
     def read_files(self) -> tuple[Path, ...]:
-        """Its tensors' file and its config."""
-        return self.file.path, self.folder / CONFIG
+        """Its tensors' files and its config."""
+        return self.file.path, *(file.path for file in self._extra), self.folder / CONFIG
 
     def require_unchanged(self) -> None:
         """Check that config and weights are still those that were opened.
@@ -74,13 +87,59 @@ class Adapter(Source):
             LabkitError: one was changed, replaced or removed since.
         """
         require_same_json(self.folder / CONFIG, self.config)
-        self.file.require_unchanged()
+        for file in (self.file, *self._extra):
+            file.require_unchanged()
 
-    def why_skipped(self, part: Part) -> str | None:
+    def why_skipped(self, part: Part, base: Checkpoint | None) -> str | None:
         """PEFT loads factors only where the config selects their module, and so does a merge."""
-        if part.needs_selection and not self.targets(part.name):
-            return "target_modules does not name it"
+        if part.parameter in COMPUTED:
+            return "models compute it by themselves"
+        if base is not None and part.tensors[0].file != self.file.path:
+            found = part.matches(base)
+            if isinstance(found, str):
+                return f"{found}; it comes from {part.tensors[0].file.name}"
+        if base is not None and base.is_head(part.name) and self.gives_head(base):
+            return TIED
+        if part.needs_selection and not self.targets(part.name, base):
+            return NOT_NAMED
         return None
+
+    def wanted_base(self, base: Checkpoint) -> str:
+        """Name the kind of model that the adapter's head belongs to, where it says so."""
+        task = str(self.config.get("task_type"))
+        heads = [part.name for part in self.parts if part.name.split(".")[0] in HEADS_OF_TASKS]
+        if heads and any(isinstance(part.matches(base), str) for part in self.parts):
+            return (
+                f"the adapter was trained on a model with the head {shown(heads[0])!r} (task type "
+                f"{shown(task)}): name such a model as the base, or leave the head out (--rest 0)"
+            )
+        return "the adapter was made for another model"
+
+    def gives_head(self, base: Checkpoint) -> bool:
+        """With `ensure_weight_tying` the embedding's change counts for both, and for nothing else.
+
+        PEFT then trains and merges one tensor for both uses.
+        """
+        if not (self.config.get("ensure_weight_tying") and base.tied):
+            return False
+        return any(base.find(f"{part.name}.weight") is base.embedding for part in self.parts)
+
+    def require_selection(self, base: Checkpoint | None) -> None:
+        """Check that the config selects some of the factors in the file.
+
+        Raises:
+            LabkitError: it selects none of them, so that nothing would be merged.
+        """
+        parts = [part for part in self.parts if part.needs_selection]
+        if not parts or any(self.targets(part.name, base) for part in parts):
+            return
+        held = sorted({part.name.rsplit(".", 1)[-1] for part in parts})
+        asked = self.config.get("target_modules")
+        raise LabkitError(
+            f"target_modules of {shown(self.name)} selects none of the {len(parts)} modules in its "
+            f"file: {CONFIG} asks for {shown(asked)}, and the file holds {shown(', '.join(held))}; "
+            f"correct {CONFIG}"
+        )
 
     @property
     def rank(self) -> int:
@@ -115,9 +174,15 @@ class Adapter(Source):
             raise LabkitError(f"{shown(self.name)} does not change a module {shown(module)!r}")
         return self.modules[module].product()
 
-    def targets(self, module: str) -> bool:
-        """Tell whether the config's `target_modules` and its companions select a module."""
-        return self._checked.targets(module)
+    def targets(self, module: str, base: Checkpoint | None = None) -> bool:
+        """Tell whether the config's `target_modules` and its companions select a module.
+
+        Args:
+            module: the module's name in the base.
+            base: the base, for what PEFT takes where the config names no modules.
+        """
+        model_type = None if base is None else base.config.get("model_type")
+        return self._checked.targets(module, model_type)
 
     def asked_as(self, module: str) -> str:
         """The name by which PEFT asks `rank_pattern` and `alpha_pattern` for a module."""
@@ -133,13 +198,28 @@ class Adapter(Source):
             trained_on = claimed.rstrip("/").split("/")[-1]
             if trained_on.lower() != base.repository.split("/")[-1].lower():
                 yield f"{name} says it was trained on {shown(claimed)}, not on {shown(base.name)}"
+        for file in self._extra:
+            left = sum(
+                part.tensors[0].file == file.path and isinstance(part.matches(base), str)
+                for part in self.parts
+            )
+            yield f"{name}: {file.path.name} is merged too" + (
+                f", but for {left} tensors that the base has no place for" if left else ""
+            )
+        skipped = [part for part in self.parts if self.why_skipped(part, base) == NOT_NAMED]
+        lost = [part.name for part in skipped if part.changes_something()]
+        if lost:
+            some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
+            yield (
+                f"{name} holds a change of {len(lost)} modules that is left out, as by PEFT, since "
+                f"target_modules of {CONFIG} does not name them: {some}"
+            )
         if self.config.get("layers_to_transform"):
             return
-        for kind in sorted({module.rsplit(".", 1)[-1] for module in self.modules}):
+        merged = self.modules.keys() - {part.name for part in skipped}
+        for kind in sorted({module.rsplit(".", 1)[-1] for module in merged}):
             layers = {
-                base.layer_of(module)
-                for module in self.modules
-                if module.rsplit(".", 1)[-1] == kind
+                base.layer_of(module) for module in merged if module.rsplit(".", 1)[-1] == kind
             } - {None}
             if layers and len(layers) < base.layers:
                 yield f"{name} changes {kind} in {len(layers)} of {base.layers} layers only"
@@ -151,6 +231,30 @@ class Adapter(Source):
         others = f", and {more} other changes" if more else ""
         modules = f"{len(self.modules)} modules{others}"
         return f"Adapter {shown(self.name)}: LoRA of rank {rank} on {modules}"
+
+
+def _no_config(folder: Path) -> str:
+    """What to say of a folder that holds no adapter's config."""
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if inside:
+        return (
+            f"{shown(folder)} holds no {CONFIG}, but {len(inside)} of its folders do: name one of "
+            f"them, {shown(', '.join(inside))} (such as {shown(folder / inside[0])})"
+        )
+    if (folder / "config.json").is_file():
+        return (
+            f"{shown(folder)} holds a model (config.json) and no adapter; the two may be swapped: "
+            "name the base first and the adapter second"
+        )
+    return f"{shown(folder)} holds no {CONFIG}; name the folder of a LoRA adapter"
+
+
+def _open_extra(folder: Path) -> Iterator[TensorFile]:
+    for name in EXTRA:
+        if (folder / name).is_file():
+            from labkit.files.pickled import open_pickled
+
+            yield open_pickled(folder / name)
 
 
 def _open_weights(folder: Path) -> TensorFile:

@@ -7,19 +7,26 @@ write too, and MLX-LM's of the same name.
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import regex
 
 from labkit.errors import LabkitError, shown
+from labkit.models.names import canonical
 
 CONFIG = "adapter_config.json"
 LONGEST_MATCH_SECONDS = 2.0
 """Patterns of a config that take longer on all names together are refused: some never end."""
 LONGEST_PATTERN = 20_000
 """Characters of a pattern; compiling a longer one takes memory and time without end."""
+
+COUNTS = re.compile(r"\{(\d{1,9}),?(\d{0,9})\}")
+"""The repetitions of a pattern: `{3}`, `{2,5}`."""
+LITERAL = re.compile(r"(\^?)((?:[\w-]|\\[.-]|\\_)+)")
+"""A pattern that means one name and nothing else, as `labkit bake` writes them."""
 
 # Fields of PEFT's LoraConfig that say how to train or where to look, and change no merge.
 HARMLESS = frozenset(
@@ -86,6 +93,8 @@ class AdapterConfig:
         self.values = values
         self.name = name
         self._seconds_left = LONGEST_MATCH_SECONDS
+        self._sets: dict[str, frozenset[str]] = {}
+        self._patterns: dict[str, _Patterns] = {}
         self._refuse_other_kinds()
 
     mlx = False
@@ -101,11 +110,16 @@ class AdapterConfig:
         value = self.values.get(field)
         return default if value is None else value
 
-    def targets(self, module: str) -> bool:
+    def targets(self, module: str, model_type: str | None = None) -> bool:
         """Tell whether the config's `target_modules` and its companions select a module.
 
         PEFT loads only the factors of modules that they select
         (`peft.tuners.tuners_utils.check_target_module_exists`).
+
+        Args:
+            module: the module's name in the base.
+            model_type: the base's; a config that names no modules means PEFT's usual ones of that
+                type, and where there are none, or no base is known, all that the file holds.
         """
         excluded = self.get("exclude_modules")
         if excluded and self._selects(excluded, module, "exclude_modules"):
@@ -113,6 +127,12 @@ class AdapterConfig:
         if self._selects_parameter(module):
             return True
         target = self.get("target_modules")
+        if target is None and not self.get("target_parameters"):
+            usual = _usual_modules(model_type)
+            if isinstance(usual, str):
+                return self._match(usual, module, whole=True) is not None
+            named = usual is None or _named_in(frozenset(usual), module)
+            return named and self._transforms_layer(module)
         if isinstance(target, str):
             # "all-linear" leaves out the output head, whatever its name; a head with factors of
             # its own was therefore named in another way.
@@ -141,6 +161,8 @@ class AdapterConfig:
         field: Any = self.get("trainable_token_indices")
         if isinstance(field, dict):
             matching = [v for k, v in field.items() if module == k or module.endswith(f".{k}")]
+            if not matching and len(field) == 1 and canonical(module) == "lm_head":
+                matching = list(field.values())  # a tied head has the embedding's rows
             field = matching[0] if matching else None
         if not isinstance(field, list) or not all(type(i) is int and i >= 0 for i in field):
             raise LabkitError(
@@ -187,6 +209,12 @@ class AdapterConfig:
     def _where(self, module: str) -> str:
         return f"module {shown(module)!r} of {shown(self.name)}"
 
+    def _set_of(self, field: str) -> frozenset[str]:
+        """A list of names as a set: it is asked for each module of the file."""
+        if field not in self._sets:
+            self._sets[field] = frozenset(self._names(field))
+        return self._sets[field]
+
     def _names(self, field: str) -> list[str]:
         value = self.get(field, [])
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
@@ -204,9 +232,7 @@ class AdapterConfig:
     def _selects(self, targets: str | Iterable[str], module: str, field: str) -> bool:
         if isinstance(targets, str):
             return self._match(targets, module, whole=True) is not None
-        return any(
-            module == target or module.endswith(f".{target}") for target in self._names(field)
-        )
+        return _named_in(self._set_of(field), module)
 
     def _transforms_layer(self, module: str) -> bool:
         layers = self.get("layers_to_transform")
@@ -230,13 +256,21 @@ class AdapterConfig:
 
     def _pattern(self, field: str, module: str, default: str) -> Any:
         """Read `rank_pattern` or `alpha_pattern` as `peft.utils.other.get_pattern_key` does."""
-        patterns = self.get(field, {})
-        if not isinstance(patterns, dict):
-            raise LabkitError(f"{field} in {CONFIG} of {shown(self.name)} is not an object")
-        module = self.asked_as(module)
-        for pattern, value in patterns.items():
+        if field not in self._patterns:
+            given = self.get(field, {})
+            if not isinstance(given, dict):
+                raise LabkitError(f"{field} in {CONFIG} of {shown(self.name)} is not an object")
+            self._patterns[field] = _Patterns(given)
+        patterns, module = self._patterns[field], self.asked_as(module)
+        chosen = patterns.literal(module)
+        for number, pattern in patterns.expressions:
+            if chosen is not None and number > chosen:
+                break
             if self._match(rf"(.*\.)?({pattern})$", module, whole=False):
-                return value
+                chosen = number
+                break
+        if chosen is not None:
+            return patterns.values[chosen]
         return self.values.get(default, {"r": 8, "lora_alpha": 8}[default])
 
     def _match(self, pattern: str, name: str, whole: bool) -> regex.Match[str] | None:
@@ -245,6 +279,13 @@ class AdapterConfig:
             raise LabkitError(
                 f"{CONFIG} holds a pattern of {len(pattern)} characters; expected at most "
                 f"{LONGEST_PATTERN}; write a simpler pattern"
+            )
+        # The library writes a repetition out, and repetitions inside each other multiply.
+        counts = [int(most or least) for least, most in COUNTS.findall(pattern)]
+        if math.prod(count or 1 for count in counts) > LONGEST_PATTERN:
+            raise LabkitError(
+                f"{CONFIG} holds the pattern {shown(pattern)!r}, whose repetitions stand for more "
+                f"than {LONGEST_PATTERN} characters; write a simpler pattern"
             )
         began = time.monotonic()
         try:
@@ -260,9 +301,7 @@ class AdapterConfig:
                 f"{CONFIG} holds the pattern {shown(pattern)!r}, which takes more than "
                 f"{LONGEST_MATCH_SECONDS} s to match {shown(name)!r}; write a simpler pattern"
             ) from None
-        spent = time.monotonic() - began
-        # Ordinary patterns take microseconds, and compiling one milliseconds.
-        self._seconds_left -= spent if spent > 0.01 else 0.0
+        self._seconds_left -= time.monotonic() - began
         return found
 
     def _refuse_other_kinds(self) -> None:
@@ -282,10 +321,17 @@ class AdapterConfig:
             )
         start = str(self.get("init_lora_weights", "")).lower()
         if start.startswith(BASE_CHANGING):
+            way_out = (
+                "merge it into the base that LoftQ made and saved beside it, with "
+                "init_lora_weights set to true in its config"
+                if start.startswith("loftq")
+                else "convert it to a plain LoRA with PEFT where it was trained "
+                "(save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it "
+                "into the changed base it was trained on, with init_lora_weights set to true"
+            )
             raise LabkitError(
                 f"{name} was initialised with {shown(start)!r}, which changes the base model; "
-                "convert it to a plain LoRA with PEFT "
-                "(save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+                f"{way_out}"
             )
         for field, value in self.values.items():
             if field not in HARMLESS and field not in REFUSED_FIELDS and value:
@@ -293,6 +339,61 @@ class AdapterConfig:
                     f"{name} has the unknown field {shown(field)!r} = {shown(value)} in {CONFIG}, "
                     "which may change what its deltas mean; remove the field if it does not"
                 )
+
+
+class _Patterns:
+    """The patterns of `rank_pattern` or `alpha_pattern`, of which the first that fits counts.
+
+    Most are names: those are looked up, since a file of thousands of experts may have as many.
+
+    Attributes:
+        values: what each pattern gives, in their order.
+        expressions: the number and text of each pattern that is no name.
+    """
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.values = list(given.values())
+        self.expressions: list[tuple[int, str]] = []
+        self._whole: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
+        for number, pattern in enumerate(given):
+            match = LITERAL.fullmatch(pattern)
+            if match is None:
+                self.expressions.append((number, pattern))
+                continue
+            names = self._whole if match[1] else self._ends
+            names.setdefault(match[2].replace("\\", ""), number)
+
+    def literal(self, module: str) -> int | None:
+        """The number of the first name that fits a module."""
+        found = [self._ends.get(end) for end in _ends_of(module)]
+        numbers = [number for number in (self._whole.get(module), *found) if number is not None]
+        return min(numbers, default=None)
+
+
+def _ends_of(module: str) -> Iterator[str]:
+    """A module's name, and what is behind each of its dots."""
+    yield module
+    for position, character in enumerate(module):
+        if character == ".":
+            yield module[position + 1 :]
+
+
+def _named_in(names: frozenset[str], module: str) -> bool:
+    """Tell whether a list of names has a module's name, or the end of it."""
+    return any(end in names for end in _ends_of(module))
+
+
+def _usual_modules(model_type: str | None) -> Sequence[str] | str | None:
+    """The modules that PEFT adapts in a type of model where a config names none."""
+    if model_type is None:
+        return None
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    usual: Sequence[str] | str | None = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(
+        model_type
+    )
+    return usual
 
 
 class MlxConfig(AdapterConfig):
@@ -305,7 +406,7 @@ class MlxConfig(AdapterConfig):
         """Whether it says that the adapter is DoRA."""
         return bool(self.values.get("fine_tune_type") == "dora")
 
-    def targets(self, module: str) -> bool:
+    def targets(self, module: str, model_type: str | None = None) -> bool:
         """Every factor in the file counts: MLX-LM loads them all."""
         return True
 

@@ -40,7 +40,6 @@ OTHER_KINDS = {
     "lora_E": "AdaLoRA (lora_E)", "lora_mobile": "X-LoRA", "internal_xlora_classifier": "X-LoRA",
     "hada_w1_a": "LoHa (hada_w1_a)", "lokr_w1": "LoKr (lokr_w1)", "ia3_l": "IA3 (ia3_l)",
     "prompt_embeddings": "prompt tuning (prompt_embeddings)",
-    "original_module": "a copy of the base's module (original_module)",
 }  # fmt: skip
 
 
@@ -52,9 +51,11 @@ def read_parts(file: TensorFile, config: AdapterConfig) -> tuple[Part, ...]:
             fit neither each other nor the config, or tensors of a kind that is refused.
     """
     found: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
-    wholes: list[Part] = []
+    wholes: list[whole.WholeTensor] = []
     for tensor in file.tensors:
         key = without_training_prefix(tensor.name)
+        if "original_module" in key.split("."):
+            continue  # whole states hold the base's own module beside the one that was trained
         for mark, what in OTHER_KINDS.items():
             if mark in key.split("."):
                 raise LabkitError(
@@ -72,7 +73,7 @@ def read_parts(file: TensorFile, config: AdapterConfig) -> tuple[Part, ...]:
                 "seems to hold several adapters; save one by itself"
             )
         found[module][what] = tensor
-    return (*_trained(found, config), *wholes)
+    return tuple(whole.with_tokens(list(_trained(found, config)), wholes))
 
 
 def _sorted_as(key: str, config: AdapterConfig) -> tuple[str, str] | None:

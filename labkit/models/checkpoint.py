@@ -27,12 +27,16 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED_SINGLE = "pytorch_model.bin"
+SETS = (SINGLE, INDEX, PICKLED_SINGLE, PICKLED_INDEX)
+"""The ways in which a folder can hold a whole model, in the order in which transformers looks."""
 DOWNLOADS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*",
              "README.md")  # fmt: skip
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 """What architectures call their input embedding: Llama and most, GPT-2, BLOOM and Falcon, NeoX."""
 HEADS = ("lm_head", "output")
 """What they call their output head, in canonical names."""
+PACKED = (".qweight", ".weight_packed", ".qzeros", ".weight_scale_inv", ".absmax")
+"""The ends of names that GPTQ, AWQ, compressed-tensors, FP8 and bitsandbytes give their tensors."""
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """What configs call the number of decoder layers: Llama and most others, GPT-2, GPT-Neo, MPT."""
 LANGUAGE_CONFIGS = ("text_config", "llm_config", "language_config")
@@ -46,6 +50,7 @@ class Checkpoint(Opened):
         config: the model's `config.json`.
         files: the safetensors files, in the order of their names.
         tensors: name -> where it lies, in the order of the files and of the bytes in them.
+        notes: what is worth knowing of the folder.
         layers: the number of decoder layers.
         layer_prefix: what comes before the layer's number in a tensor's name: `model.layers`.
     """
@@ -58,8 +63,11 @@ class Checkpoint(Opened):
                 of layers the tensors' names do not show.
         """
         self._located: Located = locate(reference, "base model", DOWNLOADS)
+        if not (self.folder / "config.json").is_file():
+            raise LabkitError(_no_config(self.folder))
         self.config: dict[str, Any] = read_json(self.folder / "config.json")
-        self.files: tuple[TensorFile, ...] = tuple(_tensor_files(self.folder))
+        files, self.notes = _tensor_files(self.folder)
+        self.files: tuple[TensorFile, ...] = tuple(files)
         self.tensors: dict[str, StoredTensor] = {}
         for file in self.files:
             for tensor in file.tensors:
@@ -147,6 +155,10 @@ class Checkpoint(Opened):
             return f"the base has {len(candidates)} tensors of that name"
         return "the base has no module of that name"
 
+    def is_outside(self, module: str) -> bool:
+        """Whether a module's name is one that no decoder layer has."""
+        return split_layer(module)[1] is None
+
     def is_head(self, module: str) -> bool:
         """Whether a module's name is the one that most models give their output head."""
         return canonical(module) == "lm_head"
@@ -174,14 +186,43 @@ class Checkpoint(Opened):
             return torch.empty(tensor.shape, dtype=dtype)
         return torch.frombuffer(tensor.read_bytes(), dtype=dtype).reshape(tensor.shape)
 
-    def quantisation(self) -> str | None:
-        """Name how the model is quantised; None if it is stored in floating-point numbers."""
-        for config in (self.config, *(self.config.get(key) for key in LANGUAGE_CONFIGS)):
-            if isinstance(config, dict) and config.get("quantization_config"):
-                method = config["quantization_config"]
-                named = method.get("quant_method") if isinstance(method, dict) else None
-                return str(named or "an unnamed method")
-        return None
+    def require_unquantised(self) -> None:
+        """Check that the model is stored in floating-point numbers.
+
+        Raises:
+            LabkitError: it is quantised, or its config says so.
+        """
+        packed = next((name for name in self.tensors if name.endswith(PACKED)), None)
+        configs = [
+            config.get("quantization_config") for config in (self.config, self.language_config)
+        ]
+        said: Any = next(filter(None, configs), None)
+        if packed is None and said is None:
+            return
+        remark = ""
+        if said is None:
+            method = "by the names of its tensors"
+            remark = f" {shown(packed)!r} is packed, though config.json is silent;"
+        else:
+            named = said.get("quant_method") if isinstance(said, dict) else None
+            method = shown(named or "an unnamed method")
+            if packed is None and all(tensor.dtype in FLOATS for tensor in self.tensors.values()):
+                remark = (
+                    " so says config.json, though its tensors are plain numbers: if they are the "
+                    "unquantised ones, take quantization_config out of it;"
+                )
+        raise LabkitError(
+            f"the base {shown(self.name)} is quantised ({method});{remark} a merge needs the "
+            "unquantised model: name its original folder, and quantise the merged model afterwards"
+        )
+
+    @cached_property
+    def language_config(self) -> dict[str, Any]:
+        """The config of the language model: the model's own, or its part of a larger one's."""
+        for key in LANGUAGE_CONFIGS:
+            if isinstance(self.config.get(key), dict):
+                return dict(self.config[key])
+        return self.config
 
     def __repr__(self) -> str:
         sizes = sorted({FLOATS.get(t.dtype, t.dtype) for t in self.tensors.values()})
@@ -191,16 +232,45 @@ class Checkpoint(Opened):
         )
 
 
-def _tensor_files(folder: Path) -> list[TensorFile]:
-    for name in (INDEX, PICKLED_INDEX):
-        if (folder / name).exists():
-            return _indexed_files(folder, folder / name)
-    for name in (SINGLE, PICKLED_SINGLE):
-        if (folder / name).exists():
-            return [_open(folder / name)]
+def _no_config(folder: Path) -> str:
+    """What to say of a folder that holds no model's config."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{shown(folder)} holds an adapter (adapter_config.json) and no base model; the two may "
+            "be swapped: name the base first and the adapter second"
+        )
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if inside:
+        return (
+            f"{shown(folder)} holds no config.json, but its folder {shown(inside[0])!r} does; name "
+            f"{shown(folder / inside[0])}"
+        )
+    return f"{shown(folder)} holds no config.json; name the folder of a model"
+
+
+def _tensor_files(folder: Path) -> tuple[list[TensorFile], tuple[str, ...]]:
+    """Open the files that transformers would load, and note the complete sets beside them.
+
+    Its order is a whole safetensors file, safetensors by an index, then pickled files likewise
+    (`transformers.modeling_utils._get_resolved_checkpoint_files`).
+    """
+    there = [name for name in SETS if (folder / name).exists()]
+    if there:
+        chosen, *others = there
+        opened = (
+            _indexed_files(folder, folder / chosen)
+            if chosen in (INDEX, PICKLED_INDEX)
+            else [_open(folder / chosen)]
+        )
+        notes = tuple(
+            f"{shown(folder.resolve().name)} also holds {name}, which is not read: transformers "
+            f"would load {chosen}"
+            for name in others
+        )
+        return opened, notes
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if len(others) == 1:
-        return [_open(folder / others[0])]
+        return [_open(folder / others[0])], ()
     if any(folder.glob("*.gguf")):
         raise LabkitError(
             f"{shown(folder)} holds a GGUF model, which is quantised or laid out for llama.cpp; "
@@ -266,7 +336,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _declared_layers(config: dict[str, Any], folder: Path) -> int:
+def _declared_layers(config: dict[str, Any]) -> int | None:
     # A vision-language model's top level may count the vision tower's layers, so the language
     # model's own part is asked first.
     for part in (*(config.get(key) for key in LANGUAGE_CONFIGS), config):
@@ -274,10 +344,7 @@ def _declared_layers(config: dict[str, Any], folder: Path) -> int:
             for key in LAYER_COUNTS:
                 if type(part.get(key)) is int and part[key] > 0:
                     return int(part[key])
-    raise LabkitError(
-        f"{shown(folder / 'config.json')} does not say how many layers the model has; expected one "
-        f"of {', '.join(LAYER_COUNTS)}"
-    )
+    return None
 
 
 def _find_layers(
@@ -288,7 +355,7 @@ def _find_layers(
     Every first number in a tensor's name counts the members of a group: `model.layers`, say. The
     stack is the group that has all of the config's layers; the largest in bytes, if several do.
     """
-    declared = _declared_layers(config, folder)
+    declared = _declared_layers(config)
     members: dict[str, set[int]] = defaultdict(set)
     size: dict[str, int] = defaultdict(int)
     for name, tensor in tensors.items():
@@ -296,6 +363,8 @@ def _find_layers(
         if number is not None:
             members[prefix].add(number)
             size[prefix] += tensor.nbytes
+    if declared is None:
+        return _only_stack(members, folder)
     whole = [
         prefix
         for prefix, found in members.items()
@@ -317,3 +386,18 @@ def _find_layers(
     named = [prefix for prefix in whole if without_wrappers(prefix) in STACKS]
     exact = [prefix for prefix in named or whole if len(members[prefix]) == declared]
     return max(exact or named or whole, key=lambda prefix: size[prefix]), declared
+
+
+def _only_stack(members: dict[str, set[int]], folder: Path) -> tuple[str, int]:
+    """The stack of a model whose config counts no layers: the one that is complete and named so."""
+    stacks = [
+        prefix
+        for prefix, found in members.items()
+        if without_wrappers(prefix) in STACKS and found == set(range(len(found)))
+    ]
+    if len(stacks) != 1:
+        raise LabkitError(
+            f"{shown(folder / 'config.json')} does not say how many layers the model has; expected "
+            f"one of {', '.join(LAYER_COUNTS)}"
+        )
+    return stacks[0], len(members[stacks[0]])

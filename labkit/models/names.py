@@ -15,8 +15,8 @@ WRAPPERS = frozenset(
     "_fsdp_wrapped_module _checkpoint_wrapped_module".split()
 )
 """Names that hold the decoder and say nothing about which weight is meant."""
-RENAMED = {"embed_out": "lm_head", "block_sparse_moe": "mlp"}
-"""Names on disk of GPT-NeoX and Mixtral, and what transformers 5 calls them in memory."""
+RENAMED = {"embed_out": "lm_head", "unembed_tokens": "lm_head", "block_sparse_moe": "mlp"}
+"""Names of GPT-NeoX, Tinker and Mixtral, and what transformers 5 calls them in memory."""
 EXPERT_RENAMED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 """Mixtral's names for the matrices of one expert."""
 STACKS = frozenset({"layers", "h", "blocks", "layer", "block"})

@@ -42,9 +42,29 @@ class Source(Opened):
             LabkitError: one was changed, replaced or removed since.
         """
 
-    def why_skipped(self, part: Part) -> str | None:
-        """Why a part is left out of every merge; None for one that is merged."""
+    def why_skipped(self, part: Part, base: Checkpoint | None) -> str | None:
+        """Why a part is left out of every merge; None for one that is merged.
+
+        Args:
+            part: one of its parts.
+            base: what it is to be merged into, where that is known.
+        """
         return None
+
+    def wanted_base(self, base: Checkpoint) -> str:
+        """What to do where some of its parts match nothing in the base."""
+        return "the adapter was made for another model"
+
+    def gives_head(self, base: Checkpoint) -> bool:
+        """Whether what it changes in the embedding is meant for a head that is tied to it, too."""
+        return False
+
+    def require_selection(self, base: Checkpoint | None) -> None:
+        """Check that not all of it is left out.
+
+        Raises:
+            LabkitError: it is.
+        """
 
     def notes(self, base: Checkpoint) -> Iterator[str]:
         """What is worth knowing before it is merged into a base."""

@@ -103,5 +103,7 @@ def test_broken_adapters_say_what_and_where(edited, tmp_path):
     with pytest.raises(lk.LabkitError, match="takes more than 2.0 s to match"):
         slow.targets("a" * 40 + "bc")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(lk.LabkitError, match="cannot read .*adapter_config.json"):
+    with pytest.raises(
+        lk.LabkitError, match="holds no adapter_config.json; name the folder of a LoRA adapter"
+    ):
         lk.Adapter(tmp_path / "empty")

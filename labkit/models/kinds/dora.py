@@ -80,7 +80,8 @@ class DoraModule(Part):
     def delta(self, match: Match) -> Total:
         """Read `m/‖W + sBA‖·(W + sBA) − W`: the base's rows scaled, and a product of factors."""
         source = match.tensor
-        product = self.direction.delta(match)
+        product = self.direction.product()
+        product = product.transposed() if match.transposed else product
         magnitude = self.magnitude.read().reshape(-1)
         factors = magnitude / _norms(source, product, match.transposed)
         scaled = (

@@ -6,18 +6,37 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv 210
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labkit.deltas.delta import Delta
 from labkit.deltas.low_rank import LowRank
+from labkit.deltas.row_block import RowBlock
 from labkit.errors import LabkitError
 from labkit.files.tensor_file import StoredTensor
 from labkit.models.adapter_config import CONFIG
-from labkit.models.kinds.part import CONV1D_MODELS, BakedInto, Match, ModuleTensors, Part
+from labkit.models.kinds.part import (
+    CONV1D_MODELS,
+    BakedInto,
+    Match,
+    ModuleTensors,
+    Part,
+    require_saved,
+)
+from labkit.models.names import EXPERT_RENAMED
 
 if TYPE_CHECKING:
     from labkit.models.checkpoint import Checkpoint
+
+
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""Modules that some models keep as one (Phi-3, say), and those that others keep in their place."""
+OTHER_STACKS = ("gpt_oss", "llama4", "llama4_text")
+"""Models whose stacks of experts are transposed, or whose gate and up matrices are interleaved."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +95,27 @@ class LoraModule(Part):
         """PEFT loads it only where `target_modules` names it."""
         return True
 
+    def matches(self, base: Checkpoint) -> list[Match] | str:
+        """Its module; or the tensor that holds it beside others, or those that it stands for."""
+        found = super().matches(base)
+        if isinstance(found, str) and type(self) is LoraModule:
+            return _inside(self, base) or _over(self, base) or found
+        return found
+
+    def shape_in(self, match: Match) -> tuple[int, ...]:
+        """Its shape, or that of the rows which a tensor gets of it."""
+        if match.rows:
+            return match.rows[1] - match.rows[0], self.shape[1]
+        return self.shape
+
     def orientation(self, match: Match, base: Checkpoint) -> bool | None:
         """By the shape; where that is square, by how the model's class stores its modules."""
-        found = match.tensor.shape
-        straight, turned = found == self.shape, found == self.shape[::-1]
+        found, expected = match.tensor.shape, self.shape_in(match)
+        if match.block is not None:
+            rows, columns = match.tensor.matrix_shape
+            fits = columns == expected[1] and match.block + expected[0] <= rows
+            return False if fits else None
+        straight, turned = found == expected, found == expected[::-1]
         if straight and turned:
             return base.config.get("model_type") in CONV1D_MODELS
         return turned if straight or turned else None
@@ -91,9 +127,13 @@ class LoraModule(Part):
             a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
         return LowRank(b * self.scaling, a)
 
-    def delta(self, match: Match) -> LowRank:
-        """Read `s·B·A`, in the orientation of the base's tensor."""
+    def delta(self, match: Match) -> Delta:
+        """Read `s·B·A`, in the orientation and at the place that it has in the base's tensor."""
         product = self.product()
+        if match.rows:
+            product = LowRank(np.ascontiguousarray(product.left[slice(*match.rows)]), product.right)
+        if match.block is not None:
+            return RowBlock(product, match.block)
         return product.transposed() if match.transposed else product
 
     def bakes_into(self, scale_factors: bool) -> BakedInto:
@@ -132,6 +172,7 @@ def take_factors(found: ModuleTensors, names: tuple[str, str]) -> tuple[StoredTe
             f"{found.where} has only {next(iter(found.tensors))}; both {names[0]} and {names[1]} "
             "are needed; get the adapter's file again"
         )
+    require_saved(found.where, a, b)
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise LabkitError(
             f"{found.where} has factors of shape {a.shape} and {b.shape}; expected two matrices: "
@@ -158,3 +199,60 @@ def require_rank(found: ModuleTensors, a: StoredTensor, b: StoredTensor, rank: i
         f"{rank}; expected {expected}; the config belongs to another adapter, or its "
         "rank_pattern is incomplete"
     )
+
+
+def _inside(lora: LoraModule, base: Checkpoint) -> list[Match]:
+    """The tensor that holds the module beside others: a stack of experts, a fused projection."""
+    parent, _, leaf = lora.name.rpartition(".")
+    for fused, leaves in FUSED.items():
+        if leaf not in leaves:
+            continue
+        tensor = base.find(f"{parent}.{fused}.weight")
+        sizes = _rows_of(fused, base, tensor) if isinstance(tensor, StoredTensor) else None
+        if isinstance(tensor, StoredTensor) and sizes:
+            return [Match(tensor, block=sum(sizes[: leaves.index(leaf)]))]
+    experts, _, number = parent.rpartition(".")
+    if not (number.isdecimal() and experts.endswith("experts")):
+        return []
+    if base.config.get("model_type") in OTHER_STACKS:
+        return []
+    leaf = EXPERT_RENAMED.get(leaf, leaf)
+    of_fused = leaf in FUSED["gate_up_proj"]
+    stack = base.find(f"{experts}.{'gate_up_proj' if of_fused else leaf}")
+    if not isinstance(stack, StoredTensor) or len(stack.shape) != 3:
+        return []
+    if int(number) >= stack.shape[0]:
+        return []
+    first = int(number) * stack.shape[1]
+    return [Match(stack, block=first + (stack.shape[1] // 2 if leaf == "up_proj" else 0))]
+
+
+def _over(lora: LoraModule, base: Checkpoint) -> list[Match]:
+    """The tensors that a fused module stands for, each with its rows of it."""
+    parent, _, leaf = lora.name.rpartition(".")
+    tensors = [base.find(f"{parent}.{one}.weight") for one in FUSED.get(leaf, ())]
+    found, first = [], 0
+    for tensor in tensors:
+        if isinstance(tensor, str) or len(tensor.shape) != 2:
+            return []
+        found.append(Match(tensor, rows=(first, first + tensor.shape[0])))
+        first += tensor.shape[0]
+    return found if first == lora.shape[0] else []
+
+
+def _rows_of(fused: str, base: Checkpoint, tensor: StoredTensor) -> list[int] | None:
+    """How many rows of a fused tensor each of its modules has; None if that is not known."""
+    rows = tensor.shape[0]
+    if fused == "gate_up_proj":
+        return [rows // 2, rows // 2] if rows % 2 == 0 else None
+    config = base.language_config
+    heads, width = _count(config, "num_attention_heads"), _count(config, "hidden_size")
+    groups = _count(config, "num_key_value_heads") or heads
+    size = _count(config, "head_dim") or (width // heads if heads else 0)
+    sizes = [heads * size, groups * size, groups * size]
+    return sizes if sum(sizes) == rows else None
+
+
+def _count(config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    return value if type(value) is int and value > 0 else 0

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from labkit.errors import shown
+from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 """Models whose linear modules transformers stores as in × out (its Conv1D)."""
+
+CHECKED_ELEMENTS = 1 << 20
+"""Numbers that are looked at in one go."""
 
 BakedInto = Literal["alpha_pattern", "lora_B"]
 """What can carry a layer weight inside an adapter."""
@@ -41,6 +44,22 @@ class ModuleTensors:
         self.where = f"module {shown(self.module)!r} of {shown(self.config.name)}"
 
 
+def require_saved(where: str, *tensors: StoredTensor) -> None:
+    """Check that tensors were not saved empty.
+
+    Raises:
+        LabkitError: one has no numbers: the training kept them elsewhere.
+    """
+    for tensor in tensors:
+        if tensor.elements == 0:
+            raise LabkitError(
+                f"{where} was saved empty ({shown(tensor.name)!r} has shape {tensor.shape}), as by "
+                "DeepSpeed ZeRO-3 where the parts are not gathered; save it again with "
+                "stage3_gather_16bit_weights_on_model_save, or convert the checkpoint with "
+                "zero_to_fp32.py"
+            )
+
+
 @dataclass(frozen=True)
 class Match:
     """A tensor of the base that a part changes, or one slice of the part's.
@@ -48,13 +67,15 @@ class Match:
     Attributes:
         tensor: the base's tensor.
         expert: of a stack of experts, the one whose own tensor this is.
-        rows: of a fused matrix, the rows that this tensor is: first, and behind the last.
+        rows: of the part's rows, those that this tensor gets: first, and behind the last.
+        block: of a tensor that holds several matrices, the row at which the part's begins.
         transposed: the base stores this tensor as in × out.
     """
 
     tensor: StoredTensor
     expert: int | None = None
     rows: tuple[int, int] | None = None
+    block: int | None = None
     transposed: bool = False
 
 
@@ -110,6 +131,10 @@ class Part(ABC):
         """Whether PEFT loads it only where the config's `target_modules` names its module."""
         return False
 
+    def changes_something(self) -> bool:
+        """Whether what it adds is not 0: it was trained."""
+        return any(bool(values.any()) for _, values in self.tensors[-1].blocks(CHECKED_ELEMENTS))
+
     # How it finds its place in the base
 
     def matches(self, base: Checkpoint) -> list[Match] | str:
@@ -147,8 +172,8 @@ class Part(ABC):
         """How many tokens it knows, for a tensor with one row a token; None if it cannot tell."""
         return None
 
-    def grows(self, tensor: StoredTensor) -> bool:
-        """Whether it brings rows that the base's tensor lacks."""
+    def resizes(self, tensor: StoredTensor) -> bool:
+        """Whether it has another number of rows than the base's tensor."""
         return False
 
     @property

@@ -74,8 +74,11 @@ class TokenRows(Part):
 
     def delta(self, match: Match) -> RowReplacement:
         """Read the rows."""
-        indices = np.array(self.indices, dtype=np.int64)
-        return RowReplacement(indices, self.tensor.read(), match.tensor)
+        return RowReplacement(*self.read(), match.tensor)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows' numbers, and the rows in float64."""
+        return np.array(self.indices, dtype=np.int64), self.tensor.read()
 
 
 def read(found: ModuleTensors) -> TokenRows | None:
