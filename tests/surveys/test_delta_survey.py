@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from labkit.surveys.measured import layers_by_name, short_names
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
 from labkit.surveys.base_norms import base_norms
 from labkit.surveys.delta_survey import lost_in_all, totals
-from labkit.surveys.measured import layers_by_name, short_names
 from tests.tiny import make_adapter, make_base
 
 
