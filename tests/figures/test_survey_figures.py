@@ -10,17 +10,17 @@ import pytest
 from matplotlib.colors import to_hex
 
 import labkit as lk
-from labkit.figures.picture import ADAPTER_COLOR, BASE_COLOR, picture_bytes
-from labkit.figures.survey_figures import (
+from labkit.figures import (
     gradient_over_norms,
     heatmap,
     norms_by_layer,
     overlap_by_layer,
+    picture_bytes,
     side_by_side,
     singular_values,
     survival_map,
 )
-from labkit.surveys.delta_survey import totals
+from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR
 from tests.tiny import make_adapter
 
 GRADIENT = lk.Gradient([0, 0.5, 1, 2])
@@ -69,7 +69,7 @@ def test_a_figure_shows_itself_without_pyplot(table):
 def test_norms_by_layer(table, dark):
     (axes,) = drawn(norms_by_layer(table, dark=dark), dark)
     tops = [bar.get_y() + bar.get_height() for bar in axes.containers[-1]]
-    assert tops == pytest.approx(list(totals(table)["norm"]))
+    assert tops == pytest.approx(list(lk.totals(table)["norm"]))
     first = table[table["layer"] == 0]
     q = axes.containers[0][0].get_height()
     assert q == pytest.approx(tops[0] * first["norm"].iloc[0] ** 2 / (first["norm"] ** 2).sum())
@@ -110,7 +110,7 @@ def test_singular_values(tiny_adapter, dark):
 
 def test_gradient_over_norms(table, dark):
     axes, right = drawn(gradient_over_norms(table, dark=dark), dark)
-    layers = totals(table)
+    layers = lk.totals(table)
     whole, weighted = axes.containers
     assert [bar.get_height() for bar in whole] == pytest.approx(list(layers["norm"]))
     expected = [weight * norm for weight, norm in zip(GRADIENT, layers["norm"], strict=True)]

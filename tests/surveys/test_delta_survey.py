@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from labkit.surveys.measured import layers_by_name, short_names
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
-from labkit.surveys.base_norms import base_norms
-from labkit.surveys.delta_survey import lost_in_all, totals
 from tests.tiny import make_adapter, make_base
 
 
@@ -129,7 +124,7 @@ def test_what_lies_outside_the_layers_has_a_row_of_its_own(tmp_path):
         assert last["module"] == "lm_head"
         assert pd.isna(last["layer"])
         assert math.isnan(last["weight"])
-        assert totals(table, "layer")["layer"].tolist() == [0, 1, 2, 3, "outside"]
+        assert lk.totals(table, "layer")["layer"].tolist() == [0, 1, 2, 3, "outside"]
     table = lk.survey(base, adapter, "1x4", rest=0.5, progress=False)
     assert table.iloc[-1]["weighted_norm"] == pytest.approx(table.iloc[-1]["norm"] / 2)
 
@@ -168,97 +163,6 @@ def test_spectra_are_the_singular_values(tiny_base, tiny_adapter):
     assert list(one["index"]) == [1, 2, 3, 4]
     assert one["relative"].iloc[0] == 1
     pd.testing.assert_frame_equal(table, lk.spectra(None, tiny_adapter))
-
-
-def test_totals_add_squares(tiny_base, tiny_adapter):
-    table = lk.survey(tiny_base, tiny_adapter, "0,1,1,1", progress=False)
-    layers, modules = totals(table, "layer"), totals(table, "module")
-    assert len(layers) == 4
-    assert list(modules["module"]) == list(table["module"][:7])
-    for added in (layers, modules):
-        assert math.hypot(*added["norm"]) == pytest.approx(math.hypot(*table["norm"]))
-        assert added["share"].sum() == pytest.approx(1)
-    first = table[table["layer"] == 1]
-    assert layers["relative_norm"][1] == pytest.approx(
-        math.hypot(*first["norm"]) / math.hypot(*first["base_norm"])
-    )
-    assert len(totals(table, "tensor")) == len(table)
-    with pytest.raises(lk.LabkitError, match="layer, module or tensor, found 'head'"):
-        totals(table, "head")
-
-
-def test_lost_in_all_is_the_loss_of_the_whole_change(tiny_base, tiny_adapter):
-    table = lk.survival(tiny_base, tiny_adapter, "0,1,1,1", exact=True, progress=False)
-    squares = (table["weighted_norm"] * table["lost"]) ** 2
-    whole = lost_in_all(table)
-    assert whole["lost"] == pytest.approx(
-        math.sqrt(squares.sum()) / math.hypot(*table["weighted_norm"])
-    )
-    assert whole["lost_error"] == 0
-
-
-class TestBaseNorms:
-    NAME = "model.layers.0.mlp.up_proj.weight"
-
-    def test_the_second_time_reads_no_tensor(self, tiny_base, monkeypatch):
-        base = lk.Checkpoint(tiny_base)
-        first = base_norms(base, [self.NAME], progress=False)
-        monkeypatch.setattr("labkit.surveys.base_norms._norm", lambda _: pytest.fail("read again"))
-        assert base_norms(lk.Checkpoint(tiny_base), [self.NAME], progress=False) == first
-
-    def test_another_file_is_measured_again(self, tmp_path):
-        base = make_base(tmp_path / "base")
-        first = base_norms(lk.Checkpoint(base), [self.NAME], progress=False)
-        file = lk.Checkpoint(base).tensors[self.NAME].file
-        content = file.read_bytes()
-        file.write_bytes(content[:-200] + bytes(200))
-        os.utime(file, ns=(1, 1))
-        checkpoint = lk.Checkpoint(base)
-        names = [tensor.name for tensor in checkpoint.files[0].tensors]
-        again = base_norms(checkpoint, [self.NAME, *names], progress=False)
-        for name, norm in again.items():
-            assert norm == pytest.approx(float(checkpoint.read(name).double().norm()), rel=1e-12)
-        assert first[self.NAME] > 0
-
-    def test_a_damaged_or_unwritable_cache_is_no_reason_to_fail(
-        self, tiny_base, tmp_path, monkeypatch
-    ):
-        base = lk.Checkpoint(tiny_base)
-        first = base_norms(base, [self.NAME], progress=False)
-        for path in (tmp_path / "cache").rglob("*.json"):
-            path.write_text("{")
-        assert base_norms(base, [self.NAME], progress=False) == first
-        for path in (tmp_path / "cache").rglob("*.json"):
-            content = json.loads(path.read_text())
-            assert content["norms"]
-            path.write_text(json.dumps({**content, "norms": [1]}))
-        assert base_norms(base, [self.NAME], progress=False) == first
-        (tmp_path / "file").write_text("")
-        monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "file" / "below"))
-        assert base_norms(base, [self.NAME], progress=False) == first
-
-    def test_larger_than_the_buffers(self, tiny_base, monkeypatch):
-        base = lk.Checkpoint(tiny_base)
-        monkeypatch.setattr("labkit.surveys.base_norms.READ_BYTES", 1 << 9)
-        monkeypatch.setattr("labkit.surveys.base_norms.BLOCK_ELEMENTS", 100)
-        monkeypatch.setattr("labkit.surveys.base_norms._own", __import__("threading").local())
-        norm = base_norms(base, [self.NAME], progress=False)[self.NAME]
-        assert norm == pytest.approx(float(base.read(self.NAME).double().norm()), rel=1e-12)
-
-
-def test_short_names_tell_the_modules_of_one_layer_apart():
-    names = [
-        ("model.layers.0.mlp.experts.0.w1", 0),
-        ("model.layers.0.mlp.experts.1.w1", 0),
-        ("model.layers.1.mlp.experts.0.w1", 1),
-        ("lm_head", None),
-    ]
-    assert list(short_names(names).values()) == ["0.w1", "1.w1", "0.w1", "lm_head"]
-
-
-def test_layers_by_name_takes_the_largest_group():
-    names = [f"model.layers.{i}.mlp.up_proj" for i in range(3)] + ["vision.blocks.0.fc", "lm_head"]
-    assert list(layers_by_name(names).values()) == [0, 1, 2, None, None]
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path, tiny_base, tiny_adapter):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import labkit as lk
-from labkit.surveys.delta_survey import lost_in_all
 from labkit.surveys.rounding_loss import rounding_line
 from tests.tiny import make_adapter, make_base
 
@@ -72,7 +71,7 @@ def test_exact_is_what_a_merge_does(dtype, tmp_path, tiny_base, tiny_adapter):
         assert row.changed_error == 0
         assert row.lost_error == pytest.approx(row.lost * 0, nan_ok=True)
     # The receipt knows the same of the tensors that changed, as closely as float32 tells.
-    assert receipt.lost == pytest.approx(lost_in_all(table)["lost"], rel=1e-4)
+    assert receipt.lost == pytest.approx(lk.totals(table, "all")["lost"][0], rel=1e-4)
     lost = {tensor.name: tensor.missing / tensor.asked for tensor in receipt.tensors}
     for row in table[table["weight"] != 0].itertuples():
         assert lost[f"{row.name}.weight"] == pytest.approx(row.lost, rel=1e-4)
@@ -85,7 +84,7 @@ def test_exact_is_what_a_merge_does(dtype, tmp_path, tiny_base, tiny_adapter):
 def test_what_bfloat16_loses(relative, unchanged, lost, tmp_path, tall_base):
     adapter = adapter_of_relative_norm(tmp_path / "lora", tall_base, relative)
     table = lk.survival(tall_base, adapter, "1,1", exact=True, progress=False)
-    whole = lost_in_all(table)
+    whole = lk.totals(table, "all").iloc[0]
     assert 1 - whole["changed"] == pytest.approx(unchanged, rel=0.2)
     assert whole["lost"] == pytest.approx(lost, rel=0.15)
 
