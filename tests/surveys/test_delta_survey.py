@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
+from labkit.surveys.delta_survey import layer_norms
+from tests.oracle import load, merged, train
 from tests.tiny import make_adapter, make_base
 
 
@@ -40,6 +42,17 @@ def dense(adapter, name):
     return b @ a
 
 
+def load_factor(adapter, name):
+    """The factor A, of shape r × in."""
+    return load_file(adapter / "adapter_model.safetensors")[
+        f"base_model.model.{name}.lora_A.weight"
+    ]
+
+
+def rows(table):
+    return list(table.itertuples())
+
+
 @pytest.mark.parametrize("kind", ["tiny_adapter", "wide_adapter"])
 def test_every_column_agrees_with_the_dense_matrix(kind, tiny_base, request):
     folder = request.getfixturevalue(kind)
@@ -60,9 +73,14 @@ def test_every_column_agrees_with_the_dense_matrix(kind, tiny_base, request):
         assert row.base_norm == pytest.approx(float(weight.norm()), **close)
         assert row.relative_norm == pytest.approx(float(matrix.norm() / weight.norm()), **close)
         assert row.shape == tuple(matrix.shape)
+        assert row.rank == load_factor(folder, row.name).shape[0]
+        assert row.name.startswith(f"model.layers.{row.layer}.")
+        assert row.name.endswith(f".{row.module}")
         total += float((matrix**2).sum())
     assert table["share"].sum() == pytest.approx(1)
     assert table["share"][0] == pytest.approx(table["norm"][0] ** 2 / total)
+    squares = [float((dense(folder, row.name) * row.scaling).norm()) ** 2 for row in rows(table)]
+    assert list(table["share"]) == pytest.approx([square / total for square in squares])
 
 
 def test_scaling_and_rank_are_those_of_the_config(tiny_base, wide_adapter):
@@ -70,6 +88,7 @@ def test_scaling_and_rank_are_those_of_the_config(tiny_base, wide_adapter):
     assert table.loc[(0, "up_proj"), "rank"] == 7
     assert table.loc[(0, "up_proj"), "scaling"] == pytest.approx(8 / math.sqrt(7))
     assert table.loc[(3, "q_proj"), "scaling"] == pytest.approx(3 / math.sqrt(4))
+    assert table.loc[(1, "k_proj"), "scaling"] == pytest.approx(8 / math.sqrt(4))
 
 
 def test_without_a_base_the_columns_about_the_delta_are_the_same(tiny_base, tiny_adapter):
@@ -95,6 +114,11 @@ def test_weights_add_what_they_leave(tiny_base, tiny_adapter):
         assert row.weight == gradient[row.layer]
         assert row.weighted_norm == pytest.approx(abs(row.weight) * row.norm)
     assert table["weighted_share"].sum() == pytest.approx(1)
+    squares = [
+        float((gradient[row.layer] * dense(tiny_adapter, row.name)).norm()) ** 2
+        for row in table.itertuples()
+    ]
+    assert list(table["weighted_share"]) == pytest.approx([s / sum(squares) for s in squares])
     assert (table.loc[table["layer"] == 0, "weighted_share"] == 0).all()
     # Every tensor here has fewer rows than a sample, so it is exact.
     expected = lk.survival(tiny_base, tiny_adapter, gradient, exact=True, progress=False)
@@ -163,6 +187,12 @@ def test_spectra_are_the_singular_values(tiny_base, tiny_adapter):
     assert list(one["index"]) == [1, 2, 3, 4]
     assert one["relative"].iloc[0] == 1
     pd.testing.assert_frame_equal(table, lk.spectra(None, tiny_adapter))
+    for name, values in table.groupby("name"):
+        expected = torch.linalg.svdvals(dense(tiny_adapter, name) * 2)[:4]
+        np.testing.assert_allclose(values["value"], expected, rtol=1e-6)
+        np.testing.assert_allclose(values["relative"], expected / expected[0], rtol=1e-6)
+        assert name.startswith(f"model.layers.{values['layer'].iloc[0]}.")
+        assert name.endswith(values["module"].iloc[0])
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path, tiny_base, tiny_adapter):
@@ -186,3 +216,44 @@ def test_factors_that_are_not_finite_are_refused_without_a_base_too(tiny_adapter
         lk.LabkitError, match="holds 1 numbers that are NaN or infinite in '.*lora_A"
     ):
         lk.overlap([folder, tiny_adapter])
+
+
+def test_a_change_without_factors_has_norms_alone(tmp_path, tiny_base):
+    """DoRA, against what PEFT makes of it."""
+    adapter = train(tmp_path / "dora", tiny_base, target_modules=["up_proj"], use_dora=True)
+    before, after = load(tiny_base).state_dict(), merged(tiny_base, adapter).state_dict()
+    table = lk.survey(tiny_base, adapter, "0.5x4", progress=False)
+    assert len(table) == 4
+    for row in table.itertuples():
+        change = (after[f"{row.name}.weight"] - before[f"{row.name}.weight"]).double()
+        assert row.norm == pytest.approx(float(change.norm()), rel=1e-5)
+        assert row.weighted_norm == pytest.approx(float(change.norm()) / 2, rel=1e-5)
+    unknown = table[["rank", "spectral_norm", "stable_rank", "effective_rank"]]
+    assert unknown.isna().all(axis=None)
+    assert (table["scaling"] == 6 / 4).all()
+    spectra = lk.spectra(tiny_base, adapter)
+    assert len(spectra) == 0
+    assert list(spectra) == ["layer", "module", "name", "index", "value", "relative"]
+
+
+def test_layer_norms_agree_with_the_dense_matrices(tmp_path, tiny_base):
+    adapter = make_adapter(
+        tmp_path / "some",
+        tiny_base,
+        target_modules=["q_proj", "up_proj"],
+        layers_to_transform=[1, 3],
+    )
+    base = lk.Checkpoint(tiny_base)
+
+    def expected(layer, modules):
+        names = [f"model.layers.{layer}.{module}" for module in modules]
+        changed = math.hypot(*(float(dense(adapter, name).norm()) * 2 for name in names))
+        whole = math.hypot(*(float(base.read(f"{name}.weight").double().norm()) for name in names))
+        return changed / whole
+
+    both = ["self_attn.q_proj", "mlp.up_proj"]
+    found = layer_norms(base, adapter)
+    assert found == [0, pytest.approx(expected(1, both)), 0, pytest.approx(expected(3, both))]
+    found = layer_norms(tiny_base, adapter, "mlp")
+    assert found == [0, *(pytest.approx(expected(n, both[1:])) if n != 2 else 0 for n in (1, 2, 3))]
+    assert layer_norms(base, adapter, "nothing") == [0, 0, 0, 0]
