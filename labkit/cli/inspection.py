@@ -98,8 +98,9 @@ def _print_table(table: pd.DataFrame) -> None:
     width = None if terminal else int(os.environ.get("COLUMNS", WIDTH_WITHOUT_TERMINAL))
     console = Console(width=width, highlight=False)
     drawn = _fitting(table, console.width)
-    # A number that is cut says something else: a table too wide for any terminal runs over.
-    Console(width=max(console.width, _width(drawn)), highlight=False).print(drawn)
+    # A number that is cut says something else, so that a table too wide even so runs over.
+    console.width = max(console.width, _width(drawn))
+    console.print(drawn)
 
 
 def _fitting(table: pd.DataFrame, width: int) -> Table:
@@ -112,13 +113,13 @@ def _fitting(table: pd.DataFrame, width: int) -> Table:
         drawn = _drawn(table, columns, tight, bars)
         if _width(drawn) <= width:
             return drawn
-    for column in sorted(columns, key=lambda column: column.importance):
-        # What says which row it is stays, and so does one number.
-        if column.adds_up and sum(1 for other in columns if other.adds_up) > 1:
-            columns.remove(column)
-            drawn = _drawn(table, columns, tight=True, bars=False)
-            if _width(drawn) <= width:
-                break
+    # What says which row it is stays, and so does one number.
+    numbers = [column for column in columns if column.adds_up]
+    for column in sorted(numbers, key=lambda column: column.importance)[:-1]:
+        columns.remove(column)
+        drawn = _drawn(table, columns, tight=True, bars=False)
+        if _width(drawn) <= width:
+            break
     return drawn
 
 

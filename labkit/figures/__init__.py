@@ -1,10 +1,8 @@
 """Every matplotlib figure, and the one palette that they share with the widgets.
 
-Each function returns a `matplotlib.figure.Figure` that pyplot knows nothing of: nothing global is
-changed, nothing has to be closed, and the figure shows itself when it is a cell's last line.
-Figures take tables and gradients, and measure nothing. May import `surveys` and what is above
-it. The names that `__init__.pyi` lists are public: `labkit.figures.heatmap` and the others. They
-and matplotlib are imported when they are first used.
+Figures take tables and gradients, measure nothing, and leave pyplot and its global style alone. May
+import `surveys` and what is above it. The names that `__init__.pyi` lists are public, as
+`labkit.figures.heatmap`, and imported when they are first used.
 """
 
 import lazy_loader

@@ -1,10 +1,10 @@
 """Figures of surveys: each a function of a table, each a `matplotlib.figure.Figure`.
 
-As in `picture.py`, pyplot and the global style stay as they are. Every figure brings its own
-paper, light or dark, so that it reads in any notebook. Categories have the colours of Okabe and Ito
-(Color Universal Design, 2008) and ordered values the colormap cividis, both made for colour-blind
-readers; thin edges keep bars apart where a printer has no colour. Light blue is the base model and
-light green the LoRA, as in the gradient's picture.
+Pyplot and its global style stay as they are. Every figure brings its own paper, light or dark, so
+that it reads in any notebook. Categories have the colours of Okabe and Ito (Color Universal Design,
+2008) and ordered values the colormap cividis, both made for colour-blind readers; thin edges keep
+bars apart where a printer has no colour. Light blue is the base model and light green the LoRA, as
+in the gradient's picture.
 """
 
 from __future__ import annotations
