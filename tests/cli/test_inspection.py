@@ -157,9 +157,14 @@ def test_a_narrow_terminal_keeps_what_matters_most(tiny_base, tiny_adapter, caps
 def test_what_lies_outside_the_layers_is_said(tmp_path, capsys, monkeypatch):
     base = make_base(tmp_path / "base", tie_word_embeddings=False)
     adapter = make_adapter(tmp_path / "lora", base, target_modules=["q_proj", "embed_tokens"])
-    lines = printed(base, adapter, capsys, monkeypatch, 80)
-    assert lines[-2].split()[0] == "outside"
-    assert not printed(base, adapter, capsys, monkeypatch, 80, by="tensor")[3].startswith("outside")
+    for by, named in (("layer", "outside"), ("tensor", "outside"), ("module", "embed_tokens")):
+        lines = printed(base, adapter, capsys, monkeypatch, 80, by=by, weights="0.5x4")
+        row = lines[-2].split()
+        assert row[0] == named
+        # It is looked at in full: `--rest` says otherwise when it is merged.
+        weight, weighted_norm, *_ = row[-4:]
+        assert weight == "1.00"
+        assert weighted_norm == row[1 if by != "tensor" else 2]  # the norm itself
 
 
 def test_without_weights_no_column_speaks_of_them(tiny_base, tiny_adapter, tmp_path, capsys):

@@ -55,4 +55,7 @@ def test_the_legend_has_both_names_as_they_are():
     assert texts[0].get_text() == "a$b$ base"
     assert not texts[0].get_parse_math()
     assert len(texts[1].get_text()) < 60
+    patches = figure.legends[0].get_patches()
+    colors = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in patches]
+    assert colors == [BASE_COLOR, ADAPTER_COLOR]
     picture_bytes(figure)

@@ -239,6 +239,11 @@ def test_the_line_of_weights_stands_on_an_axis_of_its_own(table, dark):
     whole = math.hypot(*table["norm"])
     arrives = math.hypot(*(table["norm"] * [GRADIENT[layer] for layer in table["layer"]]))
     assert f"effective norm {arrives:.3g} of {whole:.3g} " in axes.get_title()
+    (legend,) = axes.figure.legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said == ["‖ΔW‖ left out", "‖wΔW‖ merged", "layer weight w"]
+    colors = [to_hex(patch.get_facecolor()) for patch in legend.get_patches()]
+    assert colors == [BASE_COLOR, ADAPTER_COLOR]
 
 
 def test_the_band_in_which_adapters_do_not_meet(pair, dark):
