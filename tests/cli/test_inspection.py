@@ -87,6 +87,8 @@ def test_bars_are_eighths_of_a_cell():
     assert bar(1) == "█" * 12
     assert bar(1.5) == bar(1)
     assert bar(1 / 96) == "▏"
+    assert bar(1.6 / 96) == "▎"
+    assert bar(1.4 / 96) == "▏"
     assert bar(0.5) == "█" * 6
 
 
