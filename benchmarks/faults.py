@@ -35,7 +35,13 @@ class Bench:
 
     def __init__(self, place: Path, **size: int) -> None:
         # Imported before the forks, so that signals find merges and not imports.
-        for module in ("cli.app", "writing.write", "writing.card", "figures.picture"):
+        for module in (
+            "cli.app",
+            "writing.write",
+            "writing.card",
+            "figures.gradient_figure",
+            "figures.shown_figure",
+        ):
             importlib.import_module(f"labkit.{module}")
         importlib.import_module("matplotlib.backends.backend_agg")
         importlib.import_module("matplotlib.figure")

@@ -1,5 +1,6 @@
 # The public names, and the module each is imported from when it is first used. `lazy_loader` reads
 # this file, and so do type checkers.
+from . import figures as figures
 from .bench.lab import Lab as Lab
 from .demonstration.base import demo as demo
 from .errors import LabkitError as LabkitError
@@ -13,6 +14,7 @@ from .merging.recipe import Term as Term
 from .models.adapter import Adapter as Adapter
 from .models.checkpoint import Checkpoint as Checkpoint
 from .publishing.baking import bake as bake
+from .surveys.adding_up import totals as totals
 from .surveys.delta_survey import spectra as spectra
 from .surveys.delta_survey import survey as survey
 from .surveys.overlaps import overlap as overlap

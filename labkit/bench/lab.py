@@ -15,7 +15,7 @@ from labkit.bench.answers import Answers, relative_norms
 from labkit.bench.background import Latest
 from labkit.bench.panel import Panel
 from labkit.errors import LabkitError, shown
-from labkit.figures.picture import gradient_picture, picture_html, save_picture
+from labkit.figures import gradient_picture, picture_html, save_picture
 from labkit.files.cache import cache_folder
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, live

@@ -12,42 +12,58 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from labkit.errors import shown
+from labkit.figures.palette import (
+    ADAPTER_COLOR,
+    BASE_COLOR,
+    CARD,
+    EDGE,
+    INK,
+    LIGHT_INK,
+    MARK,
+    PAPER,
+    SOFT_INK,
+    WRONG,
+)
 
 COLUMNS = ("base", "merged", "full LoRA")
-STYLE = """<style>
-.labkit-lab { --lab-ink: var(--jp-ui-font-color0, #1e1e2e);
-  --lab-paper: var(--jp-layout-color0, #fff);
-  --lab-soft: var(--jp-ui-font-color1, #44445a); --lab-edge: var(--jp-border-color1, #b9b9c4);
-  --lab-card: var(--jp-layout-color1, #f7f7fa);
-  color: var(--lab-ink); background: var(--lab-paper);
+COLORS = f""".labkit-lab {{ --lab-ink: var(--jp-ui-font-color0, {INK});
+  --lab-paper: var(--jp-layout-color0, {PAPER});
+  --lab-soft: var(--jp-ui-font-color1, {SOFT_INK}); --lab-edge: var(--jp-border-color1, {EDGE});
+  --lab-card: var(--jp-layout-color1, {CARD});
+  --lab-base: {BASE_COLOR}; --lab-adapter: {ADAPTER_COLOR}; --lab-line: {INK};
+  --lab-mark: {MARK}; --lab-wrong: {WRONG}; --lab-on-wrong: {PAPER};
+  --lab-both: linear-gradient(90deg, {BASE_COLOR} 50%, {ADAPTER_COLOR} 50%); }}
+"""
+RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
   font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); }
 .labkit-lab.widget-box { padding: 4px 8px; border-radius: 6px; }
 .labkit-lab .widget-html, .labkit-lab .widget-html-content { color: inherit; font: inherit;
   line-height: 1.45; overflow: visible; height: auto; }
 .labkit-lab .lab-columns { display: grid; gap: 8px;
   grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
-.labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid #89b4fa;
+.labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid var(--lab-base);
   border-radius: 4px; background: var(--lab-card); color: var(--lab-ink); padding: 6px 10px;
   min-height: 108px; }
-.labkit-lab .lab-column.full { border-top-color: #a6e3a1; }
-.labkit-lab .lab-column.merged { border-image: linear-gradient(90deg, #89b4fa 50%, #a6e3a1 50%) 6;
+.labkit-lab .lab-column.full { border-top-color: var(--lab-adapter); }
+.labkit-lab .lab-column.merged { border-image: var(--lab-both) 6;
   border-width: 6px 1px 1px; }
 .labkit-lab .lab-name { font-weight: 600; }
 .labkit-lab .lab-text { white-space: pre-wrap; overflow-wrap: anywhere; }
-.labkit-lab mark { background: #f9e2af; color: #1e1e2e; border-radius: 2px; }
+.labkit-lab mark { background: var(--lab-mark); color: var(--lab-line); border-radius: 2px; }
 .labkit-lab table { border-collapse: collapse; margin: 0; color: var(--lab-ink); }
 .labkit-lab :is(td, th) { text-align: left; padding: 2px 6px; font-size: 12px;
   background: transparent; color: var(--lab-ink); }
 .labkit-lab td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.labkit-lab .lab-bar { display: inline-block; height: 9px; background: #89b4fa;
-  border: 1px solid #1e1e2e; vertical-align: middle; }
-.labkit-lab .lab-bar.merged { background: linear-gradient(90deg, #89b4fa 50%, #a6e3a1 50%); }
-.labkit-lab .lab-bar.full { background: #a6e3a1; }
-.labkit-lab .lab-problem { background: #a51d2d; color: #fff; padding: 4px 8px; border-radius: 4px;
-  overflow-wrap: anywhere; }
+.labkit-lab .lab-bar { display: inline-block; height: 9px; background: var(--lab-base);
+  border: 1px solid var(--lab-line); vertical-align: middle; }
+.labkit-lab .lab-bar.merged { background: var(--lab-both); }
+.labkit-lab .lab-bar.full { background: var(--lab-adapter); }
+.labkit-lab .lab-problem { background: var(--lab-wrong); color: var(--lab-on-wrong);
+  padding: 4px 8px; border-radius: 4px; overflow-wrap: anywhere; }
 .labkit-lab .lab-status { color: var(--lab-soft); }
 .labkit-lab h4 { margin: 6px 0 2px; font-size: 13px; color: var(--lab-ink); }
-</style>"""
+"""
+STYLE = f"<style>\n{COLORS}{RULES}</style>"
 
 
 def columns(
@@ -143,7 +159,7 @@ def plane(
     def dot(point: tuple[float, float], color: str, radius: int) -> str:
         return (
             f'<circle cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="{radius}" fill="{color}" '
-            'stroke="#1e1e2e" stroke-width="1.5"/>'
+            f'stroke="{INK}" stroke-width="1.5"/>'
         )
 
     def label(point: tuple[float, float], text: str) -> str:
@@ -164,8 +180,8 @@ def plane(
             f'<text x="{left - 5}" y="{y(up) + 4:.1f}" text-anchor="end">{up:.2f}</text>'
         )
     way = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in trail)
-    dots = "".join(dot(point, "#cdd6f4", 3) for point in trail[:-1])
-    now = dot(trail[-1], "#f9e2af", 6) + label(trail[-1], "merged") if trail else ""
+    dots = "".join(dot(point, LIGHT_INK, 3) for point in trail[:-1])
+    now = dot(trail[-1], MARK, 6) + label(trail[-1], "merged") if trail else ""
     first, second = (html.escape(shown(name, 40)) for name in names)
     said = (
         f"NLL on {first} and {second}: base {base[0]:.3f}, {base[1]:.3f}; "
@@ -179,8 +195,8 @@ def plane(
         f'<rect x="{left}" y="{edge}" width="{width - left - edge}" '
         f'height="{height - bottom - edge}" style="fill:var(--lab-card);stroke:var(--lab-edge)"/>'
         f'{"".join(marks)}<polyline points="{way}" fill="none" style="stroke:var(--lab-soft)"/>'
-        f"{dots}{dot(base, '#89b4fa', 5)}{label(base, 'base')}"
-        f"{dot(full, '#a6e3a1', 5)}{label(full, 'full LoRA')}{now}"
+        f"{dots}{dot(base, BASE_COLOR, 5)}{label(base, 'base')}"
+        f"{dot(full, ADAPTER_COLOR, 5)}{label(full, 'full LoRA')}{now}"
         f'<text x="{(left + width - edge) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
         f"NLL on {first} (nats per token)</text>"
         f'<text transform="translate(11 {(height - bottom + edge) / 2:.0f}) rotate(-90)" '

@@ -280,7 +280,7 @@ def picture(
     adapter_name: Annotated[str, typer.Option(help="The LoRA's name.")] = "LoRA",
 ) -> None:
     """Draw the picture of a gradient."""
-    from labkit.figures.picture import gradient_picture, save_picture
+    from labkit.figures import gradient_picture, save_picture
     from labkit.gradients.gradient import Gradient
 
     figure = gradient_picture(Gradient.parse(weights), base_name, adapter_name)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from labkit.errors import LabkitError, shown
-from labkit.figures.picture import save_picture
+from labkit.figures import save_picture
 from labkit.gradients.gradient import Gradient
 from labkit.merging.planning import plan
-from labkit.surveys.delta_survey import survey, totals
-from labkit.surveys.measured import opened_adapter, opened_base
+from labkit.models.adapter import Adapter
+from labkit.models.checkpoint import Checkpoint
+from labkit.surveys.adding_up import totals
+from labkit.surveys.columns import SURVEY, Column, columns_that_need
+from labkit.surveys.delta_survey import survey
+from labkit.surveys.rounding_loss import rounding_line
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
 
 By = Literal["layer", "module", "tensor"]
 BLOCKS = " ▏▎▍▌▋▊▉█"
@@ -45,11 +49,9 @@ def inspect(
     Raises:
         LabkitError: bad input, or a file that cannot be written.
     """
-    from labkit.surveys.rounding_loss import rounding_line
-
     if by not in ("layer", "module", "tensor"):
         raise LabkitError(f"--by is layer, module or tensor, found {shown(by)!r}")
-    checkpoint, opened = opened_base(base), opened_adapter(adapter)
+    checkpoint, opened = Checkpoint(base), Adapter(adapter)
     gradient = Gradient.parse(weights or f"1x{checkpoint.layers}", checkpoint.layers)
     # What lies outside the layers is looked at in full; a merge asks for --rest there.
     progress = sys.stderr.isatty()
@@ -58,13 +60,13 @@ def inspect(
     resolved = plan(checkpoint, opened, gradient, rest=1.0 if outside else None)
     table = totals(whole, by)  # type: ignore[arg-type]
     if weights is None:
-        told = [name for name in table if not str(name).startswith("weight")]
-        table = table[told]
+        weighted = [column.name for column in columns_that_need("weights")]
+        table = table.drop(columns=weighted, errors="ignore")
     if csv is not None:
         _save_csv(table, csv)
     if figure is not None:
         save_picture(_figure(whole, by, weights is not None), figure)
-    _print_table(table, by)
+    _print_table(table)
     print(resolved)
     line = rounding_line(whole)
     if line:
@@ -82,50 +84,79 @@ def _save_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def _figure(table: pd.DataFrame, by: str, weighted: bool) -> Any:
-    from labkit.figures.survey_figures import gradient_over_norms, heatmap, norms_by_layer
+    from labkit.figures import gradient_over_norms, heatmap, norms_by_layer
 
     if by != "layer":
         return heatmap(table, "relative_norm")
     return gradient_over_norms(table) if weighted else norms_by_layer(table)
 
 
-def _print_table(table: pd.DataFrame, by: str) -> None:
-    from rich import box
+def _print_table(table: pd.DataFrame) -> None:
     from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    width = None if terminal else int(os.environ.get("COLUMNS", WIDTH_WITHOUT_TERMINAL))
+    console = Console(width=width, highlight=False)
+    drawn = _fitting(table, console.width)
+    # A number that is cut says something else, so that a table too wide even so runs over.
+    console.width = max(console.width, _width(drawn))
+    console.print(drawn)
+
+
+def _fitting(table: pd.DataFrame, width: int) -> Table:
+    """Draw the table as a terminal of this width can show it.
+
+    First the columns move together, then the bars go, then the columns of least importance.
+    """
+    columns = [column for column in SURVEY if column.heading and column.name in table]
+    for tight, bars in ((False, True), (True, True), (True, False)):
+        drawn = _drawn(table, columns, tight, bars)
+        if _width(drawn) <= width:
+            return drawn
+    # What says which row it is stays, and so does one number.
+    numbers = [column for column in columns if column.adds_up]
+    for column in sorted(numbers, key=lambda column: column.importance)[:-1]:
+        columns.remove(column)
+        drawn = _drawn(table, columns, tight=True, bars=False)
+        if _width(drawn) <= width:
+            break
+    return drawn
+
+
+def _drawn(table: pd.DataFrame, columns: list[Column], tight: bool, bars: bool) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    columns: list[tuple[str, str]] = [
-        ("layer", "layer"),
-        ("module", "module"),
-        ("norm", "‖ΔW‖"),
-        ("relative_norm", "‖ΔW‖/‖W‖"),
-        ("share", "share"),
-        ("stable_rank", "stable rank"),
-        ("effective_rank", "eff. rank"),
-        ("weight", "w"),
-        ("weighted_norm", "‖wΔW‖"),
-        ("changed", "changed"),
-        ("lost", "lost"),
-    ]
-    columns = [(name, title) for name, title in columns if name in table]
-    for name, title in columns:
-        drawn.add_column(title, justify="left" if name == "module" else "right", no_wrap=True)
-        if name == ("weighted_norm" if "weighted_norm" in table else "norm"):
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0 if tight else 1))
+    barred = ("weighted_norm" if "weighted_norm" in table else "norm") if bars else None
+    for column in columns:
+        heading = column.heading.replace(" ", "\n") if tight else column.heading
+        side: Literal["left", "right"] = "left" if column.name == "module" else "right"
+        drawn.add_column(heading, justify=side, no_wrap=True)
+        if column.name == barred:
             drawn.add_column("", no_wrap=True)
     # Bars of what arrives stand on the scale of what is there.
     largest = float(table["norm"].max())
     for row in table.to_dict("records"):
         cells: list[Text] = []
-        for name, _ in columns:
-            cells.append(Text(_cell(name, row[name])))
-            if name == ("weighted_norm" if "weighted_norm" in table else "norm"):
-                cells.append(Text(bar(float(row[name]) / largest if largest > 0 else 0.0)))
+        for column in columns:
+            value: Any = row[column.name]
+            if column.adds_up:
+                cells.append(Text(column.written(float(value))))
+            else:
+                cells.append(Text(shown(str(value), 40)))
+            if column.name == barred:
+                cells.append(Text(bar(float(value) / largest if largest > 0 else 0.0)))
         drawn.add_row(*cells)
-    terminal = sys.stdout.isatty()
-    width = None if terminal else int(os.environ.get("COLUMNS", WIDTH_WITHOUT_TERMINAL))
-    Console(width=width, highlight=False).print(drawn)
+    return drawn
+
+
+def _width(drawn: Table) -> int:
+    """The cells of a terminal's line that the table needs."""
+    from rich.console import Console
+
+    return Console(width=10_000).measure(drawn).maximum
 
 
 def bar(part: float, cells: int = BAR_CELLS) -> str:
@@ -133,17 +164,3 @@ def bar(part: float, cells: int = BAR_CELLS) -> str:
     eighths = round(min(max(part, 0.0), 1.0) * cells * 8)
     whole, left = divmod(eighths, 8)
     return "█" * whole + (BLOCKS[left] if left else "")
-
-
-def _cell(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        return shown(value, 40)
-    if name == "layer":
-        return str(int(value))
-    if value is None or math.isnan(value):
-        return "–"
-    if name in ("share", "relative_norm", "changed", "lost"):
-        return f"{value:.2%}" if name == "relative_norm" else f"{value:.1%}"
-    if name in ("stable_rank", "effective_rank"):
-        return f"{value:.1f}"
-    return f"{value:.2f}" if name == "weight" else f"{value:#.4g}".rstrip(".")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from labkit.figures.picture import picture_bytes
+
 PIXELS = 1440
 """Enough for a screen with two dots a pixel."""
 
@@ -12,7 +14,5 @@ class ShownFigure(Figure):
     """A figure that is seen without pyplot, which a bare Figure needs in a notebook."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        from labkit.figures.picture import picture_bytes
-
         size = {"width": round(100 * self.get_figwidth())}
         return picture_bytes(self, pixels=PIXELS), size

@@ -1,4 +1,4 @@
-"""What labkit's figures of tables share: paper, colours, axes and legends.
+"""What labkit's figures of tables share: paper, axes and legends.
 
 Nothing here touches matplotlib's global style: everything is said to each figure.
 """
@@ -6,59 +6,18 @@ Nothing here touches matplotlib's global style: everything is said to each figur
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from labkit.errors import LabkitError, shown
-from labkit.figures.picture import INK, PAPER
-from labkit.surveys.delta_survey import OUTSIDE
+from labkit.figures.palette import MODULE_COLORS, Theme, theme_for
+from labkit.surveys.adding_up import OUTSIDE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MODULE_COLORS = (
-    "#0072b2", "#56b4e9", "#009e73", "#8c8fa1", "#e69f00", "#d55e00", "#cc79a7", "#f0e442",
-)  # fmt: skip
-LABELS = {
-    "norm": "‖ΔW‖ (Frobenius)",
-    "spectral_norm": "‖ΔW‖₂ (spectral)",
-    "stable_rank": "stable rank",
-    "effective_rank": "effective rank",
-    "share": "share of ‖ΔW‖²",
-    "base_norm": "‖W‖ (Frobenius)",
-    "relative_norm": "‖ΔW‖ / ‖W‖",
-    "weight": "layer weight",
-    "weighted_norm": "‖wΔW‖ (Frobenius)",
-    "weighted_share": "share of ‖wΔW‖²",
-    "changed": "elements that change",
-    "lost": "lost to rounding",
-    "cosine": "cosine of the two deltas",
-}
-RANKS = ("stable_rank", "effective_rank")
-"""Columns that begin at 1."""
-PER_CENT = ("share", "relative_norm", "weighted_share", "changed", "lost")
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Paper, ink and grid of a figure."""
-
-    paper: str
-    ink: str
-    grid: str
-
-
-LIGHT = Theme(PAPER, INK, "#d9dce4")
-DARK = Theme("#1e1e2e", "#cdd6f4", "#45475a")
-
-
-def theme_for(dark: bool) -> Theme:
-    """Light paper, or dark."""
-    return DARK if dark else LIGHT
 
 
 def new_figure(

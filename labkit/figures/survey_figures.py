@@ -1,10 +1,10 @@
 """Figures of surveys: each a function of a table, each a `matplotlib.figure.Figure`.
 
-As in `picture.py`, pyplot and the global style stay as they are. Every figure brings its own
-paper, light or dark, so that it reads in any notebook. Categories have the colours of Okabe and Ito
-(Color Universal Design, 2008) and ordered values the colormap cividis, both made for colour-blind
-readers; thin edges keep bars apart where a printer has no colour. Light blue is the base model and
-light green the LoRA, as in the gradient's picture.
+Pyplot and its global style stay as they are. Every figure brings its own paper, light or dark, so
+that it reads in any notebook. Categories have the colours of Okabe and Ito (Color Universal Design,
+2008) and ordered values the colormap cividis, both made for colour-blind readers; thin edges keep
+bars apart where a printer has no colour. Light blue is the base model and light green the LoRA, as
+in the gradient's picture.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.errors import LabkitError, shown
-from labkit.figures.picture import ADAPTER_COLOR, BASE_COLOR, INK
+from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, INK, theme_for
 from labkit.figures.style import (
-    LABELS,
-    PER_CENT,
-    RANKS,
     grid_of,
     layer_axis,
     legend_below,
@@ -29,10 +26,10 @@ from labkit.figures.style import (
     new_figure,
     safe_name,
     style_bar,
-    theme_for,
-)  # fmt: skip
+)
 from labkit.gradients.gradient import Gradient
-from labkit.surveys.delta_survey import OUTSIDE, totals
+from labkit.surveys.adding_up import OUTSIDE, totals
+from labkit.surveys.columns import column_named
 from labkit.surveys.overlaps import TOGETHER
 
 if TYPE_CHECKING:
@@ -54,7 +51,7 @@ def norms_by_layer(table: pd.DataFrame, column: str = "norm", *, dark: bool = Fa
     """
     figure, (axes,) = new_figure((7.2, 3.6), dark)
     _stack(axes, table, column)
-    axes.set_ylabel(LABELS.get(column, column))
+    axes.set_ylabel(column_named(column).title)
     legend_below(figure, axes, theme_for(dark))
     return figure
 
@@ -165,7 +162,7 @@ def gradient_over_norms(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, 1.08 * max(layers["norm"].max(), layers["weighted_norm"].max()) or 1)
     layer_axis(axes)
-    axes.set_ylabel(LABELS["norm"])
+    axes.set_ylabel(column_named("norm").title)
     right = axes.twinx()
     weights = layers.set_index(where)["weight"].reindex(heights.index)
     line_color = theme.ink
@@ -340,7 +337,7 @@ def side_by_side(
         panels[0].set_ylabel("layer weight")
     else:
         panels[0].set_ylim(0, max(tops))
-        panels[0].set_ylabel(LABELS["norm"])
+        panels[0].set_ylabel(column_named("norm").title)
         legend_below(figure, panels[0], theme)
     return figure
 
@@ -377,11 +374,12 @@ def _map(
     from matplotlib.ticker import PercentFormatter
 
     theme = theme_for(dark)
+    shown_column = column_named(column)
     grid, layers, modules = grid_of(table, column)
     signed = bool(np.nanmin(grid, initial=0) < 0)
     if limits is None:
         largest = float(np.nanmax(np.abs(grid), initial=0)) or 1.0
-        limits = (-largest if signed else 1.0 if column in RANKS else 0.0, largest)
+        limits = (-largest if signed else shown_column.scale_from, largest)
     image = axes.imshow(
         np.ma.masked_invalid(grid),
         aspect="auto",
@@ -396,7 +394,7 @@ def _map(
     for spine in axes.spines.values():
         spine.set_visible(False)
     bar = figure.colorbar(image, ax=axes, pad=0.015, aspect=12)
-    if column in PER_CENT:
+    if shown_column.per_cent:
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    style_bar(bar, LABELS.get(column, column), theme)
+    style_bar(bar, shown_column.title, theme)
     layer_axis(axes, layers)

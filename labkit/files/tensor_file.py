@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,35 @@ class StoredTensor:
         step = max(1, elements // max(columns, 1))
         for start in range(0, count, step):
             yield start, self.read_rows(start, min(start + step, count))
+
+    def read_runs(self, runs: Iterable[tuple[int, int]]) -> Iterator[np.ndarray]:
+        """Read runs of elements, one after the other, into the same little memory.
+
+        Args:
+            runs: of each run its first element, and the one after its last, in the order in which
+                the file has them.
+
+        Yields:
+            The elements of each run as they are stored, in the dtype that `ARRAYS` names. The next
+            run overwrites them.
+
+        Raises:
+            LabkitError: as `read`.
+        """
+        dtype = np.dtype(ARRAYS[self.float_dtype])
+        buffer = bytearray()
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                for first, last in runs:
+                    size = (last - first) * dtype.itemsize
+                    if len(buffer) < size:
+                        buffer = bytearray(size)
+                    view = memoryview(buffer)[:size]
+                    position = self.start + first * dtype.itemsize
+                    read_fully(file.fileno(), view, position, self.file)
+                    yield np.frombuffer(view, dtype)
+        except OSError as error:
+            raise LabkitError(f"cannot read {shown(self.file)}: {error.strerror}") from error
 
     def read(self) -> np.ndarray:
         """Read the whole tensor from its file, in float64.

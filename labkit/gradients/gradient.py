@@ -312,7 +312,7 @@ class Gradient:
         return f"Gradient.parse({self.runs()!r})  # {len(self)} layers, mean weight {self.mean:.2f}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        from labkit.figures.picture import gradient_picture, picture_html
+        from labkit.figures import gradient_picture, picture_html
 
         text = f"{len(self)} layers · mean weight {self.mean:.2f}<br><code>{html.escape(str(self))}"
         return {

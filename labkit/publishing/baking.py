@@ -226,7 +226,7 @@ def _write(
     target: Path,
     began: float,
 ) -> BakeReceipt:
-    from labkit.figures.picture import gradient_picture, picture_bytes
+    from labkit.figures import gradient_picture, picture_bytes
     from labkit.files.direct_io import hash_file
     from labkit.writing.layout import LEGAL_NAMES, TOKENIZER_FILES
 

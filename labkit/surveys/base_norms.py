@@ -7,7 +7,6 @@ import json
 import math
 import os
 import tempfile
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from labkit.errors import LabkitError, shown
 from labkit.files.cache import cache_folder
 from labkit.files.floats import ARRAYS, wide
-from labkit.files.tensor_file import StoredTensor, TensorFile, read_fully
+from labkit.files.tensor_file import StoredTensor, TensorFile
 from labkit.machine import in_parallel
 from labkit.models.checkpoint import Checkpoint
 
@@ -72,28 +70,18 @@ def base_norms(base: Checkpoint, names: Sequence[str], progress: bool = True) ->
     return {name: norms[name] for name in names}
 
 
-_own = threading.local()
-
-
 def _norm(tensor: StoredTensor) -> float:
-    dtype = np.dtype(ARRAYS[tensor.float_dtype])
-    if not hasattr(_own, "buffer"):
-        _own.buffer = bytearray(READ_BYTES)
+    step = READ_BYTES // np.dtype(ARRAYS[tensor.float_dtype]).itemsize
+    runs = [
+        (first, min(first + step, tensor.elements)) for first in range(0, tensor.elements, step)
+    ]
     squares = []
-    try:
-        with tensor.file.open("rb", buffering=0) as file:
-            for position in range(tensor.start, tensor.stop, READ_BYTES):
-                count = min(READ_BYTES, tensor.stop - position)
-                read_fully(file.fileno(), memoryview(_own.buffer)[:count], position, tensor.file)
-                values = np.frombuffer(_own.buffer, dtype, count // dtype.itemsize)
-                for first in range(0, len(values), BLOCK_ELEMENTS):
-                    block = wide(values[first : first + BLOCK_ELEMENTS], tensor.dtype)
-                    with np.errstate(over="ignore"):
-                        squares.append(float(np.dot(block, block)))
-    except OSError as error:
-        raise LabkitError(f"cannot read {shown(tensor.file)}: {error.strerror}") from error
-    total = sum(squares)
-    return math.sqrt(total)  # of infinity and NaN too: then the base holds one
+    for values in tensor.read_runs(runs):
+        for first in range(0, len(values), BLOCK_ELEMENTS):
+            block = wide(values[first : first + BLOCK_ELEMENTS], tensor.dtype)
+            with np.errstate(over="ignore"):
+                squares.append(float(np.dot(block, block)))
+    return math.sqrt(sum(squares))  # of infinity and NaN too: then the base holds one
 
 
 def _identity(file: TensorFile) -> dict[str, Any]:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.machine import in_parallel
-from labkit.merging.recipe import as_gradient
+from labkit.merging.recipe import as_gradient, pattern_matches
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.surveys.measured import Target, opened_adapter, opened_base, targets
+from labkit.surveys.adding_up import totals
+from labkit.surveys.base_norms import base_norms
+from labkit.surveys.columns import SURVEY, MeasuredDelta, columns_that_need, derive
+from labkit.surveys.rounding_loss import survival
+from labkit.surveys.surveyed_tensors import tensors_to_survey
 
 if TYPE_CHECKING:
     import pandas as pd
-
-OUTSIDE = "outside"
-"""How tables by layer name what lies outside the decoder layers."""
 
 
 def survey(
@@ -45,10 +45,10 @@ def survey(
     | `rank` | r, the columns of `B` | |
     | `scaling` | `s`: alpha / r, or alpha / √r | Kalajdzievski 2023, arXiv:2312.03732 |
     | `norm` | `‖ΔW‖_F = √Σσ_i²` | |
+    | `share` | `‖ΔW‖_F²` of this row / sum over all rows | |
     | `spectral_norm` | `‖ΔW‖₂ = σ_1` | |
     | `stable_rank` | `‖ΔW‖_F² / ‖ΔW‖₂²`, from 1 to r | Rudelson and Vershynin 2007, J. ACM 54(4) |
     | `effective_rank` | `exp(-Σ p_i log p_i)`, `p_i = σ_i/Σσ` | Roy and Vetterli 2007, EUSIPCO |
-    | `share` | `‖ΔW‖_F²` of this row / sum over all rows | |
 
     With a base, from one pass over its tensors, remembered in the user's cache:
 
@@ -84,185 +84,101 @@ def survey(
     """
     import pandas as pd
 
-    checkpoint = None if base is None else opened_base(base)
-    opened = opened_adapter(adapter)
+    checkpoint = None if base is None else Checkpoint.open(base)
+    opened = Adapter.open(adapter)
     gradient = None if weights is None else as_gradient(weights)
-    found = targets(checkpoint, opened)
+    tensors = tensors_to_survey(checkpoint, opened)
     if gradient is not None:
-        layers = [target.layer for target in found if target.layer is not None]
+        layers = [tensor.layer for tensor in tensors if tensor.layer is not None]
         gradient.require(checkpoint.layers if checkpoint else max(layers, default=-1) + 1)
-    with in_parallel(_measure, found) as measured:
-        rows = [row for row, _ in measured]
-    table = pd.DataFrame(rows)
+    with in_parallel(lambda tensor: _row(MeasuredDelta.of(tensor)), tensors) as measured:
+        table = pd.DataFrame(list(measured))
     table["layer"] = table["layer"].astype("Int64")
-    table["share"] = _shares(table["norm"])
+    derive(table, "delta")
     if checkpoint is not None:
-        from labkit.surveys.base_norms import base_norms
-
-        names = [target.tensor.name for target in found if target.tensor]
+        names = [tensor.tensor.name for tensor in tensors if tensor.tensor]
         norms = base_norms(checkpoint, names, progress)
         table["base_norm"] = [norms[name] for name in names]
-        table["relative_norm"] = table["norm"] / table["base_norm"].where(table["base_norm"] > 0)
+        derive(table, "base")
     if gradient is not None:
         outside = math.nan if rest is None else rest
         table["weight"] = [
-            outside if target.layer is None else gradient[target.layer] for target in found
+            outside if tensor.layer is None else gradient[tensor.layer] for tensor in tensors
         ]
-        table["weighted_norm"] = table["weight"].abs() * table["norm"]
-        table["weighted_share"] = _shares(table["weighted_norm"])
-        if checkpoint is not None:
-            from labkit.surveys.rounding_loss import survival
-
-            survived = survival(
-                checkpoint,
-                opened,
-                gradient,
-                dtype,
-                rest=0.0 if rest is None else rest,
-                exact=exact,
-                progress=progress,
-            )
-            columns = ["name", "dtype", "changed", "changed_error", "lost", "lost_error"]
-            table = table.merge(survived[columns], on="name", how="left", validate="many_to_one")
+        derive(table, "weights")
+    if gradient is not None and checkpoint is not None:
+        survived = survival(
+            checkpoint,
+            opened,
+            gradient,
+            dtype,
+            rest=0.0 if rest is None else rest,
+            exact=exact,
+            progress=progress,
+        )
+        rounding = ["name", *(column.name for column in columns_that_need("rounding"))]
+        table = table.merge(survived[rounding], on="name", how="left", validate="many_to_one")
     table.attrs["adapter"] = opened.name
     return table
 
 
-def spectra(
-    base: Checkpoint | str | Path | None, adapter: Adapter | str | Path, *, progress: bool = True
-) -> pd.DataFrame:
+def spectra(base: Checkpoint | str | Path | None, adapter: Adapter | str | Path) -> pd.DataFrame:
     """Give every singular value of every delta, largest first: one row for each.
 
     Columns: `layer`, `module`, `name`, `index` from 1, `value` (`σ_i`), and `relative`
-    (`σ_i / σ_1`).
+    (`σ_i / σ_1`). A change that is no product of factors has none.
 
     Args:
         base: the base model, for its names and layers; None tells them from the adapter's names.
         adapter: the adapter, opened or as a reference.
-        progress: not used so far; nothing here takes long.
     """
     import pandas as pd
 
-    opened = opened_adapter(adapter)
-    found = targets(None if base is None else opened_base(base), opened)
-    with in_parallel(_measure, found) as measured:
+    opened = Adapter.open(adapter)
+    tensors = tensors_to_survey(None if base is None else Checkpoint.open(base), opened)
+    with in_parallel(lambda tensor: MeasuredDelta.of(tensor).singular_values, tensors) as measured:
         rows = [
             {
-                "layer": row["layer"],
-                "module": row["module"],
-                "name": row["name"],
+                "layer": tensor.layer,
+                "module": tensor.module,
+                "name": tensor.name,
                 "index": index,
                 "value": value,
                 "relative": value / values[0] if values[0] > 0 else math.nan,
             }
-            for row, values in measured
+            for tensor, values in zip(tensors, measured, strict=True)
             for index, value in enumerate(values, start=1)
         ]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["layer", "module", "name", "index", "value", "relative"])
     table["layer"] = table["layer"].astype("Int64")
     table.attrs["adapter"] = opened.name
     return table
 
 
-def totals(table: pd.DataFrame, by: Literal["layer", "module", "tensor"] = "layer") -> pd.DataFrame:
-    """Add a survey's rows up by layer or by module, in the order in which they stand.
-
-    Norms add as their squares, `‖·‖² = Σ‖·‖²`, since the rows are different elements of one model;
-    shares add; `changed` is the mean over elements and `lost` the one over squares; ranks and
-    weights are the rows' mean.
+def layer_norms(
+    base: Checkpoint | str | Path, adapter: Adapter | str | Path, pattern: str = ""
+) -> list[float]:
+    """Measure how much an adapter changes each layer: `‖ΔW‖ / ‖W‖` over the modules it changes.
 
     Args:
-        table: what `survey` gave.
-        by: "layer", "module", or "tensor" for the rows as they are.
+        base: the base model, opened or as a reference.
+        adapter: the adapter, opened or as a reference.
+        pattern: a module pattern, as in `Recipe`'s `weights_for`; every module if left out.
 
-    Raises:
-        LabkitError: another word for `by`.
+    Returns:
+        One number for each layer; 0 where no such module changes.
     """
-    import pandas as pd
-
-    if by not in ("layer", "module", "tensor"):
-        raise LabkitError(
-            f"a survey is added up by layer, module or tensor, found {shown(repr(by))}"
-        )
-    work = table.copy()
-    work["layer"] = [OUTSIDE if pd.isna(layer) else int(layer) for layer in table["layer"]]
-    if by == "tensor":
-        return work
-    rows = []
-    for key, group in work.groupby(by, sort=False):
-        row: dict[str, Any] = {by: key, "tensors": len(group)}
-        for column in ("norm", "base_norm", "weighted_norm"):
-            if column in group:
-                row[column] = math.sqrt(math.fsum(group[column].dropna() ** 2))
-        row["spectral_norm"] = group["spectral_norm"].max()
-        for column in ("stable_rank", "effective_rank", "weight"):
-            if column in group:
-                row[column] = group[column].mean()
-        for column in ("share", "weighted_share"):
-            if column in group:
-                row[column] = group[column].sum()
-        if "base_norm" in group and row["base_norm"] > 0:
-            row["relative_norm"] = row["norm"] / row["base_norm"]
-        if "lost" in group:
-            row |= lost_in_all(group)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    checkpoint = Checkpoint.open(base)
+    table = survey(checkpoint, adapter, progress=False)
+    chosen = table["layer"].notna() & table["name"].map(
+        lambda name: not pattern or pattern_matches(pattern, name)
+    )
+    norms = [0.0] * checkpoint.layers
+    for row in totals(table[chosen], "layer").to_dict("records"):
+        if row["relative_norm"] > 0:
+            norms[row["layer"]] = float(row["relative_norm"])
+    return norms
 
 
-def lost_in_all(table: pd.DataFrame) -> dict[str, float]:
-    """What rounding loses of all rows together: `changed` and `lost`, each with its error.
-
-    `lost² = Σ lost²·‖wΔW‖² / Σ‖wΔW‖²` over the rows, and `changed` is the mean over all elements
-    of the tensors with a weight. Errors of different tensors are independent, and add as squares.
-
-    Args:
-        table: with the columns of `labkit.survival`.
-    """
-    counted = table[table["lost"].notna()]
-    squares = counted["weighted_norm"] ** 2
-    whole = math.fsum(squares)
-    elements = counted["shape"].map(math.prod)
-    if not whole > 0:
-        return dict.fromkeys(("changed", "changed_error", "lost", "lost_error"), math.nan)
-    lost = math.sqrt(math.fsum(counted["lost"] ** 2 * squares) / whole)
-    # d(lost) = Σ squares·lost_i·d(lost_i) / (whole·lost)
-    parts = (squares * counted["lost"] * counted["lost_error"]) ** 2
-    return {
-        "changed": math.fsum(counted["changed"] * elements) / elements.sum(),
-        "changed_error": math.sqrt(math.fsum((counted["changed_error"] * elements) ** 2))
-        / float(elements.sum()),
-        "lost": lost,
-        "lost_error": math.sqrt(math.fsum(parts)) / (whole * lost) if lost > 0 else 0.0,
-    }
-
-
-def _measure(target: Target) -> tuple[dict[str, Any], list[float]]:
-    """One row of the survey, and the singular values."""
-    delta = target.delta()
-    # A change that is no product of factors has a norm, and neither rank nor singular values.
-    found = delta.singular_values()
-    values: list[float] = [] if found is None else found.tolist()
-    norm = math.sqrt(math.fsum(v * v for v in values)) if values else delta.norm()
-    largest, total = max(values, default=math.nan), math.fsum(values)
-    portions = [value / total for value in values if value > 0]
-    row = {
-        "layer": target.layer,
-        "module": target.module,
-        "name": target.name,
-        "shape": tuple(getattr(delta, "shape", target.tensor.shape if target.tensor else ())),
-        "rank": getattr(delta, "rank", None),
-        "scaling": target.scaling,
-        "norm": norm,
-        "spectral_norm": largest,
-        "stable_rank": (norm / largest) ** 2 if largest > 0 else math.nan,
-        "effective_rank": math.exp(-math.fsum(p * math.log(p) for p in portions))
-        if portions
-        else math.nan,
-    }
-    return row, values
-
-
-def _shares(norms: pd.Series[float]) -> pd.Series[float]:
-    squares = norms**2
-    total = squares.sum()
-    return squares / total if total > 0 else squares * math.nan
+def _row(measured: MeasuredDelta) -> dict[str, Any]:
+    return {column.name: column.measure(measured) for column in SURVEY if column.measure}

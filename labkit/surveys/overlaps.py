@@ -16,7 +16,8 @@ from labkit.errors import LabkitError
 from labkit.machine import in_parallel
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.surveys.measured import Target, opened_adapter, opened_base, place, targets
+from labkit.surveys.columns import OVERLAP
+from labkit.surveys.surveyed_tensors import SurveyedTensor, table_order, tensors_to_survey
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +26,7 @@ TOGETHER = 0.1
 """The cosine from which two deltas count as pulling together; its negative, as pulling apart.
 At 0.1, the squared norm of the sum of two equally long deltas is 10 % more than if they did not
 meet."""
+NO_NUMBERS = {column.name: math.nan for column in OVERLAP}
 
 
 def overlap(
@@ -69,10 +71,12 @@ def overlap(
         raise LabkitError(f"an overlap needs two adapters or more, found {len(adapters)}")
     if k is not None and k < 1:
         raise LabkitError(f"an overlap compares k ≥ 1 singular vectors, found k={k}")
-    opened = [opened_adapter(adapter) for adapter in adapters]
-    checkpoint = None if base is None else opened_base(base)
+    opened = [Adapter.open(adapter) for adapter in adapters]
+    checkpoint = None if base is None else Checkpoint.open(base)
     names = _different_names(opened)
-    listed = [{target.name: target for target in targets(checkpoint, one)} for one in opened]
+    listed = [
+        {tensor.name: tensor for tensor in tensors_to_survey(checkpoint, one)} for one in opened
+    ]
     pairs = [
         (names[first], names[second], listed[first].get(name), listed[second].get(name), k)
         for first, second in combinations(range(len(opened)), 2)
@@ -82,7 +86,11 @@ def overlap(
         rows = list(compared)
     order = {name: position for position, name in enumerate(names)}
     rows.sort(
-        key=lambda row: (order[row["a"]], order[row["b"]], *place(row["layer"], row["module"]))
+        key=lambda row: (
+            order[row["a"]],
+            order[row["b"]],
+            *table_order(row["layer"], row["module"]),
+        )
     )
     table = pd.DataFrame(rows)
     table["layer"] = table["layer"].astype("Int64")
@@ -99,29 +107,25 @@ def _different_names(adapters: Sequence[Adapter]) -> list[str]:
     return names
 
 
-def _compare(pair: tuple[str, str, Target | None, Target | None, int | None]) -> dict[str, Any]:
+def _compare(
+    pair: tuple[str, str, SurveyedTensor | None, SurveyedTensor | None, int | None],
+) -> dict[str, Any]:
     a, b, first, second, k = pair
     one = first or second
     assert one is not None  # noqa: S101 - a name comes from one of the two
     row: dict[str, Any] = {"layer": one.layer, "module": one.module, "name": one.name}
     row |= {"a": a, "b": b}
     if first is None or second is None:
-        return row | {"meeting": f"only {a if first else b}", **dict.fromkeys(NUMBERS, math.nan)}
+        return row | {"meeting": f"only {a if first else b}", **NO_NUMBERS}
     x, y = first.delta(), second.delta()
     if not (isinstance(x, LowRank) and isinstance(y, LowRank)):
-        return row | {"meeting": "no factors", **dict.fromkeys(NUMBERS, math.nan)}
+        return row | {"meeting": "no factors", **NO_NUMBERS}
     if x.shape != y.shape:
         raise LabkitError(
             f"{a} changes {one.name} as {x.shape[0]} × {x.shape[1]} and {b} as "
             f"{y.shape[0]} × {y.shape[1]}; adapters of one base are compared"
         )
     return row | _numbers(x, y, k, (a, b))
-
-
-NUMBERS = (
-    "cosine", "chance", "k", "left_overlap", "right_overlap", "left_angle", "right_angle",
-    "left_chance", "right_chance",
-)  # fmt: skip
 
 
 def _numbers(x: LowRank, y: LowRank, k: int | None, names: tuple[str, str]) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def _numbers(x: LowRank, y: LowRank, k: int | None, names: tuple[str, str]) -> d
     if 0 in sizes:
         both = sizes == [0, 0]
         meeting = "do not meet" if both else f"only {names[0] if sizes[0] else names[1]}"
-        return {**dict.fromkeys(NUMBERS, math.nan), "meeting": meeting}
+        return {**NO_NUMBERS, "meeting": meeting}
     top = min(*sizes, k or min(sizes))
     # ⟨ΔA, ΔB⟩ = Σ_ij σ_i τ_j (u_i·x_j)(v_i·y_j), so nothing but the spans' angles is needed.
     left, right = left_x.T @ left_y, right_x.T @ right_y

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from labkit.deltas.delta import Delta
-from labkit.errors import LabkitError, shown
-from labkit.files.floats import ARRAYS, wide
-from labkit.files.tensor_file import FLOATS, StoredTensor, read_fully
+from labkit.errors import LabkitError
+from labkit.files.floats import wide
+from labkit.files.tensor_file import FLOATS, StoredTensor
 from labkit.gradients.gradient import Gradient
 from labkit.machine import in_parallel
 from labkit.merging.planning import Plan, plan
@@ -23,8 +23,8 @@ from labkit.merging.recipe import Recipe, Term, as_gradient
 from labkit.merging.rounding import BlockMerger
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.surveys.measured import opened_adapter, opened_base, place, short_names
-from labkit.writing.receipt import MUCH_LOST
+from labkit.surveys.adding_up import totals
+from labkit.surveys.surveyed_tensors import short_names, table_order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 ROWS = 64
 """Rows of each tensor that an estimate looks at."""
 BLOCK_ELEMENTS = 1 << 17
+MUCH_LOST = 0.1
+"""A part of the change that is worth a word when rounding loses it."""
 
 
 def survival(
@@ -90,22 +92,22 @@ def survival(
     elif adapter is None or weights is None:
         raise LabkitError("survival needs a plan, or a base, an adapter and its layer weights")
     else:
-        term = Term(opened_adapter(adapter), as_gradient(weights))
-        resolved = plan(Recipe(opened_base(base), [term], rest, dtype))
+        term = Term(Adapter.open(adapter), as_gradient(weights))
+        resolved = plan(Recipe(Checkpoint.open(base), [term], rest, dtype))
     names = {row.base_tensor: row.layer for row in resolved.ledger if row.base_tensor}
     short = short_names((name.removesuffix(".weight"), layer) for name, layer in names.items())
     ordered = sorted(
-        names, key=lambda name: place(names[name], short[name.removesuffix(".weight")])
+        names, key=lambda name: table_order(names[name], short[name.removesuffix(".weight")])
     )
 
     def measure(name: str) -> _Survived:
         change = resolved.changes.get(name)
         tensor = resolved.base.tensors[name]
-        code = resolved.output_dtype(tensor)
-        if change is None and code == tensor.dtype:  # the merge keeps the base's bytes
+        output_dtype = resolved.output_dtype(tensor)
+        if change is None and output_dtype == tensor.dtype:  # the merge keeps the base's bytes
             return _Survived(0.0, tensor.matrix_shape[0], 0.0, 0.0, math.nan, math.nan)
         update = change.update() if change else None
-        return _survived(tensor, update, code, None if exact else rows, seed)
+        return _survived(tensor, update, output_dtype, None if exact else rows, seed)
 
     table = []
     with (
@@ -139,18 +141,14 @@ def rounding_line(table: pd.DataFrame) -> str | None:
     Args:
         table: what `survival` gave, or a survey with weights.
     """
-    from labkit.surveys.delta_survey import lost_in_all
-
-    if not lost_in_all(table)["lost"] > MUCH_LOST:
+    if not totals(table, "all")["lost"][0] > MUCH_LOST:
         return None
     return f"{rounding_sentence(table)}; --dtype float32 keeps it"
 
 
 def rounding_sentence(table: pd.DataFrame) -> str | None:
     """The same about any loss, and without the way out; None if no change was asked for."""
-    from labkit.surveys.delta_survey import lost_in_all
-
-    whole = lost_in_all(table)
+    whole = totals(table, "all").iloc[0]
     if math.isnan(whole["lost"]):
         return None
     dtypes = sorted({str(dtype) for dtype in table.loc[table["lost"].notna(), "dtype"]})
@@ -183,14 +181,14 @@ class _PerRow:
 
 
 def _survived(
-    tensor: StoredTensor, update: Delta | None, code: str, sample: int | None, seed: int
+    tensor: StoredTensor, update: Delta | None, output_dtype: str, sample: int | None, seed: int
 ) -> _Survived:
     """Measure one tensor.
 
     Args:
         tensor: the base's.
         update: all that is added to it; None for a change of dtype alone.
-        code: the output's dtype.
+        output_dtype: of the merged tensor, by safetensors' name.
         sample: how many rows to look at; None for all.
         seed: of the sample.
     """
@@ -203,7 +201,7 @@ def _survived(
         runs = [(row, row + 1) for row in sorted(chosen.tolist())]
     # A change that is too large for the dtype becomes infinite, and then so is what is lost.
     with np.errstate(over="ignore", invalid="ignore"):
-        seen = _look(tensor, update, code, runs)
+        seen = _look(tensor, update, output_dtype, runs)
         return _summed_up(seen, count, columns, 0.0 if update is None else update.norm())
 
 
@@ -232,43 +230,33 @@ def _generator(name: str, seed: int) -> np.random.Generator:
 
 
 _own = threading.local()
+"""Each thread's `BlockMerger`, whose memory every block uses again."""
 
 
 def _look(
-    tensor: StoredTensor, update: Delta | None, code: str, runs: list[tuple[int, int]]
+    tensor: StoredTensor, update: Delta | None, output_dtype: str, runs: list[tuple[int, int]]
 ) -> _PerRow:
     """Merge runs of rows and compare each with what was asked for."""
     if not hasattr(_own, "merger"):
         _own.merger = BlockMerger()
-        _own.buffer = bytearray()
     merger: BlockMerger = _own.merger
-    stored = tensor.float_dtype
-    dtype = np.dtype(ARRAYS[stored])
     _, columns = tensor.matrix_shape
-    row_bytes = columns * dtype.itemsize
     parts: dict[str, list[Any]] = {"changed": [], "error": [], "asked": []}
-    try:
-        with tensor.file.open("rb", buffering=0) as file:
-            for start, stop in runs:
-                size = (stop - start) * row_bytes
-                if len(_own.buffer) < size:
-                    _own.buffer = bytearray(size)
-                view = memoryview(_own.buffer)[:size]
-                read_fully(file.fileno(), view, tensor.start + start * row_bytes, tensor.file)
-                block = np.frombuffer(view, dtype).reshape(stop - start, columns)
-                original = wide(block, stored)
-                asked = np.zeros(block.shape)
-                if update is not None:
-                    # Kinds of change that depend on the base's numbers are given them.
-                    update.add_rows_to(asked, start, original)
-                change = wide(merger.merge(block, stored, update, start, code)[0], code)
-                change -= original
-                parts["changed"].append(np.count_nonzero(change, axis=1))
-                change -= asked
-                parts["error"].append(_squares(change))
-                parts["asked"].append(_squares(asked))
-    except OSError as error:
-        raise LabkitError(f"cannot read {shown(tensor.file)}: {error.strerror}") from error
+    blocks = tensor.read_runs((start * columns, stop * columns) for start, stop in runs)
+    for (start, stop), values in zip(runs, blocks, strict=True):
+        block = values.reshape(stop - start, columns)
+        original = wide(block, tensor.dtype)
+        asked = np.zeros(block.shape)
+        if update is not None:
+            # Kinds of change that depend on the base's numbers are given them.
+            update.add_rows_to(asked, start, original)
+        merged = merger.merge(block, tensor.dtype, update, start, output_dtype)[0]
+        change = wide(merged, output_dtype)
+        change -= original
+        parts["changed"].append(np.count_nonzero(change, axis=1))
+        change -= asked
+        parts["error"].append(_squares(change))
+        parts["asked"].append(_squares(asked))
     joined = {name: np.concatenate(part).astype(np.float64) for name, part in parts.items()}
     return _PerRow(**joined)
 

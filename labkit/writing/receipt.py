@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.summary import Summary
+from labkit.surveys.rounding_loss import MUCH_LOST
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MUCH_LOST = 0.1
-"""A part of the change that is worth a word when rounding loses it."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
 
 
 def _picture(plan: Plan) -> bytes:
-    from labkit.figures.picture import gradient_picture, picture_bytes
+    from labkit.figures import gradient_picture, picture_bytes
 
     first = plan.recipe.terms[0]
     return picture_bytes(gradient_picture(first.weights, plan.base.name, first.source.name))

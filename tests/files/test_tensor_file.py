@@ -7,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import labkit as lk
+from labkit.files.floats import wide
 from labkit.files.tensor_file import header_for, open_tensor_file
 
 
@@ -140,3 +141,15 @@ def test_whole_numbers_are_not_calculated_with(tmp_path):
     save_file({"a": torch.zeros(2, dtype=torch.int32)}, tmp_path / "a.safetensors")
     with pytest.raises(lk.LabkitError, match="stored as I32"):
         open_tensor_file(tmp_path / "a.safetensors").tensors[0].read()
+
+
+def test_runs_of_elements_are_read_as_they_are_stored(tmp_path):
+    numbers = torch.arange(24, dtype=torch.bfloat16).reshape(4, 6)
+    save_file({"before": torch.ones(3), "x": numbers}, tmp_path / "x.safetensors")
+    tensor = next(t for t in open_tensor_file(tmp_path / "x.safetensors").tensors if t.name == "x")
+    runs = [(0, 2), (6, 12), (23, 24)]
+    found = [wide(values, "BF16").tolist() for values in tensor.read_runs(runs)]
+    assert found == [list(range(start, stop)) for start, stop in runs]
+    (tmp_path / "x.safetensors").unlink()
+    with pytest.raises(lk.LabkitError, match="cannot read .*No such file"):
+        list(tensor.read_runs(runs))

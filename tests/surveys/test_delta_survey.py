@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
 
 import numpy as np
@@ -14,9 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
-from labkit.surveys.base_norms import base_norms
-from labkit.surveys.delta_survey import lost_in_all, totals
-from labkit.surveys.measured import layers_by_name, short_names
+from labkit.surveys.delta_survey import layer_norms
+from tests.oracle import load, merged, train
 from tests.tiny import make_adapter, make_base
 
 
@@ -45,6 +42,17 @@ def dense(adapter, name):
     return b @ a
 
 
+def load_factor(adapter, name):
+    """The factor A, of shape r × in."""
+    return load_file(adapter / "adapter_model.safetensors")[
+        f"base_model.model.{name}.lora_A.weight"
+    ]
+
+
+def rows(table):
+    return list(table.itertuples())
+
+
 @pytest.mark.parametrize("kind", ["tiny_adapter", "wide_adapter"])
 def test_every_column_agrees_with_the_dense_matrix(kind, tiny_base, request):
     folder = request.getfixturevalue(kind)
@@ -65,9 +73,14 @@ def test_every_column_agrees_with_the_dense_matrix(kind, tiny_base, request):
         assert row.base_norm == pytest.approx(float(weight.norm()), **close)
         assert row.relative_norm == pytest.approx(float(matrix.norm() / weight.norm()), **close)
         assert row.shape == tuple(matrix.shape)
+        assert row.rank == load_factor(folder, row.name).shape[0]
+        assert row.name.startswith(f"model.layers.{row.layer}.")
+        assert row.name.endswith(f".{row.module}")
         total += float((matrix**2).sum())
     assert table["share"].sum() == pytest.approx(1)
     assert table["share"][0] == pytest.approx(table["norm"][0] ** 2 / total)
+    squares = [float((dense(folder, row.name) * row.scaling).norm()) ** 2 for row in rows(table)]
+    assert list(table["share"]) == pytest.approx([square / total for square in squares])
 
 
 def test_scaling_and_rank_are_those_of_the_config(tiny_base, wide_adapter):
@@ -75,6 +88,7 @@ def test_scaling_and_rank_are_those_of_the_config(tiny_base, wide_adapter):
     assert table.loc[(0, "up_proj"), "rank"] == 7
     assert table.loc[(0, "up_proj"), "scaling"] == pytest.approx(8 / math.sqrt(7))
     assert table.loc[(3, "q_proj"), "scaling"] == pytest.approx(3 / math.sqrt(4))
+    assert table.loc[(1, "k_proj"), "scaling"] == pytest.approx(8 / math.sqrt(4))
 
 
 def test_without_a_base_the_columns_about_the_delta_are_the_same(tiny_base, tiny_adapter):
@@ -100,6 +114,11 @@ def test_weights_add_what_they_leave(tiny_base, tiny_adapter):
         assert row.weight == gradient[row.layer]
         assert row.weighted_norm == pytest.approx(abs(row.weight) * row.norm)
     assert table["weighted_share"].sum() == pytest.approx(1)
+    squares = [
+        float((gradient[row.layer] * dense(tiny_adapter, row.name)).norm()) ** 2
+        for row in table.itertuples()
+    ]
+    assert list(table["weighted_share"]) == pytest.approx([s / sum(squares) for s in squares])
     assert (table.loc[table["layer"] == 0, "weighted_share"] == 0).all()
     # Every tensor here has fewer rows than a sample, so it is exact.
     expected = lk.survival(tiny_base, tiny_adapter, gradient, exact=True, progress=False)
@@ -129,7 +148,7 @@ def test_what_lies_outside_the_layers_has_a_row_of_its_own(tmp_path):
         assert last["module"] == "lm_head"
         assert pd.isna(last["layer"])
         assert math.isnan(last["weight"])
-        assert totals(table, "layer")["layer"].tolist() == [0, 1, 2, 3, "outside"]
+        assert lk.totals(table, "layer")["layer"].tolist() == [0, 1, 2, 3, "outside"]
     table = lk.survey(base, adapter, "1x4", rest=0.5, progress=False)
     assert table.iloc[-1]["weighted_norm"] == pytest.approx(table.iloc[-1]["norm"] / 2)
 
@@ -168,97 +187,12 @@ def test_spectra_are_the_singular_values(tiny_base, tiny_adapter):
     assert list(one["index"]) == [1, 2, 3, 4]
     assert one["relative"].iloc[0] == 1
     pd.testing.assert_frame_equal(table, lk.spectra(None, tiny_adapter))
-
-
-def test_totals_add_squares(tiny_base, tiny_adapter):
-    table = lk.survey(tiny_base, tiny_adapter, "0,1,1,1", progress=False)
-    layers, modules = totals(table, "layer"), totals(table, "module")
-    assert len(layers) == 4
-    assert list(modules["module"]) == list(table["module"][:7])
-    for added in (layers, modules):
-        assert math.hypot(*added["norm"]) == pytest.approx(math.hypot(*table["norm"]))
-        assert added["share"].sum() == pytest.approx(1)
-    first = table[table["layer"] == 1]
-    assert layers["relative_norm"][1] == pytest.approx(
-        math.hypot(*first["norm"]) / math.hypot(*first["base_norm"])
-    )
-    assert len(totals(table, "tensor")) == len(table)
-    with pytest.raises(lk.LabkitError, match="layer, module or tensor, found 'head'"):
-        totals(table, "head")
-
-
-def test_lost_in_all_is_the_loss_of_the_whole_change(tiny_base, tiny_adapter):
-    table = lk.survival(tiny_base, tiny_adapter, "0,1,1,1", exact=True, progress=False)
-    squares = (table["weighted_norm"] * table["lost"]) ** 2
-    whole = lost_in_all(table)
-    assert whole["lost"] == pytest.approx(
-        math.sqrt(squares.sum()) / math.hypot(*table["weighted_norm"])
-    )
-    assert whole["lost_error"] == 0
-
-
-class TestBaseNorms:
-    NAME = "model.layers.0.mlp.up_proj.weight"
-
-    def test_the_second_time_reads_no_tensor(self, tiny_base, monkeypatch):
-        base = lk.Checkpoint(tiny_base)
-        first = base_norms(base, [self.NAME], progress=False)
-        monkeypatch.setattr("labkit.surveys.base_norms._norm", lambda _: pytest.fail("read again"))
-        assert base_norms(lk.Checkpoint(tiny_base), [self.NAME], progress=False) == first
-
-    def test_another_file_is_measured_again(self, tmp_path):
-        base = make_base(tmp_path / "base")
-        first = base_norms(lk.Checkpoint(base), [self.NAME], progress=False)
-        file = lk.Checkpoint(base).tensors[self.NAME].file
-        content = file.read_bytes()
-        file.write_bytes(content[:-200] + bytes(200))
-        os.utime(file, ns=(1, 1))
-        checkpoint = lk.Checkpoint(base)
-        names = [tensor.name for tensor in checkpoint.files[0].tensors]
-        again = base_norms(checkpoint, [self.NAME, *names], progress=False)
-        for name, norm in again.items():
-            assert norm == pytest.approx(float(checkpoint.read(name).double().norm()), rel=1e-12)
-        assert first[self.NAME] > 0
-
-    def test_a_damaged_or_unwritable_cache_is_no_reason_to_fail(
-        self, tiny_base, tmp_path, monkeypatch
-    ):
-        base = lk.Checkpoint(tiny_base)
-        first = base_norms(base, [self.NAME], progress=False)
-        for path in (tmp_path / "cache").rglob("*.json"):
-            path.write_text("{")
-        assert base_norms(base, [self.NAME], progress=False) == first
-        for path in (tmp_path / "cache").rglob("*.json"):
-            content = json.loads(path.read_text())
-            assert content["norms"]
-            path.write_text(json.dumps({**content, "norms": [1]}))
-        assert base_norms(base, [self.NAME], progress=False) == first
-        (tmp_path / "file").write_text("")
-        monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "file" / "below"))
-        assert base_norms(base, [self.NAME], progress=False) == first
-
-    def test_larger_than_the_buffers(self, tiny_base, monkeypatch):
-        base = lk.Checkpoint(tiny_base)
-        monkeypatch.setattr("labkit.surveys.base_norms.READ_BYTES", 1 << 9)
-        monkeypatch.setattr("labkit.surveys.base_norms.BLOCK_ELEMENTS", 100)
-        monkeypatch.setattr("labkit.surveys.base_norms._own", __import__("threading").local())
-        norm = base_norms(base, [self.NAME], progress=False)[self.NAME]
-        assert norm == pytest.approx(float(base.read(self.NAME).double().norm()), rel=1e-12)
-
-
-def test_short_names_tell_the_modules_of_one_layer_apart():
-    names = [
-        ("model.layers.0.mlp.experts.0.w1", 0),
-        ("model.layers.0.mlp.experts.1.w1", 0),
-        ("model.layers.1.mlp.experts.0.w1", 1),
-        ("lm_head", None),
-    ]
-    assert list(short_names(names).values()) == ["0.w1", "1.w1", "0.w1", "lm_head"]
-
-
-def test_layers_by_name_takes_the_largest_group():
-    names = [f"model.layers.{i}.mlp.up_proj" for i in range(3)] + ["vision.blocks.0.fc", "lm_head"]
-    assert list(layers_by_name(names).values()) == [0, 1, 2, None, None]
+    for name, values in table.groupby("name"):
+        expected = torch.linalg.svdvals(dense(tiny_adapter, name) * 2)[:4]
+        np.testing.assert_allclose(values["value"], expected, rtol=1e-6)
+        np.testing.assert_allclose(values["relative"], expected / expected[0], rtol=1e-6)
+        assert name.startswith(f"model.layers.{values['layer'].iloc[0]}.")
+        assert name.endswith(values["module"].iloc[0])
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path, tiny_base, tiny_adapter):
@@ -282,3 +216,44 @@ def test_factors_that_are_not_finite_are_refused_without_a_base_too(tiny_adapter
         lk.LabkitError, match="holds 1 numbers that are NaN or infinite in '.*lora_A"
     ):
         lk.overlap([folder, tiny_adapter])
+
+
+def test_a_change_without_factors_has_norms_alone(tmp_path, tiny_base):
+    """DoRA, against what PEFT makes of it."""
+    adapter = train(tmp_path / "dora", tiny_base, target_modules=["up_proj"], use_dora=True)
+    before, after = load(tiny_base).state_dict(), merged(tiny_base, adapter).state_dict()
+    table = lk.survey(tiny_base, adapter, "0.5x4", progress=False)
+    assert len(table) == 4
+    for row in table.itertuples():
+        change = (after[f"{row.name}.weight"] - before[f"{row.name}.weight"]).double()
+        assert row.norm == pytest.approx(float(change.norm()), rel=1e-5)
+        assert row.weighted_norm == pytest.approx(float(change.norm()) / 2, rel=1e-5)
+    unknown = table[["rank", "spectral_norm", "stable_rank", "effective_rank"]]
+    assert unknown.isna().all(axis=None)
+    assert (table["scaling"] == 6 / 4).all()
+    spectra = lk.spectra(tiny_base, adapter)
+    assert len(spectra) == 0
+    assert list(spectra) == ["layer", "module", "name", "index", "value", "relative"]
+
+
+def test_layer_norms_agree_with_the_dense_matrices(tmp_path, tiny_base):
+    adapter = make_adapter(
+        tmp_path / "some",
+        tiny_base,
+        target_modules=["q_proj", "up_proj"],
+        layers_to_transform=[1, 3],
+    )
+    base = lk.Checkpoint(tiny_base)
+
+    def expected(layer, modules):
+        names = [f"model.layers.{layer}.{module}" for module in modules]
+        changed = math.hypot(*(float(dense(adapter, name).norm()) * 2 for name in names))
+        whole = math.hypot(*(float(base.read(f"{name}.weight").double().norm()) for name in names))
+        return changed / whole
+
+    both = ["self_attn.q_proj", "mlp.up_proj"]
+    found = layer_norms(base, adapter)
+    assert found == [0, pytest.approx(expected(1, both)), 0, pytest.approx(expected(3, both))]
+    found = layer_norms(tiny_base, adapter, "mlp")
+    assert found == [0, *(pytest.approx(expected(n, both[1:])) if n != 2 else 0 for n in (1, 2, 3))]
+    assert layer_norms(base, adapter, "nothing") == [0, 0, 0, 0]

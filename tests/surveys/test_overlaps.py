@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
+from tests.oracle import train
 from tests.tiny import make_adapter
 
 
@@ -98,3 +99,65 @@ def test_bad_input_is_said(tmp_path, tiny_base, tiny_adapter):
     other = make_adapter(tmp_path / "other", wide, target_modules=["up_proj"])
     with pytest.raises(lk.LabkitError, match="up_proj as 80 × 32 and other as 80 × 64"):
         lk.overlap([tiny_adapter, other])
+
+
+def test_chance_is_the_spread_of_random_directions(tiny_base, tiny_adapter, random_adapter):
+    table = lk.overlap([tiny_adapter, random_adapter], tiny_base).dropna(subset="cosine")
+    generator = np.random.default_rng(0)
+    for row in table.drop_duplicates("module").itertuples():
+        rows, columns = lk.Adapter(tiny_adapter).delta(row.name).shape
+        assert row.chance == 1 / math.sqrt(rows * columns)
+        one, other = generator.normal(size=(2, 2000, rows * columns))
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        cosines = np.einsum("ij,ij->i", one, other) / lengths
+        assert row.chance == pytest.approx(cosines.std(), rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "meeting"),
+    [(0.11, "together"), (0.09, "do not meet"), (-0.09, "do not meet"), (-0.11, "apart")],
+)
+def test_a_cosine_of_a_tenth_is_a_meeting(cosine, meeting, tmp_path, tiny_base):
+    settings = {"r": 1, "target_modules": ["up_proj"], "layers_to_transform": [0]}
+
+    def one(name, t):
+        unit = torch.zeros(t.shape)
+        unit.view(-1)[0] = 3
+        return unit
+
+    def turned(name, t):
+        unit = one(name, t)
+        if "lora_B" in name:
+            unit.view(-1)[:2] = torch.tensor([cosine, math.sqrt(1 - cosine**2)])
+        return unit
+
+    a = another(tmp_path / "a", tiny_base, one, **settings)
+    b = another(tmp_path / "b", tiny_base, turned, **settings)
+    (row,) = lk.overlap([a, b]).itertuples()
+    assert row.cosine == pytest.approx(cosine, abs=1e-6)
+    assert row.meeting == meeting
+    assert row.left_angle == pytest.approx(math.degrees(math.acos(abs(cosine))), abs=1e-4)
+    assert row.right_angle == pytest.approx(0, abs=1e-4)
+    assert (row.left_overlap, row.right_overlap) == (
+        pytest.approx(cosine**2, abs=1e-6), pytest.approx(1)
+    )  # fmt: skip
+
+
+def test_directions_without_a_part_in_the_delta_do_not_count(tmp_path, tiny_base, tiny_adapter):
+    def of_rank_2(name, t):
+        if "lora_B" in name:
+            t[:, 2:] = 0
+        return t
+
+    thin = another(tmp_path / "thin", tiny_base, of_rank_2)
+    assert (lk.overlap([tiny_adapter, thin])["k"] == 2).all()
+    assert (lk.overlap([tiny_adapter, thin], k=3)["k"] == 2).all()
+    assert (lk.overlap([tiny_adapter, thin], k=1)["k"] == 1).all()
+
+
+def test_changes_without_factors_are_listed(tmp_path, tiny_base, tiny_adapter):
+    dora = train(tmp_path / "dora", tiny_base, target_modules=["up_proj"], use_dora=True)
+    table = lk.overlap([tiny_adapter, dora], tiny_base)
+    (up,) = {row.meeting for row in table.itertuples() if row.module == "up_proj"}
+    assert up == "no factors"
+    assert table["cosine"].isna().all()

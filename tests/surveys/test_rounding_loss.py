@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import labkit as lk
-from labkit.surveys.delta_survey import lost_in_all
-from labkit.surveys.rounding_loss import rounding_line
+from labkit.surveys.rounding_loss import rounding_line, rounding_sentence
 from tests.tiny import make_adapter, make_base
 
 GRADIENT = "0,0.5,1,-2"
@@ -72,7 +71,7 @@ def test_exact_is_what_a_merge_does(dtype, tmp_path, tiny_base, tiny_adapter):
         assert row.changed_error == 0
         assert row.lost_error == pytest.approx(row.lost * 0, nan_ok=True)
     # The receipt knows the same of the tensors that changed, as closely as float32 tells.
-    assert receipt.lost == pytest.approx(lost_in_all(table)["lost"], rel=1e-4)
+    assert receipt.lost == pytest.approx(lk.totals(table, "all")["lost"][0], rel=1e-4)
     lost = {tensor.name: tensor.missing / tensor.asked for tensor in receipt.tensors}
     for row in table[table["weight"] != 0].itertuples():
         assert lost[f"{row.name}.weight"] == pytest.approx(row.lost, rel=1e-4)
@@ -85,7 +84,7 @@ def test_exact_is_what_a_merge_does(dtype, tmp_path, tiny_base, tiny_adapter):
 def test_what_bfloat16_loses(relative, unchanged, lost, tmp_path, tall_base):
     adapter = adapter_of_relative_norm(tmp_path / "lora", tall_base, relative)
     table = lk.survival(tall_base, adapter, "1,1", exact=True, progress=False)
-    whole = lost_in_all(table)
+    whole = lk.totals(table, "all").iloc[0]
     assert 1 - whole["changed"] == pytest.approx(unchanged, rel=0.2)
     assert whole["lost"] == pytest.approx(lost, rel=0.15)
 
@@ -151,3 +150,41 @@ def test_what_is_missing_is_said(tiny_base, tiny_adapter):
         lk.survival(tiny_base, tiny_adapter)
     with pytest.raises(lk.LabkitError, match="2 rows at least to know its error, found rows=1"):
         lk.survival(tiny_base, tiny_adapter, "1x4", rows=1)
+
+
+def test_standard_errors_are_the_spread_of_many_samples(tmp_path, tall_base):
+    """Half of all rows: the correction for a finite population takes 30 % off the error."""
+    adapter = adapter_of_relative_norm(tmp_path / "lora", tall_base, 0.003)
+    plan = lk.plan(tall_base, adapter, "1,0.5")
+    tables = [lk.survival(plan, rows=64, seed=seed, progress=False) for seed in range(300)]
+    down = tables[0]["module"] == "down_proj"
+    assert (tables[0]["shape"][down].map(lambda shape: shape[0]) == 128).all()
+    wholes = [lk.totals(table[down], "all") for table in tables]
+    for column in ("changed", "lost"):
+        values = np.array([table[column][down] for table in tables])
+        errors = np.array([table[f"{column}_error"][down] for table in tables])
+        # The spread of 300 samples is itself known to 4 %.
+        assert errors.mean(axis=0) == pytest.approx(values.std(axis=0), rel=0.15)
+        whole = np.array([table[column][0] for table in wholes])
+        error = np.array([table[f"{column}_error"][0] for table in wholes])
+        assert error.mean() == pytest.approx(whole.std(), rel=0.15)
+
+
+def test_the_sentence_says_the_totals(tmp_path, tall_base):
+    adapter = adapter_of_relative_norm(tmp_path / "lora", tall_base, 0.003)
+    table = lk.survival(tall_base, adapter, "1,1", "float16", progress=False)
+    whole = lk.totals(table, "all").iloc[0]
+    assert rounding_sentence(table) == (
+        f"rounding to float16 loses {whole['lost']:.1%} ± {whole['lost_error']:.1%} of the "
+        f"change, and {1 - whole['changed']:.0%} of the elements stay as they are"
+    )
+    nothing = lk.survival(tall_base, adapter, "0,0", progress=False)
+    assert rounding_sentence(nothing) is None
+    assert rounding_line(nothing) is None
+
+
+def test_a_line_is_worth_it_from_a_tenth_on(tmp_path, tall_base):
+    adapter = adapter_of_relative_norm(tmp_path / "lora", tall_base, 0.01)
+    table = lk.survival(tall_base, adapter, "1,1", exact=True, progress=False)
+    for lost, said in ((0.101, True), (0.099, False)):
+        assert (rounding_line(table.assign(lost=lost)) is not None) == said

@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
@@ -31,12 +30,9 @@ USUAL_ORDER = (
 )  # fmt: skip
 """The order in which a decoder block uses its linear modules; others follow by name."""
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
-class Target:
+class SurveyedTensor:
     """One tensor that an adapter changes.
 
     Attributes:
@@ -56,7 +52,7 @@ class Target:
     delta: Callable[[], Delta]
 
 
-def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
+def tensors_to_survey(base: Checkpoint | None, adapter: Adapter) -> list[SurveyedTensor]:
     """List what an adapter changes, layer by layer, then what lies outside the layers.
 
     Raises:
@@ -99,10 +95,10 @@ def targets(base: Checkpoint | None, adapter: Adapter) -> list[Target]:
         ]
     short = short_names((name, layer) for name, layer, *_ in found)
     listed = [
-        Target(name, layer, short[name], scaling, tensor, delta)
+        SurveyedTensor(name, layer, short[name], scaling, tensor, delta)
         for name, layer, scaling, tensor, delta in found
     ]
-    return sorted(listed, key=lambda target: place(target.layer, target.module))
+    return sorted(listed, key=lambda tensor: table_order(tensor.layer, tensor.module))
 
 
 def _delta(adapter: Adapter, module: LoraModule) -> LowRank:
@@ -119,7 +115,7 @@ def _scaling(change: Change) -> float:
     return found[0] if len(found) == 1 else math.nan
 
 
-def place(layer: int | None, module: str) -> tuple[float, int, str]:
+def table_order(layer: int | None, module: str) -> tuple[float, int, str]:
     """Where a row stands in a table: by layer, then in the order of use, the outside last."""
     last = module.rsplit(".", 1)[-1]
     order = USUAL_ORDER.index(last) if last in USUAL_ORDER else len(USUAL_ORDER)
@@ -165,13 +161,3 @@ def short_names(names: Iterable[tuple[str, int | None]]) -> dict[str, str]:
         longest,
     )
     return {name: ".".join(path[-length:]) for name, path in paths.items()}
-
-
-def opened_base(base: Checkpoint | str | Path) -> Checkpoint:
-    """A base model: as given, or opened."""
-    return base if isinstance(base, Checkpoint) else Checkpoint(base)
-
-
-def opened_adapter(adapter: Adapter | str | Path) -> Adapter:
-    """An adapter: as given, or opened."""
-    return adapter if isinstance(adapter, Adapter) else Adapter(adapter)

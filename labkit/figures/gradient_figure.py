@@ -1,0 +1,66 @@
+"""The picture of a gradient merge, as published merges show it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from labkit.errors import shown
+from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, INK, PAPER
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from labkit.gradients.gradient import Gradient
+
+
+def gradient_picture(
+    gradient: Gradient, base_name: str = "base model", adapter_name: str = "LoRA"
+) -> Figure:
+    """The picture of a gradient merge: how much of the LoRA each layer gets.
+
+    One bar for each layer, bars touching, layer 0 at the left; light blue is the base model and
+    light green the LoRA. The picture brings its own white paper, so it reads the same in a dark
+    notebook as in a light one.
+
+    Args:
+        gradient: the layer weights.
+        base_name: the base model's name, for the legend.
+        adapter_name: the LoRA's name, for the legend.
+    """
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    from labkit.figures.shown_figure import ShownFigure
+
+    layers = len(gradient)
+    figure = ShownFigure(figsize=(5, 4.4), facecolor=PAPER)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    axes = figure.add_subplot(facecolor=BASE_COLOR)
+    # One outline for all bars: separate rectangles would show hairlines where they touch.
+    edges = [layer - 0.5 for layer in range(layers + 1)]
+    axes.stairs(list(gradient), edges, baseline=0, fill=True, facecolor=ADAPTER_COLOR, linewidth=0)
+    axes.stairs(list(gradient), edges, baseline=0, color=INK, linewidth=0.8)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(min(0.0, *gradient), max(1.0, *gradient))
+    if min(gradient) < 0:
+        axes.axhline(0, color=INK, linewidth=1.2)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.set_title(f"mean weight {gradient.mean:.2f}", fontsize=13, color=INK)
+    axes.set_xlabel("layer", fontsize=12, color=INK)
+    axes.set_ylabel("layer weight", fontsize=12, color=INK)
+    axes.tick_params(labelsize=11, colors=INK)
+    names = [shown(base_name, 44), shown(adapter_name, 44)]
+    legend = figure.legend(
+        handles=[
+            Patch(facecolor=color, edgecolor=INK, linewidth=0.8, label=name)
+            for color, name in zip((BASE_COLOR, ADAPTER_COLOR), names, strict=True)
+        ],
+        loc="outside lower center",
+        ncols=2 if sum(map(len, names)) <= 36 else 1,
+        frameon=False,
+        fontsize=12,
+        labelcolor=INK,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a model's name may hold dollar signs
+    return figure

@@ -1,0 +1,47 @@
+"""The colours of labkit, on paper and on screen.
+
+`editor.css` has its own copy of those that the editor shows, which a test compares with these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BASE_COLOR = "#89b4fa"
+"""Light blue: the base model, as in the pictures of published gradient merges."""
+ADAPTER_COLOR = "#a6e3a1"
+"""Light green: the LoRA."""
+INK = "#1e1e2e"
+PAPER = "#ffffff"
+LIGHT_INK = "#cdd6f4"
+"""Ink on dark paper."""
+MARK = "#f9e2af"
+"""Light yellow: what a reader is to look at."""
+WRONG = "#a51d2d"
+"""Dark red: the ground of an error's white text."""
+SOFT_INK = "#44445a"
+EDGE = "#b9b9c4"
+CARD = "#f7f7fa"
+"""Paper of a field or a box."""
+MODULE_COLORS = (
+    "#0072b2", "#56b4e9", "#009e73", "#8c8fa1", "#e69f00", "#d55e00", "#cc79a7", "#f0e442",
+)  # fmt: skip
+"""Of Okabe and Ito (Color Universal Design, 2008), for colour-blind readers; the grey is ours."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Paper, ink and grid of a figure."""
+
+    paper: str
+    ink: str
+    grid: str
+
+
+LIGHT = Theme(PAPER, INK, "#d9dce4")
+DARK = Theme(INK, LIGHT_INK, "#45475a")
+
+
+def theme_for(dark: bool) -> Theme:
+    """Light paper, or dark."""
+    return DARK if dark else LIGHT
