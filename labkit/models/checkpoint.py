@@ -236,8 +236,8 @@ def _no_config(folder: Path) -> str:
     """What to say of a folder that holds no model's config."""
     if (folder / "adapter_config.json").is_file():
         return (
-            f"{shown(folder)} holds an adapter (adapter_config.json) and no base model; the two may "
-            "be swapped: name the base first and the adapter second"
+            f"{shown(folder)} holds an adapter (adapter_config.json) and no base model; the two "
+            "may be swapped: name the base first and the adapter second"
         )
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if inside:

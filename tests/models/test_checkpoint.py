@@ -95,7 +95,7 @@ def test_folders_that_are_no_model(tmp_path, broken):
 def test_configs_that_do_not_fit(tmp_path):
     one = folder_with(tmp_path / "one", {}, ["model.layers.0.w", "model.layers.1.w", "tower.0.w"])
     assert lk.Checkpoint(one).layers == 2  # the one complete stack of that name
-    for names in (["model.layers.0.w", "vision.layers.0.w"], ["model.layers.1.w"], ["w"]):
+    for names in (["model.layers.0.w", "h.0.w"], ["model.layers.1.w"], ["w"]):
         path = folder_with(tmp_path / "a", {}, names)
         with pytest.raises(lk.LabkitError, match="does not say how many layers"):
             lk.Checkpoint(path)
