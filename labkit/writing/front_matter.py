@@ -29,7 +29,8 @@ def own_card(folder: Path) -> CardOptions:
 
     A card that cannot be read is a silent one: it is only asked, never needed.
     """
-    from labkit.merging.recipe_file import compose, read_text
+    from labkit.files.small_files import read_text
+    from labkit.merging.recipe_file import compose
 
     try:
         text = read_text(folder / CARD, "model card")
