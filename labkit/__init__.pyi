@@ -2,17 +2,23 @@
 # this file, and so do type checkers.
 from .bench.lab import Lab as Lab
 from .demonstration.base import demo as demo
+from .demonstration.texts import demo_texts as demo_texts
 from .errors import LabkitError as LabkitError
 from .gradients.gradient import Gradient as Gradient
+from .gradients.presets import preset as preset
 from .inference.live_model import free as free
 from .inference.live_model import live as live
 from .merging.planning import Plan as Plan
 from .merging.planning import plan as plan
+from .merging.recipe import CardOptions as CardOptions
 from .merging.recipe import Recipe as Recipe
 from .merging.recipe import Term as Term
 from .models.adapter import Adapter as Adapter
 from .models.checkpoint import Checkpoint as Checkpoint
 from .publishing.baking import bake as bake
+from .publishing.hub import push as push
+from .publishing.interchange import export_recipe as export_recipe
+from .publishing.interchange import import_recipe as import_recipe
 from .surveys.delta_survey import spectra as spectra
 from .surveys.delta_survey import survey as survey
 from .surveys.overlaps import overlap as overlap

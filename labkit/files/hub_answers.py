@@ -13,9 +13,9 @@ def explain_hub(error: Exception, repository: str) -> str:
     """Say why huggingface_hub failed with a repository, and the way out.
 
     Its errors are wrapped in each other: a download that finds the hub busy and nothing in the
-    cache says only that nothing is in the cache. The first that is known counts, from the inside.
+    cache says only that nothing is in the cache. The first that says more counts.
     """
-    for cause in reversed(list(_causes(error))):
+    for cause in _causes(error):
         said = _known(cause, repository)
         if said:
             return said

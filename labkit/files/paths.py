@@ -8,17 +8,21 @@ from pathlib import Path
 from labkit.errors import LabkitError, shown
 
 
-def user_path(given: str | Path) -> Path:
+def user_path(given: str | Path, start: Path = Path()) -> Path:
     """Read a path: `~` and `~name` are home folders, and all of it can be looked at.
 
     Whether anything is there is not asked; but after this, asking raises nothing.
+
+    Args:
+        given: the path as the user wrote it.
+        start: the folder that a relative path counts from; the working folder if left out.
 
     Raises:
         LabkitError: no such user; a name that the system does not take; a folder on the way that
             may not be entered; or a working folder that is gone.
     """
     try:
-        path = Path(given).expanduser()
+        path = start / Path(given).expanduser()
         if not path.is_absolute():
             Path.cwd()
         path.stat()

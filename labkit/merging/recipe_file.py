@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from labkit.errors import LabkitError, shown
+from labkit.files.paths import user_path
 from labkit.files.small_files import read_text
 from labkit.gradients.calls import CALLS, as_gradient
 from labkit.gradients.gradient import Gradient
@@ -230,8 +231,9 @@ def _open(
     if place is not None:
         source = place if isinstance(place, kind) else kind(place)
     else:
-        if (folder / Path(text).expanduser()).is_dir():
-            text = str((folder / Path(text).expanduser()).resolve())
+        here = reference.attempt(user_path, text, folder)
+        if here.is_dir():
+            text = str(here.resolve())
         elif reference is not entry and "revision" in members and "@" not in text:
             revision = members["revision"].text("a revision")
             repository, colon, subfolder = text.partition(":")

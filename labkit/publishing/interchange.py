@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import yaml
 
 from labkit.errors import LabkitError, shown
+from labkit.files.paths import user_path
 from labkit.files.small_files import read_text
 from labkit.gradients.gradient import Gradient
 from labkit.merging.planning import plan
@@ -146,7 +147,7 @@ def from_mergekit(path: Path) -> Recipe:
 
 
 def _place(name: str, path: Path) -> str:
-    here = path.parent / Path(name).expanduser()
+    here = user_path(name, path.parent)
     return str(here.resolve()) if here.is_dir() else name
 
 

@@ -7,7 +7,6 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -17,7 +16,6 @@ from labkit.demonstration import problems, stepwise, texts
 from labkit.demonstration.base import adapter_folders, base_folder
 from labkit.demonstration.words import THINGS, WEEK, WORDS
 from labkit.errors import LabkitError
-from labkit.files.cache import cache_folder
 
 ALL_MAKERS = problems.TRAINED + problems.NEVER_TRAINED
 
@@ -33,19 +31,6 @@ def bench(folder):
     from labkit.demonstration import measure
 
     return measure.load()
-
-
-# --- the cache ---
-
-
-def test_cache_folder_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("LABKIT_CACHE", "/own")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
-    assert cache_folder() == Path("/own")
-    monkeypatch.delenv("LABKIT_CACHE")
-    assert cache_folder() == Path("/shared/labkit")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "labkit"
 
 
 # --- the base ---

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import labkit as lk
-from labkit.publishing.interchange import from_command_line, import_recipe, export_recipe
+from labkit.publishing.interchange import export_recipe, from_command_line, import_recipe
 from tests.tiny import make_adapter
 
 
