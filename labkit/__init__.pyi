@@ -2,7 +2,7 @@
 # this file, and so do type checkers.
 from .bench.lab import Lab as Lab
 from .demonstration.base import demo as demo
-from .demonstration.texts import demo_texts as demo_texts
+from .demonstration.passages import demo_texts as demo_texts
 from .errors import LabkitError as LabkitError
 from .gradients.gradient import Gradient as Gradient
 from .gradients.presets import preset as preset
@@ -15,6 +15,8 @@ from .merging.recipe import Recipe as Recipe
 from .merging.recipe import Term as Term
 from .models.adapter import Adapter as Adapter
 from .models.checkpoint import Checkpoint as Checkpoint
+from .models.hollow import hollow_adapter as hollow_adapter
+from .models.hollow import hollow_base as hollow_base
 from .publishing.baking import bake as bake
 from .publishing.hub import push as push
 from .publishing.interchange import export_recipe as export_recipe

@@ -117,17 +117,6 @@ def kjv_examples(seed: int) -> Iterator[Example]:
         yield Example(request, answer, chat=True)
 
 
-def demo_texts() -> dict[str, list[str]]:
-    """The demo's passages by name, none of which its adapters were trained on.
-
-    Returns:
-        "scripture": books of the King James Bible, in passages of six verses; what the adapter
-            `kjv` is to be good at.
-        "modern prose": plain paragraphs on everyday subjects; what an adapter may harm.
-    """
-    return {"scripture": held_out_kjv(), "modern prose": general_prose()}
-
-
 def held_out_kjv() -> list[str]:
     """The books that training never sees, in passages of six verses."""
     return [
