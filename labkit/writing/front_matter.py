@@ -65,7 +65,9 @@ def _said(text: str, keys: tuple[str, ...]) -> str:
             wanted = line.startswith(keys)
         if wanted:
             kept.append(line)
-    return "\n".join(kept)[:LONGEST_ENTRIES]
+    said = "\n".join(kept)[:LONGEST_ENTRIES]
+    # A text and a list, or two lists; PyYAML takes seconds for a thousand lists in each other.
+    return said if said.count("[") + said.count("{") <= 2 else ""
 
 
 def licence(recipe: Recipe) -> tuple[str | None, str]:
