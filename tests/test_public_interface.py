@@ -57,10 +57,11 @@ def names_of_labkit(node):
     elif isinstance(node, ast.ImportFrom):
         names = [f"{node.module}.{name.name}" for name in node.names]
     elif isinstance(node, ast.Attribute):
-        names = [re.sub(r"^lk\.", "labkit.", ast.unparse(node))]
-        # Beyond a class or function are its own members.
-        names = [".".join(name.split(".")[: 2 + (name.split(".")[1] in NAMESPACES)])
-                 for name in names if name.startswith("labkit.")]  # fmt: skip
+        name = re.sub(r"^lk\.", "labkit.", ast.unparse(node))
+        if re.fullmatch(r"labkit(\.\w+)+", name):
+            # Beyond a class or a function are its own members.
+            parts = name.split(".")
+            names = [".".join(parts[: 3 if parts[1] in NAMESPACES else 2])]
     return [name for name in names if name.split(".")[0] == "labkit"]
 
 
