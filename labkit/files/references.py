@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from labkit.errors import LabkitError, shown
+from labkit.files.hub_answers import explain_hub
+from labkit.files.paths import user_path
 
 HUB_ID = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
@@ -92,7 +93,7 @@ def locate(reference: str | Path, what: str, patterns: Sequence[str]) -> Located
     Raises:
         LabkitError: neither a folder nor a hub id, or the hub could not give it.
     """
-    path = Path(reference).expanduser()
+    path = user_path(reference)
     if path.is_dir():
         return Located(str(path.resolve()), path, path.resolve().name)
     text = str(reference)
@@ -104,10 +105,14 @@ def locate(reference: str | Path, what: str, patterns: Sequence[str]) -> Located
             f"the {what} {shown(text)!r} does not exist: expected a folder, or a hub id as "
             "owner/name[@revision][:subfolder]"
         )
+    if ".." in re.split(r"[/@:]", text):
+        raise LabkitError(
+            f"the {what} {shown(text)!r} leads out of its repository with ..; name a folder in it"
+        )
     repository, subfolder = match["repository"], match["subfolder"]
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     from huggingface_hub import snapshot_download
 
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     try:
         snapshot = Path(
             snapshot_download(
@@ -116,70 +121,13 @@ def locate(reference: str | Path, what: str, patterns: Sequence[str]) -> Located
                 allow_patterns=[prefix + pattern for pattern in patterns],
             )
         )
-    # Whatever goes wrong here (no network, no such repository, no permission) has one answer.
+    # The library, and those it is built on, raise errors of many kinds.
     except Exception as error:
         raise LabkitError(
             f"the {what} {shown(text)!r} is no folder here, and the hub did not give it: "
-            f"{shown(str(error).splitlines()[0] if str(error) else type(error).__name__)}; check "
-            "the name and the network, or name a folder"
+            f"{explain_hub(error, repository)}; or name a folder"
         ) from error
     folder = snapshot / prefix
     if not folder.is_dir():
         raise LabkitError(f"the hub's {repository} has no folder {shown(subfolder)!r}")
     return Located(text, folder, repository.split("/")[1], repository, snapshot.name)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        LabkitError: no such file, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LabkitError(f"cannot read {shown(path)}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise LabkitError(f"{shown(path)} is not JSON: {shown(error)}") from error
-    if not isinstance(value, dict):
-        raise LabkitError(f"{shown(path)} holds {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def require_inside(path: Path) -> None:
-    """Check that a file of a folder lies in the folder, or in the hub cache that the folder is of.
-
-    The hub's cache keeps a snapshot's files as links to its `blobs` folder. Any other link out of a
-    folder that came from somewhere else may lead anywhere: to a key, to a device.
-
-    Raises:
-        LabkitError: the file is a link that leads out of the folder.
-    """
-    if not path.is_symlink():
-        return
-    folder, real = path.parent.resolve(), path.resolve()
-    if folder == real.parent or folder in real.parents:
-        return
-    for parent in (folder, *folder.parents):
-        if parent.name == "snapshots" and real.parent == parent.parent / "blobs":
-            return
-    raise LabkitError(
-        f"{shown(path)} is a link to {shown(real)}, outside its folder; put the file itself there"
-    )
-
-
-def require_same_json(path: Path, content: dict[str, Any]) -> None:
-    """Check that a JSON file still says what it said when it was read.
-
-    Raises:
-        LabkitError: it was changed or removed since.
-    """
-    try:
-        same = read_json(path) == content
-    except LabkitError:
-        same = False
-    if not same:
-        raise LabkitError(
-            f"{shown(path)} was changed or removed while labkit worked with it; leave it alone, "
-            "and start again"
-        )

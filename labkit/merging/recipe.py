@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from labkit.errors import LabkitError, shown
+from labkit.files.paths import user_path
 from labkit.gradients.calls import as_gradient as as_gradient
 from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import Method
@@ -207,7 +208,7 @@ class Recipe:
         """
         from labkit.merging.recipe_file import load
 
-        return load(Path(path), base, adapters)
+        return load(user_path(path), base, adapters)
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML, to be read from where it is written.

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import yaml
 
 from labkit.errors import LabkitError, shown
+from labkit.files.paths import user_path
+from labkit.files.small_files import read_text
 from labkit.gradients.calls import CALLS, as_gradient
 from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import Method
@@ -24,7 +26,6 @@ from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 
-LONGEST_FILE = 1_000_000
 EMPTY = ("", "~", "null", "Null", "NULL")
 """What YAML reads as nothing."""
 
@@ -148,22 +149,6 @@ def compose(text: str, file: str) -> Entry:
     return Entry(node, file)
 
 
-def read_text(path: Path, what: str) -> str:
-    """Read a small text file.
-
-    Raises:
-        LabkitError: no such file, one that is too large, or no UTF-8.
-    """
-    try:
-        if path.stat().st_size > LONGEST_FILE:
-            raise LabkitError(f"{shown(path)} is too large for a {what} (over 1 MB)")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise LabkitError(f"cannot read the {what} {shown(path)}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise LabkitError(f"{shown(path)} is no text in UTF-8; a {what} is") from error
-
-
 def load(
     path: Path,
     base: Checkpoint | str | Path | None = None,
@@ -246,8 +231,9 @@ def _open(
     if place is not None:
         source = place if isinstance(place, kind) else kind(place)
     else:
-        if (folder / Path(text).expanduser()).is_dir():
-            text = str((folder / Path(text).expanduser()).resolve())
+        here = reference.attempt(user_path, text, folder)
+        if here.is_dir():
+            text = str(here.resolve())
         elif reference is not entry and "revision" in members and "@" not in text:
             revision = members["revision"].text("a revision")
             repository, colon, subfolder = text.partition(":")

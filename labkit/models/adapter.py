@@ -8,7 +8,8 @@ from typing import Any
 
 from labkit.deltas.low_rank import LowRank
 from labkit.errors import LabkitError, shown
-from labkit.files.references import Located, locate, read_json, require_same_json
+from labkit.files.references import Located, locate
+from labkit.files.small_files import read_json, require_same_json
 from labkit.files.tensor_file import TensorFile, open_tensor_file
 from labkit.models.adapter_config import CONFIG, AdapterConfig, read_config
 from labkit.models.adapter_file import read_parts

@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabkitError, shown
-from labkit.files.references import (
-    Located,
-    Opened,
-    locate,
-    read_json,
-    require_inside,
-    require_same_json,
-)
+from labkit.files.references import Located, Opened, locate
+from labkit.files.small_files import read_json, require_inside, require_same_json
 from labkit.files.tensor_file import FLOATS, StoredTensor, TensorFile, open_tensor_file
 from labkit.models.names import STACKS, canonical, split_layer, without_wrappers
 

@@ -26,6 +26,8 @@ from labkit.files.atomic_folder import (
     put_in_place,
     require_apart,
 )
+from labkit.files.paths import user_path
+from labkit.files.small_files import require_inside
 from labkit.gradients.gradient import Gradient, plain
 from labkit.merging.recipe import Term
 from labkit.models.adapter import Adapter
@@ -134,12 +136,13 @@ def bake(
 
     Raises:
         LabkitError: weights that do not fit the adapter's layers, an adapter with tensors that are
-            no LoRA factors, or a folder that cannot be made. Nothing is left behind then.
+            no LoRA factors, a tokenizer or licence that is a link out of its folder, or a folder
+            that cannot be made. Nothing is left behind then.
     """
     began = time.perf_counter()
     opened = Adapter.open(adapter)
     term = Term(opened, weights, weights_for or {})  # type: ignore[arg-type] # Term reads each kind
-    target = Path(out).expanduser().absolute()
+    target = user_path(out).absolute()
     require_apart(target, opened.folder)
     check_target(target, overwrite)
     modules = tuple(_modules(term, rest, scale_factors))
@@ -251,6 +254,7 @@ def _write(
     for path in sorted(adapter.folder.iterdir()):
         legal = path.name.startswith(LEGAL_NAMES)
         if path.is_file() and (legal or path.name in TOKENIZER_FILES):
+            require_inside(path)
             shutil.copyfile(path, folder / path.name)
     seconds = time.perf_counter() - began
     receipt = BakeReceipt(

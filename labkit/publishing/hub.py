@@ -1,31 +1,86 @@
-"""Uploads a merged model or a baked adapter to the hub, in one commit, when it is asked to."""
+"""Uploads a merged model or a baked adapter to the hub, in one commit, when it is asked to.
+
+Only what labkit wrote goes there: a folder may hold notes, keys or a link to something private.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from labkit.errors import LabkitError, shown
+from labkit.files.hub_answers import explain_hub
+from labkit.files.paths import user_path
 from labkit.files.references import HUB_ID
+from labkit.files.small_files import read_json, read_text
 from labkit.merging.recipe import FILE_NAME
+from labkit.models.adapter_config import CONFIG as ADAPTER_CONFIG
+from labkit.models.checkpoint import INDEX, SINGLE
+from labkit.summary import Summary
 from labkit.writing.front_matter import CARD
+from labkit.writing.layout import LEGAL_NAMES, OWN_FILES, TOKENIZER_FILES
+
+RECEIPT = "receipt.json"
+ALWAYS = (*OWN_FILES, *TOKENIZER_FILES, INDEX, ADAPTER_CONFIG, "config.json",
+          "generation_config.json")  # fmt: skip
+"""Files of a model that go whether or not the receipt names them: it does not name all."""
+IF_WRITTEN = ("*.safetensors", "adapter_model.bin", "*processor_config.json", "configuration.json",
+              "quantize_config.json", "tokenizer.model.*", "*.tiktoken", "*.bpe", "*.spm",
+              "*.py")  # fmt: skip
+"""Files of a model that go if labkit wrote them: others of such names may be anything."""
 
 
 @dataclass(frozen=True)
-class Published:
+class Upload:
+    """What of a folder goes to the hub, and what does not.
+
+    Attributes:
+        paths: the files that go, by name.
+        left: the names of what stays.
+    """
+
+    paths: tuple[Path, ...]
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Published(Summary):
     """What was uploaded.
 
     Attributes:
         url: the repository's page.
-        files: how many files.
-        nbytes: their size in bytes.
+        public: whether everyone can see it.
+        sizes: name -> bytes of every file that was uploaded.
         notes: what is not wrong, but worth knowing.
     """
 
     url: str
-    files: int
-    nbytes: int
-    notes: tuple[str, ...]
+    public: bool
+    sizes: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> int:
+        """How many files."""
+        return len(self.sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Their size in bytes."""
+        return sum(self.sizes.values())
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """What was uploaded in a few lines: a label and a text each."""
+        yield "uploaded", f"{self.url}, {'public' if self.public else 'private'}"
+        yield "size", f"{self.files} files, {self.nbytes / 1e9:.2f} GB"
+        yield "files", ", ".join(self.sizes)
+        for note in self.notes:
+            yield "note", note
 
 
 def check_repository(repository: str) -> None:
@@ -39,15 +94,20 @@ def check_repository(repository: str) -> None:
         raise LabkitError(f"{shown(repository)!r} is no repository of the hub; expected owner/name")
 
 
-def push(folder: str | Path, repository: str, *, private: bool = False) -> Published:
+def push(
+    folder: str | Path, repository: str, *, public: bool = False, progress: bool = True
+) -> Published:
     """Upload a folder that labkit made, card included; the repository is made if it is not there.
 
-    In the uploaded card the snippet names the repository in place of the folder.
+    What goes is what labkit wrote: weights, config, tokenizer, recipe, receipt, card, picture and
+    licence. Other files, folders and links stay behind, and are named in a note. In the uploaded
+    card the snippet names the repository in place of the folder.
 
     Args:
         folder: a merged model or a baked adapter.
         repository: the hub id, as owner/name.
-        private: make the repository private, if it is made.
+        public: let everyone see the repository; otherwise one that is public already is refused.
+        progress: print each file that goes, before it goes.
 
     Raises:
         LabkitError: the folder is not one of labkit's, or the hub refused.
@@ -55,56 +115,122 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> Publi
     from huggingface_hub import CommitOperationAdd, HfApi
 
     check_repository(repository)
-    where = Path(folder).expanduser().resolve()
-    needed = ("receipt.json", CARD)
-    if not all((where / name).is_file() for name in needed):
-        raise LabkitError(
-            f"{shown(where)} is no folder that labkit made (expected {' and '.join(needed)}); "
-            "name the folder of a merged model or a baked adapter"
-        )
-    paths = [path for path in sorted(where.iterdir()) if path.is_file()]
+    where = user_path(folder).resolve()
+    upload = select_files(where)
+    sizes = {path.name: path.stat().st_size for path in upload.paths}
+    notes = tuple(_notes(where, upload))
+    if progress:
+        for name, size in sizes.items():
+            print(f"{name}\t{size / 1e6:.2f} MB")  # noqa: T201 # said before anything is sent
     operations = [
         CommitOperationAdd(path.name, _named_card(path, repository) if path.name == CARD else path)
-        for path in paths
+        for path in upload.paths
     ]
     api = HfApi()
     try:
-        url = api.create_repo(repository, private=private, exist_ok=True)
+        url, seen = _make_repository(api, repository, public)
         api.create_commit(repository, operations, commit_message="Upload with labkit")
-    # No network, no token, no permission, a card that the hub refuses: one answer for all.
+    except LabkitError:
+        raise
+    # No network, no token, no permission, a card that the hub refuses.
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise LabkitError(
-            f"the hub did not take {shown(repository)}: {shown(reason[0])}; check the name and "
-            "the network, and log in with hf auth login"
+            f"the hub did not take {shown(repository)}: {explain_hub(error, repository)}"
         ) from error
-    size = sum(path.stat().st_size for path in paths)
-    return Published(str(url), len(paths), size, tuple(_notes(where)))
+    if public and not seen:
+        notes += ("the repository is private and stays so; its settings on the hub change that",)
+    return Published(url, seen, sizes, notes)
+
+
+def select_files(folder: Path) -> Upload:
+    """Tell what of a folder is a model that labkit wrote.
+
+    Raises:
+        LabkitError: the folder is not one of labkit's.
+    """
+    needed = (RECEIPT, CARD)
+    if not all((folder / name).is_file() for name in needed):
+        raise LabkitError(
+            f"{shown(folder)} is no folder that labkit made (expected {' and '.join(needed)}); "
+            "name the folder of a merged model or a baked adapter"
+        )
+    written = read_json(folder / RECEIPT).get("files_written")
+    names = set(written) if isinstance(written, dict) else set()
+    if not names:  # merged without SHA-256 sums: the weights are those that a loader would read
+        names = _weights(folder)
+    chosen, left = [], []
+    for path in sorted(folder.iterdir()):
+        wanted = path.name in ALWAYS or path.name.startswith(LEGAL_NAMES)
+        known = any(fnmatchcase(path.name, pattern) for pattern in IF_WRITTEN)
+        if (wanted or (known and path.name in names)) and _plain(path):
+            chosen.append(path)
+        else:
+            left.append(path.name)
+    return Upload(tuple(chosen), tuple(left))
+
+
+def _weights(folder: Path) -> set[str]:
+    if not (folder / INDEX).is_file():
+        return {SINGLE}
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+
+
+def _plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _make_repository(api: Any, repository: str, public: bool) -> tuple[str, bool]:
+    """Make the repository if it is not there; give its page, and whether everyone can see it."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        there = api.model_info(repository)
+    except RepositoryNotFoundError:
+        return str(api.create_repo(repository, private=not public)), public
+    if not there.private and not public:
+        raise LabkitError(
+            f"the repository {shown(repository)} is there already, and everyone can see it; say "
+            "that they may see this with --public (public=True), or choose another name"
+        )
+    return f"{api.endpoint}/{repository}", not there.private
 
 
 def _named_card(path: Path, repository: str) -> bytes:
     folder = repr(shown(path.parent.name))
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "model card")
     for before, after in (("name = ", "\n"), ("from_pretrained(model, ", ")")):
         text = text.replace(f"{before}{folder}{after}", f"{before}{repository!r}{after}")
     return text.encode()
 
 
-def _notes(folder: Path) -> list[str]:
-    """Name the local folders that others will not find."""
-    from labkit.merging.recipe_file import compose, read_text
+def _notes(folder: Path, upload: Upload) -> Iterator[str]:
+    """Name what stays behind, and the local folders that others will not find."""
+    if upload.left:
+        yield (
+            f"left behind, as labkit did not write it: {', '.join(map(shown, upload.left[:20]))}"
+            f"{f' and {len(upload.left) - 20} more' if len(upload.left) > 20 else ''}"
+        )
+    if folder / FILE_NAME not in upload.paths:
+        return
+    local = [shown(name) for name in _references(folder) if not HUB_ID.fullmatch(name)]
+    if local:
+        yield (
+            f"{FILE_NAME} names local folders ({', '.join(local)}), which others do not have; they "
+            "can say where theirs are: labkit merge BASE ADAPTER --recipe recipe.yaml"
+        )
 
-    if not (folder / FILE_NAME).is_file():
-        return []
+
+def _references(folder: Path) -> Iterator[str]:
+    from labkit.merging.recipe_file import compose
+
     root = compose(read_text(folder / FILE_NAME, "recipe"), FILE_NAME).members("a recipe")
-    sources = [root["base"], *(
-        term.members("a term")["adapter"] for term in root["terms"].items("terms")
-    )]  # fmt: skip
-    references = [source.members("a source")["reference"].text("a reference") for source in sources]
-    local = [shown(reference) for reference in references if not HUB_ID.fullmatch(reference)]
-    if not local:
-        return []
-    return [
-        f"{FILE_NAME} names local folders ({', '.join(local)}), which others do not have; they can "
-        "say where theirs are: labkit merge BASE ADAPTER --recipe recipe.yaml"
-    ]
+    sources = [root["base"]] if "base" in root else []
+    for term in root["terms"].items("terms") if "terms" in root else []:
+        members = term.members("a term")
+        sources += [members["adapter"]] if "adapter" in members else []
+    for source in sources:
+        written = isinstance(source.node, yaml.ScalarNode)
+        entry = source if written else source.members("a source").get("reference")
+        if entry is not None:
+            yield entry.text("a reference")

@@ -18,10 +18,12 @@ from typing import Any, NoReturn
 import yaml
 
 from labkit.errors import LabkitError, shown
+from labkit.files.paths import user_path
+from labkit.files.small_files import read_text
 from labkit.gradients.gradient import Gradient
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term, pattern_matches
-from labkit.merging.recipe_file import Entry, compose, read_text
+from labkit.merging.recipe_file import Entry, compose
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 
@@ -145,7 +147,7 @@ def from_mergekit(path: Path) -> Recipe:
 
 
 def _place(name: str, path: Path) -> str:
-    here = path.parent / Path(name).expanduser()
+    here = user_path(name, path.parent)
     return str(here.resolve()) if here.is_dir() else name
 
 
@@ -204,7 +206,7 @@ def _depth_gradient(entry: Entry, layers: int) -> Gradient:
     return Gradient.from_anchors(layers, list(anchors))
 
 
-def to_mergekit(recipe: Recipe) -> str:
+def export_recipe(recipe: Recipe) -> str:
     """Write a recipe as mergekit's YAML, for the same merge there.
 
     The result differs in the last bits: mergekit adds the difference of two models that were

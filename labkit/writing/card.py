@@ -31,6 +31,7 @@ def model_card(plan: Plan, receipt: Receipt) -> str:
 
     Names come from folders and files of other people: each is shown as text and as nothing else.
     """
+    from labkit import __version__
     from labkit.writing.layout import side_files
 
     recipe = plan.recipe
@@ -48,7 +49,7 @@ def model_card(plan: Plan, receipt: Receipt) -> str:
         "",
         f"- Base model: {linked(plan.base)}",
         *(f"- LoRA: {linked(term.source)}" for term in recipe.terms),
-        f"- Made with: labkit {_version()}",
+        f"- Made with: labkit {__version__}",
         "",
         *_weights(plan),
         *_picture(plan),
@@ -248,9 +249,3 @@ def fenced(text: str, language: str = "") -> list[str]:
 
 def _range(first: int, last: int) -> str:
     return f"{first}" if first == last else f"{first}–{last}"
-
-
-def _version() -> str:
-    from labkit import __version__
-
-    return __version__

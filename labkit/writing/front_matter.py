@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from labkit.errors import LabkitError, shown
 from labkit.merging.recipe import CardOptions
 
@@ -22,30 +20,54 @@ if TYPE_CHECKING:
     from labkit.merging.recipe import Recipe
 
 CARD = "README.md"
+ORDER = ["library_name", "pipeline_tag", "tags", "language", "license", "base_model",
+         "base_model_relation"]  # fmt: skip
+LONGEST_ENTRIES = 2_000
+"""Characters of another card's licence and languages that are parsed."""
 
 
 def own_card(folder: Path) -> CardOptions:
     """What the card in a model's folder says of licence and languages; empty where it is silent.
 
-    A card that cannot be read is a silent one: it is only asked, never needed.
+    A card that cannot be read is a silent one: it is only asked, never needed. It is a stranger's,
+    so it is read without huggingface_hub's ModelCard, whose search for the head takes minutes on a
+    megabyte of empty lines, and whose YAML takes endless aliases.
     """
-    from labkit.merging.recipe_file import compose, read_text
+    from labkit.files.small_files import read_text
+    from labkit.merging.recipe_file import compose
 
     try:
         text = read_text(folder / CARD, "model card")
-        found = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-        entries = compose(found[1], CARD).members("front matter") if found else {}
+        head = _said(text, ("license:", "language:"))
+        entries = compose(head, CARD).members("front matter") if head else {}
         given: dict[str, Any] = {}
         if "license" in entries:
             given["license"] = entries["license"].text("a licence").lower()
         if "language" in entries:
             language = entries["language"].data()
-            given["language"] = tuple(
-                map(str, [language] if isinstance(language, str) else language)
-            )
+            codes = language if isinstance(language, list) else [language]
+            given["language"] = tuple(map(str, codes))
         return CardOptions(**given)
     except LabkitError:
         return CardOptions()
+
+
+def _said(text: str, keys: tuple[str, ...]) -> str:
+    """The entries of a card's head, between the two lines of `---` at its start, with these keys.
+
+    Only they are parsed: a head may hold a megabyte of results, or what is no YAML at all.
+    """
+    first, *lines = text.removeprefix("\ufeff").split("\n")
+    end = next((n for n, line in enumerate(lines) if line.rstrip() == "---"), 0)
+    kept, wanted = [], False
+    for line in lines[:end] if first.rstrip() == "---" else []:
+        if line[:1] not in ("", " ", "-", "#"):  # an entry begins
+            wanted = line.startswith(keys)
+        if wanted:
+            kept.append(line)
+    said = "\n".join(kept)[:LONGEST_ENTRIES]
+    # A text and a list, or two lists; PyYAML takes seconds for a thousand lists in each other.
+    return said if said.count("[") + said.count("{") <= 2 else ""
 
 
 def licence(recipe: Recipe) -> tuple[str | None, str]:
@@ -83,17 +105,20 @@ def front_matter(
         card: licence and languages.
         license_comment: what to say where the licence is not known.
     """
+    from huggingface_hub import ModelCardData
+
     names = [source if isinstance(source, str) else source.repository for source in sources]
     repositories = list(dict.fromkeys(name for name in names if name))
-    head: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
-    head["tags"] = ["merge", "lora", "gradient-merge", "labkit"]
-    if card.language:
-        head["language"] = list(card.language)
-    if card.license:
-        head["license"] = card.license
-    if repositories:
-        head |= {"base_model": repositories, "base_model_relation": relation}
-    lines = ["---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip()]
+    head = ModelCardData(
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["merge", "lora", "gradient-merge", "labkit"],
+        language=list(card.language) or None,
+        license=card.license,
+        base_model=repositories or None,
+        base_model_relation=relation if repositories else None,
+    )
+    lines = ["---", head.to_yaml(original_order=ORDER)]
     if not card.license:
         lines.append(f"# license: {license_comment}")
     return [*lines, "---"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.files.references import read_json, require_inside
+from labkit.files.small_files import read_json, require_inside
 from labkit.files.tensor_file import StoredTensor, TensorFile, header_for
 from labkit.models.checkpoint import INDEX, LANGUAGE_CONFIGS
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from labkit.errors import LabkitError, shown
 from labkit.files.direct_io import MadeFile, hash_file
+from labkit.files.paths import user_path
 from labkit.machine import choose_device
 from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import FILE_NAME, Recipe
@@ -60,7 +61,7 @@ def verify(
         LabkitError: an input that is missing; or the first difference: the file and the tensor, and
             which input is not the one that was merged, where the recipe knows.
     """
-    where = Path(folder).expanduser()
+    where = user_path(folder)
     if not where.is_dir():
         raise LabkitError(f"{shown(where)} is no folder; name the folder of a merged model")
     if not (where / FILE_NAME).is_file():

@@ -23,6 +23,7 @@ from labkit.files.atomic_folder import (
     put_in_place,
     require_apart,
 )
+from labkit.files.paths import user_path
 from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.rounding import BLOCK_ELEMENTS
@@ -70,7 +71,7 @@ def write(
 ) -> Receipt:
     """Carry out a plan; see `Plan.write`."""
     chosen = choose_device(device)
-    out = out.expanduser().absolute()
+    out = user_path(out).absolute()
     _check_target(plan, out, overwrite)
     files = output_files(plan, chosen)
     others = side_files(plan)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from labkit import Adapter, Checkpoint
+import pytest
+
+from labkit import Adapter, Checkpoint, LabkitError
+from labkit.files.references import locate
 
 
 def test_what_is_open_is_not_opened_again(tiny_base, tiny_adapter):
@@ -11,3 +14,17 @@ def test_what_is_open_is_not_opened_again(tiny_base, tiny_adapter):
         assert type(opened) is kind
         assert kind.open(opened) is opened
         assert kind.open(folder).folder == opened.folder
+
+
+def test_names_that_cannot_be(tmp_path):
+    def said(reference):
+        with pytest.raises(LabkitError) as caught:
+            locate(reference, "base model", ["*.json"])
+        assert str(caught.value).isprintable()
+        return str(caught.value)
+
+    (tmp_path / "file").write_text("")
+    assert "is a file; name the folder that holds it" in said(tmp_path / "file")
+    assert "does not exist: expected a folder, or a hub id as owner/name" in said("gpt2")
+    for leaving in ("owner/name:../../..", "owner/name:a/../..", "owner/name@../../x", "a/b@..:c"):
+        assert f"'{leaving}' leads out of its repository with ..; name a folder" in said(leaving)

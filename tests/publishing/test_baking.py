@@ -234,3 +234,19 @@ def test_several_stacks(plain_adapter, tmp_path):
         tensors[name.replace("model.layers", "vision.layers")] = tensors[name].clone()
     save_file(tensors, file)
     fails("changes several stacks of layers", tmp_path / "lora", "1x4", tmp_path / "baked")
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json"])
+def test_links_that_lead_out_are_not_followed(plain_adapter, tmp_path, name):
+    adapter = shutil.copytree(plain_adapter, tmp_path / "lora")
+    (tmp_path / "key").write_text("secret")
+    (adapter / name).symlink_to(tmp_path / "key")
+    fails(f"{adapter / name} is a link to {tmp_path / 'key'}, outside its folder; put the file",
+          adapter, "1x4", tmp_path / "baked")  # fmt: skip
+    assert not (tmp_path / "baked").exists()
+    (adapter / name).unlink()
+    (adapter / "text").write_text("text")
+    (adapter / name).symlink_to("text")
+    lk.bake(adapter, "1x4", tmp_path / "baked")
+    assert (tmp_path / "baked" / name).read_text() == "text"
+    assert not (tmp_path / "baked" / name).is_symlink()

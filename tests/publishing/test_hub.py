@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import labkit as lk
-from labkit.publishing.hub import check_repository, push
+from labkit.publishing.hub import _notes, check_repository, push, select_files
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -24,16 +24,26 @@ class Hub(BaseHTTPRequestHandler):
     def body(self):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def answer(self, content, status=200):
+    def answer(self, content, status=200, *headers):
         data = json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        for key, value in (("Content-Type", "application/json"), *headers):
+            self.send_header(key, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
 
     def address(self, path):
         return f"http://127.0.0.1:{self.server.server_port}{path}"
+
+    def do_GET(self):
+        state = self.server.state
+        state["calls"].append(self.path)
+        if self.path == "/api/models/owner/name" and "private" in state:
+            content = {"id": "owner/name", "private": state["private"], "siblings": []}
+            self.answer(content)
+        else:
+            self.answer({"error": "Repository not found"}, 401, ("X-Error-Code", "RepoNotFound"))
 
     def do_POST(self):
         state, body = self.server.state, self.body()
@@ -153,13 +163,111 @@ def test_push_a_baked_adapter_and_be_refused(hub, tiny_adapter, tmp_path):
     lk.bake(tiny_adapter, "0,0,0.5,1", tmp_path / "baked")
     done = labkit(hub, "push", tmp_path / "baked", "owner/name", "--private")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("uploaded 5 files, 0.00 GB: http://127.0.0.1")
-    assert hub.state["created"].get("private") or hub.state["created"]["visibility"] == "private"
+    *listed, last = done.stdout.splitlines()
+    assert last.startswith("uploaded 5 files, 0.00 GB: http://127.0.0.1")
+    assert [line.split("\t")[0] for line in listed] == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "gradient.png",
+        "receipt.json",
+    ]  # fmt: skip
+    assert is_private(hub)
     refused = labkit(hub, "push", tmp_path / "baked", "owner/name", token="hf_wrong")
     assert refused.returncode == 2
-    assert "labkit: error: the hub did not take owner/name: " in refused.stderr
+    assert "labkit: error: the hub did not take owner/name: the hub does not accept your token " \
+        "(401); log in again with hf auth login" in refused.stderr  # fmt: skip
     assert "Traceback" not in refused.stderr
     assert "hf_wrong" not in refused.stderr
+
+
+def is_private(hub):
+    created = hub.state["created"]
+    return created.get("private") or created.get("visibility") == "private"
+
+
+def sent(hub):
+    """The names of what was committed."""
+    return {line["value"]["path"] for line in hub.state["commit"] if "path" in line["value"]}
+
+
+SECRETS = (".env", ".token.json", "credentials.json", "notes.txt", "train.py", "id_rsa",
+           "optimizer.safetensors", "private.tiktoken", "\x1b[31mred")  # fmt: skip
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_what_labkit_did_not_write_stays(hub, tiny_base, tiny_adapter, tmp_path, hashes):
+    out = tmp_path / "merged"
+    lk.plan(tiny_base, tiny_adapter, "0,0,0.5,1").write(out, progress=False, hashes=hashes)
+    written = {path.name for path in out.iterdir()}
+    for name in SECRETS:
+        (out / name).write_text("secret")
+    (tmp_path / "key").write_text("secret")
+    (out / "LICENSE.txt").symlink_to(tmp_path / "key")
+    (out / "merges.txt").symlink_to("notes.txt")
+    os.mkfifo(out / "vocab.json")
+    (out / ".git").mkdir()
+    done = labkit(hub, "push", out, "owner/name")
+    assert done.returncode == 0, done.stderr
+    assert sent(hub) == written
+    assert {line.split("\t")[0] for line in done.stdout.splitlines()[:-1]} == written
+    assert b"secret" not in json.dumps(hub.state["commit"]).encode()
+    assert not any(b"secret" in content for content in hub.state["large"].values())
+    [note] = [line for line in done.stderr.splitlines() if "left behind" in line]
+    assert note.startswith("labkit: note: left behind, as labkit did not write it: ")
+    left = {*SECRETS[:-1], r"\x1b[31mred", "LICENSE.txt", "merges.txt", "vocab.json", ".git"}
+    assert set(note.partition("write it: ")[2].split(", ")) == left
+    assert is_private(hub)
+
+
+def test_everyone_sees_it_only_when_asked(hub, tiny_adapter, tmp_path):
+    lk.bake(tiny_adapter, "0,0,0.5,1", tmp_path / "baked")
+    arguments = ("push", tmp_path / "baked", "owner/name", "--quiet")
+    done = labkit(hub, *arguments, "--public")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert not is_private(hub)
+    hub.state["private"] = False
+    del hub.state["commit"]
+    refused = labkit(hub, *arguments)
+    assert refused.returncode == 2
+    assert (
+        "labkit: error: the repository owner/name is there already, and everyone can see it; say "
+        "that they may see this with --public (public=True), or choose another name"
+    ) in refused.stderr
+    assert "commit" not in hub.state
+    assert labkit(hub, *arguments, "--public").returncode == 0
+    hub.state["private"] = True
+    done = labkit(hub, *arguments, "--public")
+    assert done.returncode == 0
+    assert "note: the repository is private and stays so" in done.stderr
+
+
+def test_python_shows_what_went(tiny_adapter, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    class Taken(huggingface_hub.HfApi):
+        def model_info(self, *_, **__):
+            from types import SimpleNamespace
+
+            return SimpleNamespace(private=True)
+
+        def create_commit(self, *_, **__):
+            assert "receipt.json\t" in capsys.readouterr().out  # it is said before it goes
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Taken)
+    lk.bake(tiny_adapter, "0,0,0.5,1", tmp_path / "baked")
+    (tmp_path / "baked" / "mine").write_text("")
+    shown = str(lk.push(tmp_path / "baked", "owner/name"))
+    assert "uploaded https://huggingface.co/owner/name, private" in shown
+    assert "5 files, 0.0" in shown
+    assert "README.md, adapter_config.json, adapter_model.safetensors, gradient.png, rec" in shown
+    assert "left behind, as labkit did not write it: mine" in shown
+
+
+def test_many_files_that_stay_are_counted(tiny_adapter, tmp_path):
+    lk.bake(tiny_adapter, "0,0,0.5,1", tmp_path / "baked")
+    for number in range(25):
+        (tmp_path / "baked" / f"{number:02}").write_text("")
+    upload = select_files(tmp_path / "baked")
+    assert len(upload.left) == 25
+    assert next(_notes(tmp_path / "baked", upload)).endswith("18, 19 and 5 more")
 
 
 def test_what_cannot_be_pushed(tmp_path):

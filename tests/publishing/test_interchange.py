@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import labkit as lk
-from labkit.publishing.interchange import from_command_line, import_recipe, to_mergekit
+from labkit.publishing.interchange import export_recipe, from_command_line, import_recipe
 from tests.tiny import make_adapter
 
 
@@ -104,13 +104,13 @@ def test_mergekit_in_and_out(mergekit, weight):
     assert recipe.dtype == "bfloat16"
     if "up_proj" in weight:
         return  # up_proj is a part of mlp.up_proj: here it is hidden, and selects nothing new
-    assert weights_there(to_mergekit(recipe), here, 4) == pytest.approx(here, abs=1e-15)
+    assert weights_there(export_recipe(recipe), here, 4) == pytest.approx(here, abs=1e-15)
 
 
 def test_the_seed_for_mergekit(tiny_base, tiny_adapter):
     ramp = {"ramp": {"layers": 4, "start": 1, "stop": 3}}
     recipe = lk.Recipe(str(tiny_base), [lk.Term(str(tiny_adapter), ramp, {"mlp": "1,0x3"})])
-    text = to_mergekit(recipe)
+    text = export_recipe(recipe)
     content = yaml.safe_load(text)
     assert content["merge_method"] == "task_arithmetic"
     assert content["models"][0]["model"] == f"{tiny_base}+{tiny_adapter}"
@@ -130,7 +130,7 @@ def test_outside_the_layers(tmp_path, tiny_base, mergekit):
     file = lora / "adapter_model.safetensors"
     save_file({n: v for n, v in load_file(file).items() if "base_layer" not in n}, file)
     recipe = lk.Recipe(str(base), [lk.Term(str(lora), "0,0,0.5,1")], rest=0.25)
-    text = to_mergekit(recipe)
+    text = export_recipe(recipe)
     setting = yaml.safe_load(text)["models"][0]["parameters"]["weight"]
     assert weight_there(setting, "lm_head.weight", 1) == 0.25
     path = mergekit("weight: [0, 1]", model=f"{base}+{lora}")
@@ -170,9 +170,9 @@ def test_what_mergekit_cannot_say(tmp_path, tiny_base, tiny_adapter):
         str(tiny_base), [lk.Term(str(tiny_adapter), "1x4", {"self_attn.*_proj": "0x4"})]
     )
     with pytest.raises(lk.LabkitError, match="selects other modules than the part of a name"):
-        to_mergekit(recipe)
+        export_recipe(recipe)
 
     shutil.copytree(tiny_adapter, tmp_path / "c+d")
     recipe = lk.Recipe(str(tiny_base), [lk.Term(str(tmp_path / "c+d"), "1x4")])
     with pytest.raises(lk.LabkitError, match=r"mergekit cannot name .*, which has a \+ or a sub"):
-        to_mergekit(recipe)
+        export_recipe(recipe)

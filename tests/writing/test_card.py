@@ -1,9 +1,11 @@
 """The model card: complete, valid for the hub, and safe against what names may hold."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from huggingface_hub import ModelCard
@@ -165,6 +167,39 @@ def test_layer_groups():
 
 
 def test_a_card_that_is_not_there_is_silent(tmp_path):
+    assert own_card(tmp_path) == CardOptions()
+
+
+def test_of_another_card_only_licence_and_languages_are_read(tmp_path):
+    results = "model-index:\n- name: x\n  results:\n" + "  - value: [1, &a 2]\n" * 40_000
+    text = f"\ufeff---\r\n{results}language:\n- en\n# and\n- de\nlicense: MIT\n---\nbody"
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    assert own_card(tmp_path) == CardOptions(license="mit", language=("en", "de"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n" + "\n" * 990_000,
+        "---" + "\n" * 990_000 + "-",
+        "---\nlicense: " + "[" * 990_000 + "\n---\n",
+        "---\n" + "license: mit\n" * 70_000 + "---\n",
+        "---\nlicense: mit\nlanguage: 3\n---\n",
+        "---\nlicense: mit\nlanguage: {a: b}\n---\n",
+        "---\nlicense: mit\n",
+        "license: mit\n---\n",
+        "---\nlicense_name: mit\n---\n",
+    ],
+)
+def test_odd_cards_are_silent_at_once(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    began = time.monotonic()
+    assert own_card(tmp_path) == CardOptions()
+    assert time.monotonic() - began < 2
+
+
+def test_a_card_that_is_no_plain_file_is_silent(tmp_path):
+    os.mkfifo(tmp_path / "README.md")
     assert own_card(tmp_path) == CardOptions()
 
 
