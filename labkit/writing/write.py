@@ -7,6 +7,7 @@ nothing at the final name; a merge that fails or is interrupted takes away what 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,17 +24,17 @@ from labkit.files.atomic_folder import (
     put_in_place,
     require_apart,
 )
+from labkit.files.direct_io import hash_file
 from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.rounding import BLOCK_ELEMENTS
+from labkit.writing.engine import Engine, ModelWriter, pieces_at_once
 from labkit.writing.layout import MERGE_BYTES, output_files, side_files
-from labkit.writing.merge_run import MergeRun
-from labkit.writing.pipeline import pieces_under_way
 from labkit.writing.progress import Progress, bar_of
+from labkit.writing.receipt import Receipt, TensorReceipt
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
-    from labkit.writing.receipt import Receipt
 
 SPARE_BYTES = 16 << 20
 """Free disk to leave for the small files and the file system's own use."""
@@ -52,7 +53,7 @@ def working_memory(plan: Plan) -> int:
         ),
         default=0,
     )  # fmt: skip
-    under_way = pieces_under_way("cpu")
+    under_way = pieces_at_once("cpu")
     # A process that merges has one piece of its own. Factors of as many tensors as pieces under
     # way, and those that are just being read.
     return workers() * (blocks + pieces) + under_way * pieces + (under_way + 4) * factors
@@ -80,8 +81,9 @@ def write(
         with building(out) as folder, ThreadPoolExecutor(1) as artist:
             picture = artist.submit(_picture, plan)
             with bar_of(sum(file.size for file in files), progress) as bar:
-                merge = MergeRun(plan, folder, chosen, link, hashes, bar)
-                merge.run(files)
+                engine = Engine(plan, chosen, bar)
+                writer = ModelWriter(engine, folder, link, hashes)
+                engine.run(files, writer.write)
             for name, content in others.items():
                 if isinstance(content, Path):
                     shutil.copyfile(content, folder / name)
@@ -90,8 +92,8 @@ def write(
             plan.base.require_unchanged()
             for term in plan.recipe.terms:
                 term.source.require_unchanged()
-            receipt = merge.receipt(out, began, others)
-            _describe(plan, receipt, folder, merge.read_hashes)
+            receipt = _receipt(writer, out, began, others)
+            _describe(plan, receipt, folder)
             (folder / "gradient.png").write_bytes(picture.result())
             flush_folder(folder)
             put_in_place(folder, out, overwrite)
@@ -128,13 +130,50 @@ def _picture(plan: Plan) -> bytes:
     return picture_bytes(gradient_picture(first.weights, plan.base.name, first.source.name))
 
 
-def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:
+def _receipt(
+    writer: ModelWriter, out: Path, began: float, others: dict[str, bytes | Path]
+) -> Receipt:
+    """What was done; with hashing, the small files that were read and written are hashed too."""
+    plan = writer.engine.plan
+    read, written = dict(writer.read_hashes), dict(writer.written_hashes)
+    if writer.hashes:
+        inputs = [path for path in others.values() if isinstance(path, Path)]
+        for term in plan.recipe.terms:
+            inputs += term.source.read_files
+        read |= {str(path): hash_file(path) for path in inputs}
+        written |= {name: hash_file(writer.folder / name) for name in others}
+    return Receipt(
+        folder=out,
+        base=plan.base.name,
+        adapters=tuple(term.source.name for term in plan.recipe.terms),
+        device=writer.engine.device,
+        seconds=time.time() - began,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        tensors=tuple(
+            TensorReceipt(
+                name,
+                change.layer,
+                change.weights,
+                writer.asked[name],
+                *(math.sqrt(math.fsum(sums)) for sums in zip(*writer.squares[name], strict=True)),
+            )
+            for name, change in plan.changes.items()
+        ),
+        untouched=len(plan.base.tensors) - len(plan.changes),
+        linked=tuple(sorted(writer.linked)),
+        files_read=dict(sorted(read.items())),
+        files_written=dict(sorted(written.items())),
+        notes=(*plan.notes, *plan.recipe.changed_files(read)),
+    )
+
+
+def _describe(plan: Plan, receipt: Receipt, folder: Path) -> None:
     from labkit.writing.card import model_card
 
     sha256 = {
         source.reference: {
             Path(path).name: digest
-            for path, digest in read.items()
+            for path, digest in receipt.files_read.items()
             if Path(path).parent == source.folder and Path(path).name != "README.md"
         }
         for source in plan.recipe.sources

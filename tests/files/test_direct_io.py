@@ -14,9 +14,9 @@ from labkit.files.direct_io import (
     SourceFile,
     TargetFile,
     address,
+    aligned_part,
     hash_file,
     page_memory,
-    place,
     room_for,
 )
 
@@ -87,7 +87,7 @@ def test_writes_any_pieces_in_any_order(source, tmp_path):
         pieces = list(itertools.pairwise(cuts))
         chance.shuffle(pieces)
         for start, stop in pieces:
-            buffer = place(page_memory(room_for(SIZE)), start, stop - start)
+            buffer = aligned_part(page_memory(room_for(SIZE)), start, stop - start)
             buffer[:] = CONTENT[start:stop]
             target.write(buffer, start)
         target.flush()

@@ -1,9 +1,7 @@
 import json
 import os
 import shutil
-import signal
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,8 @@ import torch
 import labkit as lk
 import labkit.files.direct_io
 import labkit.merging.rounding
+import labkit.writing.engine
 import labkit.writing.layout
-import labkit.writing.merge_process
-import labkit.writing.piece_maker
-import labkit.writing.pipeline
 import labkit.writing.write
 from labkit.files.direct_io import hash_file
 from labkit.files.floats import round_once
@@ -160,7 +156,7 @@ def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, mon
         monkeypatch.setattr(labkit.merging.rounding, "BLOCK_ELEMENTS", blocks)
         monkeypatch.setattr(labkit.writing.layout, "PIECE_BYTES", pieces)
         monkeypatch.setitem(labkit.writing.layout.MERGE_BYTES, "cpu", pieces)
-        monkeypatch.setattr(labkit.writing.pipeline, "workers", lambda threads=threads: threads)
+        monkeypatch.setattr(labkit.writing.engine, "workers", lambda threads=threads: threads)
         other = tmp_path / f"other-{blocks}"
         again = write(plan, other)
         assert model_files(other) == model_files(out)
@@ -169,68 +165,6 @@ def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, mon
         for mine, theirs in zip(again.tensors, receipt.tensors, strict=True):
             assert mine.achieved == pytest.approx(theirs.achieved, rel=1e-6)
             assert mine.missing == pytest.approx(theirs.missing, rel=1e-4)
-
-
-apart = pytest.mark.skipif(
-    not labkit.writing.merge_process.available(), reason="needs memory without a name (Linux)"
-)
-
-
-@apart
-@pytest.mark.parametrize("dtype", ["auto", "float16"])
-def test_processes_of_their_own_give_the_same_bytes(
-    dtype, tiny_base, tiny_adapter, out, tmp_path, monkeypatch
-):
-    plan = lk.plan(tiny_base, tiny_adapter, WEIGHTS, dtype=dtype)
-    receipt = write(plan, out)
-    monkeypatch.setattr(labkit.writing.pipeline, "MERGED_APART", 0)
-    children = before = _children()
-    carry_out = labkit.writing.merge_process.MergeProcesses.carry_out
-
-    def watched(*arguments):
-        nonlocal children
-        children = _children()
-        return carry_out(*arguments)
-
-    monkeypatch.setattr(labkit.writing.merge_process.MergeProcesses, "carry_out", watched)
-    again = write(plan, tmp_path / "again")
-    assert len(children) == len(before) + labkit.writing.pipeline.workers()
-    assert _children() == before  # they have ended
-    assert model_files(tmp_path / "again") == model_files(out)
-    assert [vars(row) for row in again.tensors] == [vars(row) for row in receipt.tensors]
-    assert lk.verify(out, progress=False).tensors_computed == len(plan.changes) or dtype != "auto"
-
-
-def _children():
-    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
-
-
-@apart
-def test_an_error_in_another_process_is_the_same_error(tmp_path, tiny_base, out, monkeypatch):
-    monkeypatch.setattr(labkit.writing.pipeline, "MERGED_APART", 0)
-    adapter = make_adapter(tmp_path / "lora", tiny_base, scale=1e6)
-    plan = lk.plan(tiny_base, adapter, "1x4", dtype="float16")
-    with pytest.raises(lk.LabkitError, match="numbers of '.*' become too large for float16"):
-        write(plan, out)
-    assert not out.exists()
-
-
-@apart
-def test_a_process_that_is_killed_is_noticed(plan, out, monkeypatch):
-    monkeypatch.setattr(labkit.writing.pipeline, "MERGED_APART", 0)
-    before = _children()
-    carry_out = labkit.writing.merge_process.MergeProcesses.carry_out
-
-    def killed(*arguments):
-        for child in _children() - before:
-            with suppress(ProcessLookupError):  # another thread was first
-                os.kill(int(child), signal.SIGKILL)
-        return carry_out(*arguments)
-
-    monkeypatch.setattr(labkit.writing.merge_process.MergeProcesses, "carry_out", killed)
-    with pytest.raises(lk.LabkitError, match="a process that merges for this one has ended"):
-        write(plan, out)
-    assert os.listdir(out.parent) == []
 
 
 @pytest.mark.parametrize("way", ["through the page cache", "with shared blocks", "past the cache"])
@@ -365,7 +299,7 @@ def test_an_interrupted_merge_leaves_nothing(plan, out, monkeypatch, error):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(labkit.writing.piece_maker.PieceMaker, "make", fail)
+    monkeypatch.setattr(labkit.writing.engine.Engine, "merge", fail)
     expected = lk.LabkitError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         write(plan, out)
