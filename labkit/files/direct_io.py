@@ -137,7 +137,7 @@ class TargetFile:
         return self._direct is not None
 
     def write(self, data: bytes | memoryview, start: int) -> None:
-        """Write all of `data` from byte `start` on; quickest from its `aligned_part` of a buffer."""
+        """Write all of `data` from byte `start` on; quickest from its `aligned_part`."""
         view = memoryview(data)
         done = -start % PAGE
         pages = done + (len(view) - done) // PAGE * PAGE
