@@ -92,8 +92,9 @@ def write(
             plan.base.require_unchanged()
             for term in plan.recipe.terms:
                 term.source.require_unchanged()
-            receipt = _receipt(writer, out, began, others)
-            _describe(plan, receipt, folder)
+            read, written = _hashes(writer, others) if hashes else ({}, {})
+            receipt = _receipt(writer, out, began, read, written)
+            _describe(plan, receipt, folder, read)
             (folder / "gradient.png").write_bytes(picture.result())
             flush_folder(folder)
             put_in_place(folder, out, overwrite)
@@ -130,18 +131,24 @@ def _picture(plan: Plan) -> bytes:
     return picture_bytes(gradient_picture(first.weights, plan.base.name, first.source.name))
 
 
+def _hashes(
+    writer: ModelWriter, others: dict[str, bytes | Path]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The SHA-256 of all files that were read, by path, and of those that were written, by name."""
+    # Sorted: the engine finishes files in an order that differs from run to run.
+    read = dict(sorted(writer.read_hashes.items()))
+    inputs = [path for path in others.values() if isinstance(path, Path)]
+    for term in writer.engine.plan.recipe.terms:
+        inputs += term.source.read_files
+    read |= {str(path): hash_file(path) for path in inputs}
+    written = {name: hash_file(writer.folder / name) for name in others}
+    return read, writer.written_hashes | written
+
+
 def _receipt(
-    writer: ModelWriter, out: Path, began: float, others: dict[str, bytes | Path]
+    writer: ModelWriter, out: Path, began: float, read: dict[str, str], written: dict[str, str]
 ) -> Receipt:
-    """What was done; with hashing, the small files that were read and written are hashed too."""
     plan = writer.engine.plan
-    read, written = dict(writer.read_hashes), dict(writer.written_hashes)
-    if writer.hashes:
-        inputs = [path for path in others.values() if isinstance(path, Path)]
-        for term in plan.recipe.terms:
-            inputs += term.source.read_files
-        read |= {str(path): hash_file(path) for path in inputs}
-        written |= {name: hash_file(writer.folder / name) for name in others}
     return Receipt(
         folder=out,
         base=plan.base.name,
@@ -167,13 +174,13 @@ def _receipt(
     )
 
 
-def _describe(plan: Plan, receipt: Receipt, folder: Path) -> None:
+def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:
     from labkit.writing.card import model_card
 
     sha256 = {
         source.reference: {
             Path(path).name: digest
-            for path, digest in receipt.files_read.items()
+            for path, digest in read.items()
             if Path(path).parent == source.folder and Path(path).name != "README.md"
         }
         for source in plan.recipe.sources
