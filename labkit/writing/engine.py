@@ -62,6 +62,12 @@ def pieces_at_once(device: str) -> int:
     return (4 if device == "cpu" else 2) * workers()
 
 
+def slot_bytes(files: list[OutputFile]) -> int:
+    """How large a slot must be for any piece of these files: two page buffers of the same size."""
+    pieces = [piece for file in files for piece in file.pieces]
+    return 2 * room_for(max((max(p.source_bytes, p.nbytes) for p in pieces), default=0))
+
+
 @dataclass(frozen=True)
 class Slot:
     """Memory for one piece.
@@ -167,12 +173,11 @@ class Engine:
                 raise
 
     def _make_memory(self, files: list[OutputFile]) -> None:
-        pieces = [piece for file in files for piece in file.pieces]
-        size = room_for(max((max(p.source_bytes, p.nbytes) for p in pieces), default=0))
-        view = page_memory(2 * size * pieces_at_once(self.device))
-        for start in range(0, len(view), 2 * size):
-            middle = start + size
-            self._slots.put(Slot(view[start:middle], view[middle : middle + size]))
+        size = slot_bytes(files)
+        view = page_memory(size * pieces_at_once(self.device))
+        for start in range(0, len(view), size):
+            middle, stop = start + size // 2, start + size
+            self._slots.put(Slot(view[start:middle], view[middle:stop]))
         for _ in range(workers()):
             self._mergers.put(self._new_merger())
 

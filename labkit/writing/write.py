@@ -27,9 +27,9 @@ from labkit.files.atomic_folder import (
 from labkit.files.direct_io import hash_file
 from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
-from labkit.merging.rounding import BLOCK_ELEMENTS
-from labkit.writing.engine import Engine, ModelWriter, pieces_at_once
-from labkit.writing.layout import MERGE_BYTES, output_files, side_files
+from labkit.merging.rounding import BUFFER_BYTES
+from labkit.writing.engine import Engine, ModelWriter, pieces_at_once, slot_bytes
+from labkit.writing.layout import output_files, side_files
 from labkit.writing.progress import Progress, bar_of
 from labkit.writing.receipt import Receipt, TensorReceipt
 
@@ -42,10 +42,7 @@ SPARE_BYTES = 16 << 20
 
 def working_memory(plan: Plan) -> int:
     """Bytes of memory that carrying out a plan takes at most, beside what Python starts with."""
-    # For each element of a block: 64 bits twice, 32 five times, 16 once, and a mark.
-    blocks = BLOCK_ELEMENTS * (2 * 8 + 5 * 4 + 2 + 1)
-    # The bytes read and those written, which are at most twice as many in another dtype.
-    pieces = MERGE_BYTES["cpu"] * (2 if plan.recipe.dtype == "auto" else 3)
+    pieces = pieces_at_once("cpu")
     factors = max(
         (
             sum(contribution.part.memory for contribution in change.contributions)
@@ -53,10 +50,9 @@ def working_memory(plan: Plan) -> int:
         ),
         default=0,
     )  # fmt: skip
-    under_way = pieces_at_once("cpu")
-    # A process that merges has one piece of its own. Factors of as many tensors as pieces under
-    # way, and those that are just being read.
-    return workers() * (blocks + pieces) + under_way * pieces + (under_way + 4) * factors
+    slots = pieces * slot_bytes(output_files(plan, "cpu"))
+    # Factors of as many tensors as pieces under way, and those that are just being read.
+    return slots + workers() * BUFFER_BYTES + (pieces + 4) * factors
 
 
 def write(
