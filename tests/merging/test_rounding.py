@@ -204,21 +204,22 @@ class Elsewhere(LowRank):
 
 @pytest.mark.parametrize("make", MERGERS)
 @pytest.mark.parametrize("steps", [-1000, -1, 0, 1, 1000])
+@pytest.mark.parametrize("first", [1.0, 0.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sum_that_is_halfway_is_rounded_by_its_single_element(make, steps, dtype):
-    """Between 1 and 2, every sum lies exactly halfway between two numbers of the dtype.
+def test_a_sum_that_is_halfway_is_rounded_by_its_single_element(make, steps, first, dtype):
+    """From 1 on, and among the smallest, every sum lies halfway between two numbers of the dtype.
 
     Ties go to the even one, also where the rows were summed a little less or more than halfway.
     """
-    apart = 2.0 ** (1 - SIGNIFICAND_BITS[dtype])
-    numbers = 1 + np.arange(128) * apart
+    apart = 2.0 ** (1 - SIGNIFICAND_BITS[dtype] + (0 if first else SMALLEST_EXPONENT[dtype]))
+    numbers = first + np.arange(128) * apart
     base = round_once(np.tile(numbers, (4, 1)), dtype)
     update = Elsewhere(np.full((4, 1), apart), np.full((1, 128), 0.5))
     update.steps = steps
     out = np.empty_like(base)
     make().merge(base, dtype, update, 0, dtype, out)
     expected = [exactly_rounded(number + apart / 2, dtype) for number in numbers.tolist()]
-    assert expected[:3] == [1, 1 + 2 * apart, 1 + 2 * apart]
+    assert expected[:3] == [first, first + 2 * apart, first + 2 * apart]
     assert wide(out, dtype).tolist() == [expected] * 4
 
 

@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import benchmarks.merge
 import labkit as lk
 import labkit.files.direct_io
 import labkit.merging.rounding
@@ -218,6 +221,8 @@ def test_the_receipt(plan, out):
         assert row.asked == pytest.approx(np.linalg.norm(dense))
         change = lk.Checkpoint(out).read(name).double() - plan.base.read(name).double()
         assert row.achieved == pytest.approx(torch.linalg.norm(change).item())
+        missing = torch.linalg.norm(change - torch.from_numpy(dense).reshape(change.shape)).item()
+        assert row.missing == pytest.approx(missing, rel=1e-4)
         assert row.weights == plan.changes[name].weights
     stored = json.loads((out / "receipt.json").read_text())
     assert len(stored["tensors"]) == 21
@@ -229,6 +234,44 @@ def test_the_receipt(plan, out):
             == hashlib.sha256(file.path.read_bytes()).hexdigest()
         )
     assert "21 changed, 17 with the base's own bytes" in repr(receipt)
+
+
+MEASURE = """
+import os, sys
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:2])
+import labkit as lk
+small, large = sys.argv[1:4], sys.argv[4:]
+
+def peak():  # getrusage's would begin with that of the process that started this one
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+def merge(base, lora, out, weights):
+    plan = lk.plan(base, lora, weights)
+    plan.write(out, progress=False, device="cpu")
+    return plan
+
+merge(*small, [1.0] * 4)  # all libraries are loaded then
+before = peak()
+plan = merge(*large, [1.0])
+print(plan.forecast().peak_memory, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_the_forecast_of_memory_is_what_a_merge_takes(
+    tiny_base, tiny_adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(benchmarks.merge.SHAPES, "a layer", (2048, 5632, 1, 16))
+    monkeypatch.setattr(benchmarks.merge, "VOCABULARY", 64)
+    benchmarks.merge.make_checkpoint(tmp_path / "base", "a layer")
+    benchmarks.merge.make_adapter(tmp_path / "lora", "a layer")
+    folders = [tiny_base, tiny_adapter, tmp_path / "small"]
+    folders += [tmp_path / "base", tmp_path / "lora", tmp_path / "large"]
+    command = [sys.executable, "-c", MEASURE, *map(str, folders)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    forecast, taken = map(int, ran.stdout.split())
+    assert 0.8 * forecast < taken < 1.1 * forecast
 
 
 def test_no_hash_leaves_the_sums_out(plan, out):
