@@ -229,9 +229,9 @@ def _limited() -> Iterator[None]:
 def run(cases: int, seed: int, place: Path, show: bool = True) -> Counter[str]:
     """Run so many cases; count how they ended, and print what must not happen."""
     # The picture hangs on the weights alone, and drawing it would take most of the time.
-    import labkit.figures.picture
+    from labkit.figures import picture
 
-    labkit.figures.picture.picture_bytes = lambda _figure: b"picture"
+    picture.picture_bytes = lambda _figure: b"picture"
     samples = make_samples(place / "made")
     ended: Counter[str] = Counter()
     began = time.time()

@@ -19,8 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import read_fully
 
@@ -29,16 +27,17 @@ PAGE = 4096
 """Past the page cache, offsets, lengths and addresses in memory are multiples of this."""
 LARGE_PAGE = 2 << 20
 ALIGNED = 8
-"""Tensors that start at a multiple of this many bytes can be read where they lie in a page."""
+"""Only tensors that start at a multiple of this many bytes are read straight from the disk: numpy
+works on them where they then lie in memory, and their numbers must not straddle its words."""
 DIRECT = getattr(os, "O_DIRECT", 0)
 SAMPLES = 32
-"""Places of a file that are tried, to tell whether it is in the page cache."""
+"""How many single bytes of a file are tried, to tell whether it is in the page cache."""
 CLONE_RANGE = 0x4020940D
 """Linux's FICLONERANGE, of include/uapi/linux/fs.h."""
 
 
 def room_for(size: int) -> int:
-    """How large a page buffer must be for `size` bytes from any place in a page."""
+    """How large a page buffer must be for `size` bytes, wherever in a page they begin."""
     return -(-size // PAGE) * PAGE + 2 * PAGE
 
 
@@ -59,8 +58,17 @@ def page_memory(size: int) -> memoryview:
     return view[start : start + size]
 
 
-def place(buffer: memoryview, position: int, count: int) -> memoryview:
-    """The part of a page buffer that lies in its pages as `position` does in a file's."""
+def aligned_part(buffer: memoryview, position: int, count: int) -> memoryview:
+    """The `count` bytes of a page buffer that belong to byte `position` of a file.
+
+    They begin as many bytes after the start of a page in memory as `position` lies after the start
+    of a page of the file, so that the whole pages between can go straight to or from the disk.
+
+    Args:
+        buffer: memory that begins at a page, of `room_for(count)` bytes at least.
+        position: the first byte's place in the file.
+        count: how many bytes.
+    """
     skip = position % PAGE if position % ALIGNED == 0 else 0
     return buffer[skip : skip + count]
 
@@ -79,7 +87,7 @@ class SourceFile:
         Raises:
             LabkitError: the file ends too early: it changed since it was opened.
         """
-        view = place(buffer, start, count)
+        view = aligned_part(buffer, start, count)
         skip = start % PAGE
         done = 0
         if self._direct is not None and count and start % ALIGNED == 0:
@@ -129,7 +137,7 @@ class TargetFile:
         return self._direct is not None
 
     def write(self, data: bytes | memoryview, start: int) -> None:
-        """Write all of `data`, from byte `start` on; quickest from a page buffer's `place`."""
+        """Write all of `data` from byte `start` on; quickest from its `aligned_part`."""
         view = memoryview(data)
         done = -start % PAGE
         pages = done + (len(view) - done) // PAGE * PAGE
@@ -172,27 +180,6 @@ class TargetFile:
     def close(self) -> None:
         """Close it."""
         _close(self.plain, self._direct)
-
-
-class MadeFile:
-    """A file that is there already, to compare with what would be written into it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = SourceFile(path)
-        self._own = threading.local()
-
-    def differs(self, data: memoryview, start: int) -> int | None:
-        """Where the file's bytes from `start` on first differ from `data`; None if nowhere."""
-        room = room_for(len(data))
-        if len(getattr(self._own, "buffer", b"")) < room:
-            self._own.buffer = page_memory(room)
-        there = np.frombuffer(self._file.read(self._own.buffer, start, len(data)), np.uint8)
-        different = there != np.frombuffer(data, np.uint8)
-        return int(different.argmax()) if different.any() else None
-
-    def close(self) -> None:
-        """Close it."""
-        self._file.close()
 
 
 def _open_direct(path: Path, flags: int) -> int | None:
@@ -266,26 +253,50 @@ def write_fully(descriptor: int, data: memoryview, start: int) -> None:
 
 
 def hash_file(path: Path, stopped: threading.Event | None = None) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path: the file.
+        stopped: when it is set, hashing breaks off, and the result means nothing.
+
+    Raises:
+        LabkitError: the file became shorter while it was read.
+    """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        hash_range(digest, file.fileno(), 0, size, stopped)
+        hash_range(digest, file.fileno(), path, 0, size, stopped)
     return digest.hexdigest()
 
 
 def hash_range(
     digest: Any,
     descriptor: int,
+    path: Path,
     start: int,
     count: int,
     stopped: threading.Event | None = None,
 ) -> None:
-    """Add a range of a file to a hash; break off when the merge is stopped."""
+    """Add a range of a file to a hash.
+
+    Args:
+        digest: hashlib's object.
+        descriptor: the open file.
+        path: its name, for the error.
+        start: the first byte.
+        count: how many bytes.
+        stopped: when it is set, hashing breaks off.
+
+    Raises:
+        LabkitError: the file ends too early: it changed since it was opened.
+    """
+    buffer = memoryview(bytearray(min(HASH_BYTES, count)))
     for position in range(start, start + count, HASH_BYTES):
         if stopped and stopped.is_set():
             return
-        digest.update(os.pread(descriptor, min(HASH_BYTES, start + count - position), position))
+        part = buffer[: start + count - position]
+        read_fully(descriptor, part, position, path)
+        digest.update(part)
 
 
 def linked(source: Path, target: Path) -> bool:

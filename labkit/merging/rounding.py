@@ -1,6 +1,6 @@
 """Merges a block of rows: float64 in between, rounded once, the same bytes on every device.
 
-Two things could make the last bit differ between devices, and both are settled here.
+Two things could make the last bit differ between devices.
 
 1. Rounding twice. On its way to 16 bits a float64 is rounded to float32 first. Where the float32
    lies exactly halfway between two 16-bit numbers, the second rounding can go the wrong way
@@ -9,12 +9,12 @@ Two things could make the last bit differ between devices, and both are settled 
    for a sum so close to halfway between two output numbers that its last bits decide.
 
 Both concern the same few elements: those whose float32 (for a float32 output: whose float64) lies
-halfway, or next to it. They are found by their bit pattern, summed again in a fixed order, and
-rounded with one exact operation.
+halfway, or next to it. They are found by their bit pattern, and `merge_exactly` sums them again in
+a fixed order and rounds them with one exact operation.
 
 All of it is numpy's, without torch, whose import alone would take half a gigabyte and seconds.
 numpy knows no bfloat16 and converts float16 slowly, so numbers of 16 bits are converted by their
-bits. `device_arithmetic` does the same on a GPU.
+bits. `rounding_on_device` does the same on a GPU.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ BLOCK_ELEMENTS = 1 << 17
 """Elements merged at a time: few enough for a processor's cache, and enough that the work outweighs
 Python's."""
 
-MOST_SPACES = 64
-"""Shapes of blocks whose views are kept: a model's matrices have few."""
+BUFFER_BYTES = BLOCK_ELEMENTS * (2 * 8 + 5 * 4 + 2 + 1)
+"""A merger's buffers at most: 64 bits twice, 32 five times, 16 once and a mark for each element."""
+
+MOST_BLOCKS = 64
+"""Shapes of blocks whose views of the buffers are kept: a model's matrices have few."""
 
 FEW_COLUMNS = 64
 """Rows shorter than this are summed together."""
@@ -65,35 +68,35 @@ def near_halfway_in_float64(bits: Any, values: Any) -> Any:
     return near | (abs(values) < 2.0**-126)
 
 
-def settle(
-    found: Int64[np.ndarray, " found"],
-    base: Float64[np.ndarray, " found"],
+def merge_exactly(
+    positions: Int64[np.ndarray, " positions"],
+    base: Float64[np.ndarray, " positions"],
     columns: int,
     update: Delta | None,
     start: int,
-    code: str,
-) -> tuple[Shaped[np.ndarray, " found"], float, float]:
-    """Sum single elements in a fixed order and round them exactly.
+    dtype: str,
+) -> tuple[Shaped[np.ndarray, " positions"], float, float]:
+    """Merge single elements, summed in a fixed order and rounded by one exact operation.
 
     Args:
-        found: their positions in the rows.
+        positions: where the elements are in a run of rows, counted along its rows.
         base: their numbers in the base.
         columns: how many there are in a row.
         update: what is added to the tensor.
-        start: the number of the first row in the tensor.
-        code: the dtype of the result.
+        start: the number of the run's first row in the tensor.
+        dtype: that of the result.
 
     Returns:
         the rounded numbers, and two sums of squares: see `BlockMerger.merge`.
     """
-    exact = base.copy()
+    total = base.copy()
     with np.errstate(over="ignore", invalid="ignore"):  # what is infinite, or too large
         if update is not None:
-            rows = found // columns
-            update.add_entries_to(exact, base, rows + start, found - rows * columns)
-        rounded = round_once(exact, code)
-        result = wide(rounded, code)
-        return rounded, float(np.sum((result - base) ** 2)), float(np.sum((result - exact) ** 2))
+            rows = positions // columns
+            update.add_entries_to(total, base, rows + start, positions - rows * columns)
+        rounded = round_once(total, dtype)
+        result = wide(rounded, dtype)
+        return rounded, float(np.sum((result - base) ** 2)), float(np.sum((result - total) ** 2))
 
 
 def _sum_of_squares(values: Shaped[np.ndarray, "rows columns"]) -> float:
@@ -119,26 +122,26 @@ class BlockMerger:
 
     def __init__(self) -> None:
         self._buffers: dict[str, np.ndarray] = {}
-        self._spaces: dict[object, _Space] = {}
+        self._blocks: dict[object, _Block] = {}
 
     def merge(
         self,
         base: Shaped[np.ndarray, "rows columns"],
-        stored: str,
+        base_dtype: str,
         update: Delta | None,
         start: int,
-        code: str,
+        dtype: str,
         out: Shaped[np.ndarray, "rows columns"] | None = None,
     ) -> tuple[Shaped[np.ndarray, "rows columns"], float, float]:
         """Add the update's rows from `start` on to a run of the base's rows, and round once.
 
         Args:
             base: rows of the base's tensor, as `labkit.files.floats.ARRAYS` holds them.
-            stored: their dtype, such as `BF16`.
+            base_dtype: their dtype by safetensors' name, such as `BF16`.
             update: everything that is added to the whole tensor, weights included; None for a
                 change of dtype alone.
             start: the number of the first of these rows in the tensor.
-            code: the dtype of the result.
+            dtype: that of the result, likewise.
             out: where the result goes; by default a buffer of this merger.
 
         Returns:
@@ -147,7 +150,7 @@ class BlockMerger:
             change that was asked for, `(W' - W) - wΔW`. Between 16-bit numbers, their relative
             errors stay below 1e-6 and 1e-4.
         """
-        merged = self._buffer("merged", base.shape, ARRAYS[code]) if out is None else out
+        merged = self._buffer("merged", base.shape, ARRAYS[dtype]) if out is None else out
         step = max(1, BLOCK_ELEMENTS // max(1, base.shape[1]))
         squared = missing = 0.0
         unsure = []
@@ -155,57 +158,62 @@ class BlockMerger:
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, len(base), step):
                 rows = slice(first, first + step)
-                space = self._space(base[rows].shape, stored, code)
-                found, change, lacks = space.merge(base[rows], update, start + first, merged[rows])
+                block = self._block(base[rows].shape, base_dtype, dtype)
+                found, change, lacks = block.merge(base[rows], update, start + first, merged[rows])
                 unsure += [one + first * base.shape[1] for one in found]
                 squared += change
                 missing += lacks
         if unsure:
-            settled = np.unique(np.concatenate(unsure))
-            original = wide(base.reshape(-1)[settled], stored)
-            rounded, change, lacks = settle(settled, original, base.shape[1], update, start, code)
-            merged.reshape(-1)[settled] = rounded
+            positions = np.unique(np.concatenate(unsure))
+            numbers = wide(base.reshape(-1)[positions], base_dtype)
+            rounded, change, lacks = merge_exactly(
+                positions, numbers, base.shape[1], update, start, dtype
+            )
+            merged.reshape(-1)[positions] = rounded
             squared += change
             missing += lacks
         return merged, squared, missing
 
-    def _space(self, shape: tuple[int, ...], stored: str, code: str) -> _Space:
-        key = shape, stored, code
-        if key not in self._spaces:
-            if len(self._spaces) > MOST_SPACES:
-                self._spaces.clear()
-            self._spaces[key] = _Space(self._buffer, shape, stored, code)
-        return self._spaces[key]
+    def _block(self, shape: tuple[int, ...], base_dtype: str, dtype: str) -> _Block:
+        key = shape, base_dtype, dtype
+        if key not in self._blocks:
+            if len(self._blocks) > MOST_BLOCKS:
+                self._blocks.clear()
+            self._blocks[key] = _Block(self._buffer, shape, base_dtype, dtype)
+        return self._blocks[key]
 
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    def _buffer(self, name: str, shape: tuple[int, ...], of_numpy: Any) -> np.ndarray:
         size = int(np.prod(shape))
-        key = f"{name} {np.dtype(dtype)}"
+        key = f"{name} {np.dtype(of_numpy)}"
         if key not in self._buffers or len(self._buffers[key]) < size:
-            self._buffers[key] = np.empty(size, dtype)
-            self._spaces.clear()
+            self._buffers[key] = np.empty(size, of_numpy)
+            self._blocks.clear()
         return self._buffers[key][:size].reshape(shape)
 
 
-class _Space:
-    """A merger's buffers, seen in one block's shape: making the views anew would cost time."""
+class _Block:
+    """Merges blocks of one shape and one pair of dtypes, in views of a merger's buffers.
+
+    Making the views anew for every block would cost time.
+    """
 
     def __init__(
         self,
         buffer: Callable[[str, tuple[int, ...], Any], np.ndarray],
         shape: tuple[int, ...],
-        stored: str,
-        code: str,
+        base_dtype: str,
+        dtype: str,
     ) -> None:
-        self.stored = stored
-        self.code = code
+        self.base_dtype = base_dtype
+        self.dtype = dtype
         # For the sums of squares alone: 16-bit numbers differ by what float32 holds well enough,
         # and it needs half the memory's time.
-        self.short = stored in SHORT and code in SHORT
+        self.short = base_dtype in SHORT and dtype in SHORT
         self.base = buffer("base", shape, np.float64)
         self.total = buffer("total", shape, np.float64)
-        if stored in SHORT:
+        if base_dtype in SHORT:
             self.original = buffer("original", shape, np.float32)
-        if code in SHORT:
+        if dtype in SHORT:
             self.single = buffer("single", shape, np.float32)
             self.rounded = buffer("rounded", shape, np.float32)
             self.bits = buffer("bits", shape, np.int32)
@@ -223,13 +231,13 @@ class _Space:
         """Merge a block; return where the last bit is unsure, and the two sums of squares."""
         found = self._widen(base)
         self._add(update, start)
-        if self.code in SHORT:
+        if self.dtype in SHORT:
             np.copyto(self.single, self.total, casting="same_kind")
-            narrow = self._narrow_float16 if self.code == "F16" else self._narrow_bfloat16
+            narrow = self._narrow_float16 if self.dtype == "F16" else self._narrow_bfloat16
             found += narrow(merged)
         else:
             np.copyto(merged, self.total, casting="same_kind")
-            if self.code == "F32":
+            if self.dtype == "F32":
                 flat = self.total.reshape(-1)
                 found.append(np.flatnonzero(near_halfway_in_float64(flat.view(np.int64), flat)))
         found = [one for one in found if len(one)]
@@ -238,10 +246,10 @@ class _Space:
             missing = np.subtract(self.single, self.rounded, out=self.single)
             change = np.subtract(self.rounded, self.original, out=self.rounded)
         else:
-            result = self.rounded if self.code in SHORT else merged
+            result = self.rounded if self.dtype in SHORT else merged
             missing = np.subtract(self.total, result, out=self.total)
             change = np.subtract(result, self.base, out=self.base)
-        for one in found:  # counted when it is settled
+        for one in found:  # counted when they are merged exactly
             change.reshape(-1)[one] = 0
             missing.reshape(-1)[one] = 0
         return found, _sum_of_squares(change), _sum_of_squares(missing)
@@ -259,11 +267,11 @@ class _Space:
         Returns:
             where float16's numbers are not finite, which this way are not seen as such.
         """
-        if self.stored not in SHORT:
+        if self.base_dtype not in SHORT:
             np.copyto(self.base, base)
             return []
         found = []
-        if self.stored == "F16":
+        if self.base_dtype == "F16":
             bits = self.original.view(np.int32)
             np.copyto(bits, base.view(np.int16))  # the sign is repeated in the upper half
             np.left_shift(bits, 13, out=bits)

@@ -1,6 +1,7 @@
 """The arithmetic of `labkit.merging.rounding` on a GPU, by torch: the same bytes.
 
-The few elements whose last bit is unsure are settled by the processor, in numpy, as they are there.
+The few elements whose last bit is unsure are left to the processor and numpy, by the same function
+that merges them there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from labkit.deltas.delta import Delta
 from labkit.files.floats import ARRAYS, SIGNIFICAND_BITS, wide
 from labkit.files.tensor_file import FLOATS
-from labkit.merging.rounding import near_halfway_in_float64, settle
+from labkit.merging.rounding import merge_exactly, near_halfway_in_float64
 
 
 class DeviceMerger:
@@ -23,50 +24,51 @@ class DeviceMerger:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._moved: tuple[Delta | None, Delta | None] = (None, None)
+        self._moved: tuple[Delta, Delta] | None = None
 
     def merge(
         self,
         base: np.ndarray,
-        stored: str,
+        base_dtype: str,
         update: Delta | None,
         start: int,
-        code: str,
+        dtype: str,
         out: np.ndarray,
     ) -> tuple[np.ndarray, float, float]:
-        """As `BlockMerger.merge`: all that is given is numpy's."""
-        there = self._on_device(update)
-        original = _tensor(base, stored).to(self.device).double()
-        total = original.clone()
-        if there is not None:
-            there.write_sum_to(total, original, start)
-        dtype = getattr(torch, FLOATS[code])
-        merged = (total.float() if dtype.itemsize == 2 else total).to(dtype)
+        """As `BlockMerger.merge`; what is given and what comes back are numpy's arrays."""
+        original = total = _tensor(base, base_dtype).to(self.device).double()
+        if update is not None:
+            total = torch.empty_like(original)
+            self._on_device(update).write_sum_to(total, original, start)
+        of_torch = getattr(torch, FLOATS[dtype])
+        merged = (total.float() if of_torch.itemsize == 2 else total).to(of_torch)
         # What is not finite is left to the processor too, whatever a device makes of it.
         unsure = (_unsure(total, merged) | ~merged.isfinite()).view(-1).nonzero().view(-1)
-        _tensor(out, code).copy_(merged)
+        _tensor(out, dtype).copy_(merged)
         result = merged.double()
         change, lacks = result - original, result - total
-        for one in (change, lacks):  # counted when it is settled
+        for one in (change, lacks):  # counted when they are merged exactly
             one.view(-1)[unsure] = 0
         squared, missing = float(change.square().sum()), float(lacks.square().sum())
-        found = unsure.cpu().numpy()
-        if len(found):
-            numbers = wide(base.reshape(-1)[found], stored)
-            rounded, *settled = settle(found, numbers, base.shape[1], update, start, code)
-            out.reshape(-1)[found] = rounded
-            squared, missing = squared + settled[0], missing + settled[1]
+        positions = unsure.cpu().numpy()
+        if len(positions):
+            numbers = wide(base.reshape(-1)[positions], base_dtype)
+            rounded, more_squared, more_missing = merge_exactly(
+                positions, numbers, base.shape[1], update, start, dtype
+            )
+            out.reshape(-1)[positions] = rounded
+            squared, missing = squared + more_squared, missing + more_missing
         return out, squared, missing
 
-    def _on_device(self, update: Delta | None) -> Delta | None:
-        """The update's numbers on the device; a tensor's pieces come one after the other."""
-        if update is not self._moved[0]:
-            self._moved = update, update.to(self.device) if update is not None else None
+    def _on_device(self, update: Delta) -> Delta:
+        """The update with its numbers on the device; all pieces of a tensor have the same one."""
+        if self._moved is None or self._moved[0] is not update:
+            self._moved = update, update.to(self.device)
         return self._moved[1]
 
 
 def _unsure(total: Float64[Tensor, "rows columns"], merged: Float[Tensor, "rows columns"]) -> Any:
-    """Where the last bit is unsure."""
+    """Tell where the last bit is unsure: a mark for each element."""
     if merged.dtype == torch.float64:
         return torch.zeros(merged.shape, dtype=torch.bool, device=merged.device)
     if merged.dtype == torch.float32:
@@ -82,7 +84,7 @@ def _unsure(total: Float64[Tensor, "rows columns"], merged: Float[Tensor, "rows 
     return halfway | (small & ((single.abs() * 2.0**24) % 1 == 0.5))
 
 
-def _tensor(values: np.ndarray, code: str) -> Tensor:
+def _tensor(values: np.ndarray, dtype: str) -> Tensor:
     """Numpy's array as torch's, of the same memory."""
-    bits = torch.from_numpy(values.view({"BF16": np.int16}.get(code, ARRAYS[code])))
-    return bits.view(getattr(torch, FLOATS[code]))
+    bits = torch.from_numpy(values.view({"BF16": np.int16}.get(dtype, ARRAYS[dtype])))
+    return bits.view(getattr(torch, FLOATS[dtype]))

@@ -182,7 +182,7 @@ def _pieces(
         out_bytes = plan.output_bytes(tensor) // out_rows if out_rows else 0
         step = max(1, merge_bytes // max(row_bytes, 1))
         # A piece lies on one side of the base's last row: behind it are new tokens.
-        for first, last in ((0, rows), (rows, out_rows)):
+        for first, last in ((0, min(rows, out_rows)), (rows, out_rows)):
             for start in range(first, last if columns else first, step):
                 stop = min(start + step, last)
                 count = (stop - start) * out_bytes

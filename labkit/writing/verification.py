@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from labkit.errors import LabkitError, shown
-from labkit.files.direct_io import MadeFile, hash_file
+from labkit.files.direct_io import SourceFile, hash_file
 from labkit.files.paths import user_path
 from labkit.machine import choose_device
 from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import FILE_NAME, Recipe
+from labkit.writing.engine import Engine, MadePiece
 from labkit.writing.layout import OutputFile, Piece, output_files, side_files
-from labkit.writing.open_output import OpenOutput
-from labkit.writing.pipeline import Pipeline
 from labkit.writing.progress import bar_of
 
 
@@ -74,7 +74,7 @@ def verify(
     total = sum(file.size for file in files)
     try:
         with bar_of(total, progress, "verify") as bar:
-            _Comparison(resolved, where, chosen, bar).compare(files)
+            _Comparison(Engine(resolved, chosen, bar), where).compare(files)
         others = side_files(resolved)
         for name, content in others.items():
             expected = content.read_bytes() if isinstance(content, Path) else content
@@ -92,17 +92,22 @@ def verify(
     return Verified(where, len(files) + len(others), len(resolved.changes), total)
 
 
-class _Comparison(Pipeline[MadeFile]):
-    """One run that compares the pieces with what a folder holds, and finds the first difference."""
+class _DifferenceError(Exception):
+    """A file is not as the recipe makes it; the text says where it first differs."""
 
-    def __init__(self, plan: Plan, folder: Path, device: str, bar: Any) -> None:
-        super().__init__(plan, device, bar)
+
+class _Comparison:
+    """Compares the output files with those in a folder, and finds the first difference.
+
+    Two files are compared at once. Within each, pieces are finished in the order of their bytes, so
+    the first difference that is raised is the file's first.
+    """
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.engine = engine
         self.folder = folder
-        self._order = {file.path: place for place, file in enumerate(plan.base.files)}
-        # Where the first difference is, as far as is known, and what to say of it.
-        self._first: tuple[int, int] | None = None
-        self._difference = ""
-        self._lock = threading.Lock()
+        self._numbers: dict[Path, int] = {}
+        self._differences: dict[int, str] = {}
 
     def compare(self, files: list[OutputFile]) -> None:
         """Compare all files.
@@ -110,44 +115,56 @@ class _Comparison(Pipeline[MadeFile]):
         Raises:
             LabkitError: what differs first, in the order of the files and their bytes.
         """
-        self.run(files)
-        if self._first is not None:
-            raise LabkitError(self._difference)
+        self._numbers = {file.source.path: number for number, file in enumerate(files)}
+        self.engine.run(files, self._compare_file)
+        if self._differences:
+            raise LabkitError(self._differences[min(self._differences)])
 
-    def begin(self, file: OutputFile) -> OpenOutput[MadeFile] | None:
-        """Open a file, and compare its header."""
+    def _compare_file(self, file: OutputFile) -> None:
+        number = self._numbers[file.source.path]
+        try:
+            self._require_equal(file, number)
+        except _DifferenceError as difference:
+            self._differences[number] = str(difference)
+
+    def _require_equal(self, file: OutputFile, number: int) -> None:
         path = self.folder / file.name
-        difference = self._difference_at_start(file, path)
-        if difference:
-            self._note(file, -1, difference)
-            return None
-        output = OpenOutput(file, lambda _: MadeFile(path))
-        self.bar.update(len(file.header))
-        return output
+        self._require_equal_start(file, path)
+        self.engine.done(len(file.header))
+        with (
+            closing(SourceFile(file.source.path)) as source,
+            closing(SourceFile(path)) as there,
+        ):
 
-    def _difference_at_start(self, file: OutputFile, path: Path) -> str:
+            def compare(made: MadePiece) -> None:
+                assert made.written is not None  # noqa: S101 - all pieces are read into memory
+                # A merged piece's bytes of the base are not needed any more.
+                spare = made.slot.read if made.piece.tensor else made.slot.merged
+                found = there.read(spare, made.piece.target, made.piece.nbytes)
+                different = np.frombuffer(found, np.uint8) != np.frombuffer(made.written, np.uint8)
+                if different.any():
+                    raise _DifferenceError(self._words(file, made.piece, int(different.argmax())))
+
+            def finish(_: MadePiece) -> None:
+                if min(self._differences, default=number) < number:
+                    raise _DifferenceError("nobody asks: a file before this one differs")
+
+            self.engine.stream(file, source, compare, finish)
+
+    def _require_equal_start(self, file: OutputFile, path: Path) -> None:
         if not path.is_file():
-            return f"{shown(path)} is missing"
+            raise _DifferenceError(f"{shown(path)} is missing")
         size = path.stat().st_size
         if size != file.size:
-            return f"{shown(path)} has {size} bytes; the recipe makes {file.size}"
+            raise _DifferenceError(f"{shown(path)} has {size} bytes; the recipe makes {file.size}")
         with path.open("rb") as stream:
             if stream.read(len(file.header)) != file.header:
-                return f"the header of {shown(path)} differs from what the recipe makes"
-        return ""
-
-    def wanted(self, output: OpenOutput[MadeFile], number: int) -> bool:
-        """Whether a piece lies before the first difference that is known."""
-        return self._first is None or (self._order[output.file.source.path], number) < self._first
-
-    def store(self, output: OpenOutput[MadeFile], number: int, data: memoryview) -> None:
-        """Compare a piece with what is there."""
-        piece = output.file.pieces[number]
-        first = output.target.differs(data, piece.target)
-        if first is not None:
-            self._note(output.file, number, self._words(output.file, piece, first))
+                raise _DifferenceError(
+                    f"the header of {shown(path)} differs from what the recipe makes"
+                )
 
     def _words(self, file: OutputFile, piece: Piece, first: int) -> str:
+        """Say what differs: the tensor, given the first byte of the piece that does."""
         path = shown(self.folder / file.name)
         if piece.tensor is not None:
             return (
@@ -160,16 +177,6 @@ class _Comparison(Pipeline[MadeFile]):
             f"tensor {shown(name)!r} in {path} differs from the base's, which the recipe does not "
             "change"
         )
-
-    def _note(self, file: OutputFile, number: int, difference: str) -> None:
-        place = self._order[file.source.path], number
-        with self._lock:
-            if self._first is None or place < self._first:
-                self._first, self._difference = place, difference
-
-    def end(self, output: OpenOutput[MadeFile]) -> None:
-        """Close the file."""
-        self.closed(output)
 
 
 def _changed_inputs(resolved: Plan) -> str:

@@ -7,6 +7,7 @@ nothing at the final name; a merge that fails or is interrupted takes away what 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +24,18 @@ from labkit.files.atomic_folder import (
     put_in_place,
     require_apart,
 )
+from labkit.files.direct_io import hash_file
 from labkit.files.paths import user_path
 from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
-from labkit.merging.rounding import BLOCK_ELEMENTS
-from labkit.writing.layout import MERGE_BYTES, output_files, side_files
-from labkit.writing.merge_run import MergeRun
-from labkit.writing.pipeline import pieces_under_way
+from labkit.merging.rounding import BUFFER_BYTES
+from labkit.writing.engine import Engine, ModelWriter, pieces_at_once, slot_bytes
+from labkit.writing.layout import output_files, side_files
 from labkit.writing.progress import Progress, bar_of
+from labkit.writing.receipt import Receipt, TensorReceipt
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
-    from labkit.writing.receipt import Receipt
 
 SPARE_BYTES = 16 << 20
 """Free disk to leave for the small files and the file system's own use."""
@@ -42,10 +43,7 @@ SPARE_BYTES = 16 << 20
 
 def working_memory(plan: Plan) -> int:
     """Bytes of memory that carrying out a plan takes at most, beside what Python starts with."""
-    # For each element of a block: 64 bits twice, 32 five times, 16 once, and a mark.
-    blocks = BLOCK_ELEMENTS * (2 * 8 + 5 * 4 + 2 + 1)
-    # The bytes read and those written, which are at most twice as many in another dtype.
-    pieces = MERGE_BYTES["cpu"] * (2 if plan.recipe.dtype == "auto" else 3)
+    pieces = pieces_at_once("cpu")
     factors = max(
         (
             sum(contribution.part.memory for contribution in change.contributions)
@@ -53,10 +51,9 @@ def working_memory(plan: Plan) -> int:
         ),
         default=0,
     )  # fmt: skip
-    under_way = pieces_under_way("cpu")
-    # A process that merges has one piece of its own. Factors of as many tensors as pieces under
-    # way, and those that are just being read.
-    return workers() * (blocks + pieces) + under_way * pieces + (under_way + 4) * factors
+    slots = pieces * slot_bytes(output_files(plan, "cpu"))
+    # Factors of as many tensors as pieces under way, and those that are just being read.
+    return slots + workers() * BUFFER_BYTES + (pieces + 4) * factors
 
 
 def write(
@@ -81,8 +78,9 @@ def write(
         with building(out) as folder, ThreadPoolExecutor(1) as artist:
             picture = artist.submit(_picture, plan)
             with bar_of(sum(file.size for file in files), progress) as bar:
-                merge = MergeRun(plan, folder, chosen, link, hashes, bar)
-                merge.run(files)
+                engine = Engine(plan, chosen, bar)
+                writer = ModelWriter(engine, folder, link, hashes)
+                engine.run(files, writer.write)
             for name, content in others.items():
                 if isinstance(content, Path):
                     shutil.copyfile(content, folder / name)
@@ -91,8 +89,9 @@ def write(
             plan.base.require_unchanged()
             for term in plan.recipe.terms:
                 term.source.require_unchanged()
-            receipt = merge.receipt(out, began, others)
-            _describe(plan, receipt, folder, merge.read_hashes)
+            read, written = _hashes(writer, others) if hashes else ({}, {})
+            receipt = _receipt(writer, out, began, read, written)
+            _describe(plan, receipt, folder, read)
             (folder / "gradient.png").write_bytes(picture.result())
             flush_folder(folder)
             put_in_place(folder, out, overwrite)
@@ -127,6 +126,49 @@ def _picture(plan: Plan) -> bytes:
 
     first = plan.recipe.terms[0]
     return picture_bytes(gradient_picture(first.weights, plan.base.name, first.source.name))
+
+
+def _hashes(
+    writer: ModelWriter, others: dict[str, bytes | Path]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The SHA-256 of all files that were read, by path, and of those that were written, by name."""
+    # Sorted: the engine finishes files in an order that differs from run to run.
+    read = dict(sorted(writer.read_hashes.items()))
+    inputs = [path for path in others.values() if isinstance(path, Path)]
+    for term in writer.engine.plan.recipe.terms:
+        inputs += term.source.read_files
+    read |= {str(path): hash_file(path) for path in inputs}
+    written = {name: hash_file(writer.folder / name) for name in others}
+    return read, writer.written_hashes | written
+
+
+def _receipt(
+    writer: ModelWriter, out: Path, began: float, read: dict[str, str], written: dict[str, str]
+) -> Receipt:
+    plan = writer.engine.plan
+    return Receipt(
+        folder=out,
+        base=plan.base.name,
+        adapters=tuple(term.source.name for term in plan.recipe.terms),
+        device=writer.engine.device,
+        seconds=time.time() - began,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        tensors=tuple(
+            TensorReceipt(
+                name,
+                change.layer,
+                change.weights,
+                writer.asked[name],
+                *(math.sqrt(math.fsum(sums)) for sums in zip(*writer.squares[name], strict=True)),
+            )
+            for name, change in plan.changes.items()
+        ),
+        untouched=len(plan.base.tensors) - len(plan.changes),
+        linked=tuple(sorted(writer.linked)),
+        files_read=dict(sorted(read.items())),
+        files_written=dict(sorted(written.items())),
+        notes=(*plan.notes, *plan.recipe.changed_files(read)),
+    )
 
 
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:

@@ -83,13 +83,13 @@ def test_errors_are_one_line(tiny_base, tiny_adapter, tmp_path):
 def test_a_stopped_merge_leaves_nothing(tiny_base, tiny_adapter, tmp_path, stop):
     # The merge waits in its first piece, so that the signal surely finds it at work.
     code = (
-        "import os, signal, time, labkit.writing.piece_maker as maker\n"
-        "make = maker.PieceMaker.make\n"
+        "import os, signal, time, labkit.writing.engine as engine\n"
+        "merge = engine.Engine.merge\n"
         # A shell's background jobs ignore Ctrl-C, and so would this test when it is run in one.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         # Two threads say it, each in one piece.
-        "def slow(*a):\n    os.write(1, b'at work\\n'); time.sleep(0.5); return make(*a)\n"
-        "maker.PieceMaker.make = slow\n"
+        "def slow(*a):\n    os.write(1, b'at work\\n'); time.sleep(0.5); return merge(*a)\n"
+        "engine.Engine.merge = slow\n"
         "from labkit.cli.app import main\nmain()"
     )
     process = subprocess.Popen(

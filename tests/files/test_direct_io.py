@@ -1,5 +1,6 @@
 """Bytes from file to file, past the page cache and through it."""
 
+import hashlib
 import itertools
 import mmap
 import os
@@ -14,9 +15,10 @@ from labkit.files.direct_io import (
     SourceFile,
     TargetFile,
     address,
+    aligned_part,
     hash_file,
+    hash_range,
     page_memory,
-    place,
     room_for,
 )
 
@@ -87,7 +89,7 @@ def test_writes_any_pieces_in_any_order(source, tmp_path):
         pieces = list(itertools.pairwise(cuts))
         chance.shuffle(pieces)
         for start, stop in pieces:
-            buffer = place(page_memory(room_for(SIZE)), start, stop - start)
+            buffer = aligned_part(page_memory(room_for(SIZE)), start, stop - start)
             buffer[:] = CONTENT[start:stop]
             target.write(buffer, start)
         target.flush()
@@ -123,3 +125,25 @@ def test_tells_what_is_in_the_page_cache(tmp_path):
             pytest.skip("this file system keeps its files in memory")
     finally:
         os.close(descriptor)
+
+
+def test_a_system_that_reads_less_than_it_is_asked_for(stored, monkeypatch):
+    expected = hashlib.sha256(CONTENT).hexdigest()
+    whole = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, *rest: whole(fd, [buffers[0][:1000]], *rest)
+    )
+    monkeypatch.setattr(streams, "HASH_BYTES", 3000)
+    assert hash_file(stored) == expected
+
+
+def test_a_file_that_became_shorter_is_not_hashed(stored):
+    digest = hashlib.sha256()
+    descriptor = os.open(stored, os.O_RDONLY)
+    try:
+        with pytest.raises(LabkitError, match="stored became shorter while it was read"):
+            hash_range(digest, descriptor, stored, SIZE - 10, 11)
+        hash_range(digest, descriptor, stored, 5, SIZE - 5)
+    finally:
+        os.close(descriptor)
+    assert digest.digest() == hashlib.sha256(CONTENT[5:]).digest()

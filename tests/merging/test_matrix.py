@@ -51,7 +51,7 @@ def test_torch_merges_every_kind_to_the_same_bytes(root, architecture, kind, mon
         called.append(DeviceMerger("cpu"))
         return called[-1]
 
-    monkeypatch.setattr("labkit.writing.piece_maker.BlockMerger", by_torch)
+    monkeypatch.setattr("labkit.writing.engine.BlockMerger", by_torch)
     merge.write(tmp_path / "torch", progress=False, device="cpu")
     assert called
     for file in sorted((tmp_path / "numpy").glob("*.safetensors")):

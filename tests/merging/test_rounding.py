@@ -22,7 +22,9 @@ from labkit.files.tensor_file import FLOATS
 from labkit.merging.rounding import BlockMerger
 from labkit.merging.rounding_on_device import DeviceMerger
 
-CODES = ["BF16", "F16", "F32"]
+DTYPES = ["BF16", "F16", "F32"]
+MERGERS = [BlockMerger, lambda: DeviceMerger("cpu")]
+"""On the processor by numpy, and the arithmetic of a GPU by torch."""
 
 
 @pytest.fixture
@@ -30,15 +32,15 @@ def dice():
     return np.random.default_rng(5)
 
 
-def exactly_rounded(value, code):
+def exactly_rounded(value, dtype):
     """The nearest number of a dtype, ties to even, by exact rational arithmetic."""
     if value == 0 or not math.isfinite(value):
         return value
     _, exponent = math.frexp(value)
-    exponent = max(exponent - 1, SMALLEST_EXPONENT[code])
-    last_place = Fraction(2) ** (exponent - SIGNIFICAND_BITS[code] + 1)
+    exponent = max(exponent - 1, SMALLEST_EXPONENT[dtype])
+    last_place = Fraction(2) ** (exponent - SIGNIFICAND_BITS[dtype] + 1)
     rounded = round(Fraction(value) / last_place) * last_place
-    if abs(rounded) > Fraction(LARGEST[code]):
+    if abs(rounded) > Fraction(LARGEST[dtype]):
         return math.copysign(math.inf, value)
     return float(rounded)
 
@@ -47,8 +49,8 @@ def bits(stored):
     return stored.view(f"u{stored.itemsize}")
 
 
-def as_torch(stored, code):
-    of_torch = getattr(torch, FLOATS[code])
+def as_torch(stored, dtype):
+    of_torch = getattr(torch, FLOATS[dtype])
     return torch.from_numpy(stored.view(f"i{stored.itemsize}").copy()).view(of_torch)
 
 
@@ -58,96 +60,96 @@ def some(dice, rows, columns, rank=4, scale=0.05):
     )
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @given(values=st.lists(st.floats(allow_nan=False), min_size=1, max_size=50))
-def test_round_once_is_exact(code, values):
-    rounded = wide(round_once(np.array(values), code), code).tolist()
-    assert rounded == [exactly_rounded(value, code) for value in values]
+def test_round_once_is_exact(dtype, values):
+    rounded = wide(round_once(np.array(values), dtype), dtype).tolist()
+    assert rounded == [exactly_rounded(value, dtype) for value in values]
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_ties_and_their_neighbours(code, dice):
-    base = round_once(dice.standard_normal(5000) * 2.0 ** dice.integers(-30, 10, 5000), code)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ties_and_their_neighbours(dtype, dice):
+    base = round_once(dice.standard_normal(5000) * 2.0 ** dice.integers(-30, 10, 5000), dtype)
     following = (bits(base) + 1).view(base.dtype)
-    halfway = (wide(base, code) + wide(following, code)) / 2
+    halfway = (wide(base, dtype) + wide(following, dtype)) / 2
     up = np.nextafter(halfway, np.inf)
     values = np.concatenate([halfway, up, np.nextafter(halfway, -np.abs(up) - 1)])
-    expected = [exactly_rounded(value, code) for value in values.tolist()]
-    assert wide(round_once(values, code), code).tolist() == expected
+    expected = [exactly_rounded(value, dtype) for value in values.tolist()]
+    assert wide(round_once(values, dtype), dtype).tolist() == expected
 
 
-@pytest.mark.parametrize("code", [*CODES, "F64"])
-def test_the_numbers_of_files_are_those_that_torch_reads(code, dice):
-    stored = np.frombuffer(dice.bytes(4096 * np.dtype(ARRAYS[code]).itemsize), ARRAYS[code])
-    np.testing.assert_array_equal(wide(stored, code), as_torch(stored, code).double().numpy())
-    assert LARGEST[code] == torch.finfo(getattr(torch, FLOATS[code])).max
+@pytest.mark.parametrize("dtype", [*DTYPES, "F64"])
+def test_the_numbers_of_files_are_those_that_torch_reads(dtype, dice):
+    stored = np.frombuffer(dice.bytes(4096 * np.dtype(ARRAYS[dtype]).itemsize), ARRAYS[dtype])
+    np.testing.assert_array_equal(wide(stored, dtype), as_torch(stored, dtype).double().numpy())
+    assert LARGEST[dtype] == torch.finfo(getattr(torch, FLOATS[dtype])).max
 
 
-@pytest.mark.parametrize("code", CODES)
-@pytest.mark.parametrize("stored", [*CODES, "F64"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("base_dtype", [*DTYPES, "F64"])
 @pytest.mark.parametrize("spread", [0, 14])
-def test_every_merged_element_is_the_correctly_rounded_sum(stored, code, spread, dice):
+def test_every_merged_element_is_the_correctly_rounded_sum(base_dtype, dtype, spread, dice):
     # A spread of magnitudes reaches float16's subnormal numbers.
     magnitude = 2.0 ** dice.integers(-spread, 1, (256, 512))
-    base = round_once(dice.standard_normal((256, 512)) * 0.02 * magnitude, stored)
+    base = round_once(dice.standard_normal((256, 512)) * 0.02 * magnitude, base_dtype)
     # Factors of few bits make exact sums, and ties, common.
     left = np.round(dice.standard_normal((256, 4)) * 8) / 256
     right = np.round(dice.standard_normal((4, 512)) * 8) / 4096
     left[:32] = 0
     update = LowRank(left, right)
-    merged, squared, missing = BlockMerger().merge(base, stored, update, 0, code)
-    original = wide(base, stored)
+    merged, squared, missing = BlockMerger().merge(base, base_dtype, update, 0, dtype)
+    original = wide(base, base_dtype)
     exact = original + left @ right
-    expected = [exactly_rounded(value, code) for value in exact.reshape(-1).tolist()]
-    assert wide(merged, code).reshape(-1).tolist() == expected
-    change = wide(merged, code) - original
+    expected = [exactly_rounded(value, dtype) for value in exact.reshape(-1).tolist()]
+    assert wide(merged, dtype).reshape(-1).tolist() == expected
+    change = wide(merged, dtype) - original
     assert squared == pytest.approx(np.square(change).sum())
     lost = change - left @ right
     assert missing == pytest.approx(np.square(lost).sum(), rel=1e-6)
 
 
-@pytest.mark.parametrize("code", ["BF16", "F16"])
-def test_bits_of_every_number_come_through(code):
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_bits_of_every_number_come_through(dtype):
     """Every number of 16 bits, merged with nothing, stays as it is."""
-    base = np.arange(1 << 16, dtype=np.uint16).view(ARRAYS[code]).reshape(64, -1)
+    base = np.arange(1 << 16, dtype=np.uint16).view(ARRAYS[dtype]).reshape(64, -1)
     update = LowRank(np.zeros((64, 1)), np.zeros((1, base.shape[1])))
-    merged = BlockMerger().merge(base, code, update, 0, code)[0]
-    before = wide(base, code)
-    np.testing.assert_array_equal(wide(merged, code), before)  # a NaN is a NaN, and -0 is 0
+    merged = BlockMerger().merge(base, dtype, update, 0, dtype)[0]
+    before = wide(base, dtype)
+    np.testing.assert_array_equal(wide(merged, dtype), before)  # a NaN is a NaN, and -0 is 0
     kept = np.isfinite(before) & (before != 0)
     assert np.array_equal(bits(merged)[kept], bits(base)[kept])
 
 
-@pytest.mark.parametrize("stored", [*CODES, "F64"])
-@pytest.mark.parametrize("code", CODES)
-def test_a_change_of_dtype_alone_rounds_once(stored, code, dice):
+@pytest.mark.parametrize("base_dtype", [*DTYPES, "F64"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_change_of_dtype_alone_rounds_once(base_dtype, dtype, dice):
     numbers = dice.standard_normal((64, 80)) * 2.0 ** dice.integers(-20, 1, (64, 80))
-    base = round_once(numbers, stored)
-    merged = BlockMerger().merge(base, stored, None, 0, code)[0]
-    expected = round_once(wide(base, stored), code)
+    base = round_once(numbers, base_dtype)
+    merged = BlockMerger().merge(base, base_dtype, None, 0, dtype)[0]
+    expected = round_once(wide(base, base_dtype), dtype)
     assert np.array_equal(bits(merged), bits(expected))
 
 
-@pytest.mark.parametrize("make", [BlockMerger, lambda: DeviceMerger("cpu")])
-@pytest.mark.parametrize("code", ["BF16", "F16"])
-def test_what_is_infinite_or_too_large(make, code, dice):
-    base = round_once(dice.standard_normal((8, 64)), code)
-    base[1, 2] = round_once(np.array([np.inf]), code)[0]
-    base[2, 3] = round_once(np.array([-np.inf]), code)[0]
-    base[3, 4] = round_once(np.array([np.nan]), code)[0]
+@pytest.mark.parametrize("make", MERGERS)
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_what_is_infinite_or_too_large(make, dtype, dice):
+    base = round_once(dice.standard_normal((8, 64)), dtype)
+    base[1, 2] = round_once(np.array([np.inf]), dtype)[0]
+    base[2, 3] = round_once(np.array([-np.inf]), dtype)[0]
+    base[3, 4] = round_once(np.array([np.nan]), dtype)[0]
     update = some(dice, 8, 64, scale=0.1)
     update.left[5] = 0
-    update.left[5, 0], update.right[0, 7:9] = 1, [LARGEST[code] * 1.01, -LARGEST[code] * 1e3]
+    update.left[5, 0], update.right[0, 7:9] = 1, [LARGEST[dtype] * 1.01, -LARGEST[dtype] * 1e3]
     out = np.empty_like(base)
-    _, squared, _ = make().merge(base, code, update, 0, code, out)
-    merged = wide(out, code)
+    _, squared, _ = make().merge(base, dtype, update, 0, dtype, out)
+    merged = wide(out, dtype)
     assert (merged[1, 2], merged[2, 3]) == (math.inf, -math.inf)
     assert np.isnan(merged[3, 4])
     assert (merged[5, 7], merged[5, 8]) == (math.inf, -math.inf)
     assert not math.isfinite(squared)
-    exact = wide(base, code) + update.dense()
-    rest = np.isfinite(exact) & (abs(exact) < LARGEST[code] / 2)
-    assert np.array_equal(bits(out)[rest], bits(round_once(exact, code))[rest])
+    exact = wide(base, dtype) + update.dense()
+    rest = np.isfinite(exact) & (abs(exact) < LARGEST[dtype] / 2)
+    assert np.array_equal(bits(out)[rest], bits(round_once(exact, dtype))[rest])
 
 
 def test_blocks_of_any_size_give_the_same_bytes(dice):
@@ -173,14 +175,66 @@ class Backwards(LowRank):
             total += rows[:, k : k + 1] * self.right[k]
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_the_order_of_summation_does_not_reach_the_bytes(code, dice):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_order_of_summation_does_not_reach_the_bytes(dtype, dice):
     base = round_once(dice.standard_normal((512, 512)), "F16")
     update = some(dice, 512, 512, 16, 0.15)
     merger = BlockMerger()
-    one = merger.merge(base, "F16", update, 0, code)[0].copy()
-    other = merger.merge(base, "F16", Backwards(update.left, update.right), 0, code)[0]
+    one = merger.merge(base, "F16", update, 0, dtype)[0].copy()
+    other = merger.merge(base, "F16", Backwards(update.left, update.right), 0, dtype)[0]
     assert np.array_equal(bits(one), bits(other))
+
+
+class Elsewhere(LowRank):
+    """A product whose rows another library has summed with another last bit."""
+
+    steps = 0
+    """How many units in the last place of a float64 it is off."""
+
+    def write_sum_to(self, total, base, start):
+        super().write_sum_to(total, base, start)
+        total *= 1 + self.steps * 2.0**-52
+
+    def to(self, device):
+        there = super().to(device)
+        moved = Elsewhere(there.left, there.right)
+        moved.steps = self.steps
+        return moved
+
+
+@pytest.mark.parametrize("make", MERGERS)
+@pytest.mark.parametrize("steps", [-1000, -1, 0, 1, 1000])
+@pytest.mark.parametrize("first", [1.0, 0.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_that_is_halfway_is_rounded_by_its_single_element(make, steps, first, dtype):
+    """From 1 on, and among the smallest, every sum lies halfway between two numbers of the dtype.
+
+    Ties go to the even one, also where the rows were summed a little less or more than halfway.
+    """
+    apart = 2.0 ** (1 - SIGNIFICAND_BITS[dtype] + (0 if first else SMALLEST_EXPONENT[dtype]))
+    numbers = first + np.arange(128) * apart
+    base = round_once(np.tile(numbers, (4, 1)), dtype)
+    update = Elsewhere(np.full((4, 1), apart), np.full((1, 128), 0.5))
+    update.steps = steps
+    out = np.empty_like(base)
+    make().merge(base, dtype, update, 0, dtype, out)
+    expected = [exactly_rounded(number + apart / 2, dtype) for number in numbers.tolist()]
+    assert expected[:3] == [first, first + 2 * apart, first + 2 * apart]
+    assert wide(out, dtype).tolist() == [expected] * 4
+
+
+@pytest.mark.parametrize("make", MERGERS)
+@pytest.mark.parametrize("base_dtype", [*DTYPES, "F64"])
+@pytest.mark.parametrize("nudge", [-(2.0**-36), 0, 2.0**-36])
+def test_below_float16s_normal_numbers_the_last_place_stays(make, base_dtype, nudge):
+    """Numbers between 0 and 2⁻¹³, next to halfway: nearer than a float32 tells them apart."""
+    left = (np.arange(2048)[:, None] + 0.5 + nudge) * np.where(np.arange(2048) % 3, 1, -1)[:, None]
+    update = LowRank(left, np.full((1, 2), 2.0**-24))
+    base = np.zeros((2048, 2), ARRAYS[base_dtype])
+    out = np.empty((2048, 2), np.float16)
+    make().merge(base, base_dtype, update, 0, "F16", out)
+    expected = [exactly_rounded(number * 2.0**-24, "F16") for number in left[:, 0].tolist()]
+    assert out.astype(np.float64).T.tolist() == [expected] * 2
 
 
 def gpu(device):
@@ -191,19 +245,19 @@ def gpu(device):
 
 
 @pytest.mark.parametrize("device", ["cpu", gpu("cuda")])
-@pytest.mark.parametrize("code", [*CODES, "F64"])
-@pytest.mark.parametrize("stored", CODES)
+@pytest.mark.parametrize("dtype", [*DTYPES, "F64"])
+@pytest.mark.parametrize("base_dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1, 1e-4])
-def test_torch_gives_the_same_bytes(device, stored, code, scale, dice):
+def test_torch_gives_the_same_bytes(device, base_dtype, dtype, scale, dice):
     """What is done on a GPU, on the processor where there is none."""
-    base = round_once(dice.standard_normal((96, 200)) * scale, stored)
+    base = round_once(dice.standard_normal((96, 200)) * scale, base_dtype)
     update = some(dice, 96, 200, 16, 0.15 * scale)
     update.left[:8] = 2.0**-9  # products that are halfway, or next to it
     update.right[:, :48] = 2.0**-18
-    here, *sums = BlockMerger().merge(base, stored, update, 0, code)
+    here, *sums = BlockMerger().merge(base, base_dtype, update, 0, dtype)
     there = np.empty_like(here)
-    _, *others = DeviceMerger(device).merge(base, stored, update, 0, code, there)
-    if code == "F64":
+    _, *others = DeviceMerger(device).merge(base, base_dtype, update, 0, dtype, there)
+    if dtype == "F64":
         np.testing.assert_allclose(here, there, rtol=1e-12)
     else:
         assert np.array_equal(bits(here), bits(there))

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import labkit as lk
+import labkit.writing.layout
 from labkit.merging.planning import plan
 
 
@@ -80,6 +81,22 @@ def test_a_changed_merge_is_named(merged):
     fails(merged, f"the header of {file} differs from what the recipe makes")
     file.unlink()
     fails(merged, f"{file} is missing")
+
+
+def test_of_several_differences_the_first_is_named(merged, monkeypatch):
+    """The first in the order of the files and of their bytes, whichever is found first."""
+    monkeypatch.setattr(labkit.writing.layout, "PIECE_BYTES", 1000)
+    monkeypatch.setitem(labkit.writing.layout.MERGE_BYTES, "cpu", 1000)
+    files = sorted(merged.glob("*.safetensors"))
+    assert len(files) > 1
+    for file in reversed(files):
+        data = bytearray(file.read_bytes())
+        tensors = lk.Checkpoint(merged).files[files.index(file)].tensors
+        # The last tensor of the last file, and then one more before it, until all differ.
+        for tensor in reversed(tensors):
+            data[tensor.stop - 1] ^= 1
+            file.write_bytes(data)
+            fails(merged, f"tensor '{tensor.name}' in {file} differs from")
 
 
 def test_what_is_no_merge(tmp_path):

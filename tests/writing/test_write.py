@@ -1,22 +1,21 @@
 import json
 import os
 import shutil
-import signal
+import subprocess
+import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import benchmarks.merge
 import labkit as lk
 import labkit.files.direct_io
 import labkit.merging.rounding
+import labkit.writing.engine
 import labkit.writing.layout
-import labkit.writing.merge_process
-import labkit.writing.piece_maker
-import labkit.writing.pipeline
 import labkit.writing.write
 from labkit.files.direct_io import hash_file
 from labkit.files.floats import round_once
@@ -160,7 +159,7 @@ def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, mon
         monkeypatch.setattr(labkit.merging.rounding, "BLOCK_ELEMENTS", blocks)
         monkeypatch.setattr(labkit.writing.layout, "PIECE_BYTES", pieces)
         monkeypatch.setitem(labkit.writing.layout.MERGE_BYTES, "cpu", pieces)
-        monkeypatch.setattr(labkit.writing.pipeline, "workers", lambda threads=threads: threads)
+        monkeypatch.setattr(labkit.writing.engine, "workers", lambda threads=threads: threads)
         other = tmp_path / f"other-{blocks}"
         again = write(plan, other)
         assert model_files(other) == model_files(out)
@@ -169,68 +168,6 @@ def test_the_same_bytes_whatever_the_blocks_and_threads(plan, out, tmp_path, mon
         for mine, theirs in zip(again.tensors, receipt.tensors, strict=True):
             assert mine.achieved == pytest.approx(theirs.achieved, rel=1e-6)
             assert mine.missing == pytest.approx(theirs.missing, rel=1e-4)
-
-
-apart = pytest.mark.skipif(
-    not labkit.writing.merge_process.available(), reason="needs memory without a name (Linux)"
-)
-
-
-@apart
-@pytest.mark.parametrize("dtype", ["auto", "float16"])
-def test_processes_of_their_own_give_the_same_bytes(
-    dtype, tiny_base, tiny_adapter, out, tmp_path, monkeypatch
-):
-    plan = lk.plan(tiny_base, tiny_adapter, WEIGHTS, dtype=dtype)
-    receipt = write(plan, out)
-    monkeypatch.setattr(labkit.writing.pipeline, "MERGED_APART", 0)
-    children = before = _children()
-    carry_out = labkit.writing.merge_process.MergeProcesses.carry_out
-
-    def watched(*arguments):
-        nonlocal children
-        children = _children()
-        return carry_out(*arguments)
-
-    monkeypatch.setattr(labkit.writing.merge_process.MergeProcesses, "carry_out", watched)
-    again = write(plan, tmp_path / "again")
-    assert len(children) == len(before) + labkit.writing.pipeline.workers()
-    assert _children() == before  # they have ended
-    assert model_files(tmp_path / "again") == model_files(out)
-    assert [vars(row) for row in again.tensors] == [vars(row) for row in receipt.tensors]
-    assert lk.verify(out, progress=False).tensors_computed == len(plan.changes) or dtype != "auto"
-
-
-def _children():
-    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
-
-
-@apart
-def test_an_error_in_another_process_is_the_same_error(tmp_path, tiny_base, out, monkeypatch):
-    monkeypatch.setattr(labkit.writing.pipeline, "MERGED_APART", 0)
-    adapter = make_adapter(tmp_path / "lora", tiny_base, scale=1e6)
-    plan = lk.plan(tiny_base, adapter, "1x4", dtype="float16")
-    with pytest.raises(lk.LabkitError, match="numbers of '.*' become too large for float16"):
-        write(plan, out)
-    assert not out.exists()
-
-
-@apart
-def test_a_process_that_is_killed_is_noticed(plan, out, monkeypatch):
-    monkeypatch.setattr(labkit.writing.pipeline, "MERGED_APART", 0)
-    before = _children()
-    carry_out = labkit.writing.merge_process.MergeProcesses.carry_out
-
-    def killed(*arguments):
-        for child in _children() - before:
-            with suppress(ProcessLookupError):  # another thread was first
-                os.kill(int(child), signal.SIGKILL)
-        return carry_out(*arguments)
-
-    monkeypatch.setattr(labkit.writing.merge_process.MergeProcesses, "carry_out", killed)
-    with pytest.raises(lk.LabkitError, match="a process that merges for this one has ended"):
-        write(plan, out)
-    assert os.listdir(out.parent) == []
 
 
 @pytest.mark.parametrize("way", ["through the page cache", "with shared blocks", "past the cache"])
@@ -284,6 +221,8 @@ def test_the_receipt(plan, out):
         assert row.asked == pytest.approx(np.linalg.norm(dense))
         change = lk.Checkpoint(out).read(name).double() - plan.base.read(name).double()
         assert row.achieved == pytest.approx(torch.linalg.norm(change).item())
+        missing = torch.linalg.norm(change - torch.from_numpy(dense).reshape(change.shape)).item()
+        assert row.missing == pytest.approx(missing, rel=1e-4)
         assert row.weights == plan.changes[name].weights
     stored = json.loads((out / "receipt.json").read_text())
     assert len(stored["tensors"]) == 21
@@ -295,6 +234,44 @@ def test_the_receipt(plan, out):
             == hashlib.sha256(file.path.read_bytes()).hexdigest()
         )
     assert "21 changed, 17 with the base's own bytes" in repr(receipt)
+
+
+MEASURE = """
+import os, sys
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:2])
+import labkit as lk
+small, large = sys.argv[1:4], sys.argv[4:]
+
+def peak():  # getrusage's would begin with that of the process that started this one
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+def merge(base, lora, out, weights):
+    plan = lk.plan(base, lora, weights)
+    plan.write(out, progress=False, device="cpu")
+    return plan
+
+merge(*small, [1.0] * 4)  # all libraries are loaded then
+before = peak()
+plan = merge(*large, [1.0])
+print(plan.forecast().peak_memory, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_the_forecast_of_memory_is_what_a_merge_takes(
+    tiny_base, tiny_adapter, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(benchmarks.merge.SHAPES, "a layer", (2048, 5632, 1, 16))
+    monkeypatch.setattr(benchmarks.merge, "VOCABULARY", 64)
+    benchmarks.merge.make_checkpoint(tmp_path / "base", "a layer")
+    benchmarks.merge.make_adapter(tmp_path / "lora", "a layer")
+    folders = [tiny_base, tiny_adapter, tmp_path / "small"]
+    folders += [tmp_path / "base", tmp_path / "lora", tmp_path / "large"]
+    command = [sys.executable, "-c", MEASURE, *map(str, folders)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    forecast, taken = map(int, ran.stdout.split())
+    assert 0.8 * forecast < taken < 1.1 * forecast
 
 
 def test_no_hash_leaves_the_sums_out(plan, out):
@@ -365,7 +342,7 @@ def test_an_interrupted_merge_leaves_nothing(plan, out, monkeypatch, error):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(labkit.writing.piece_maker.PieceMaker, "make", fail)
+    monkeypatch.setattr(labkit.writing.engine.Engine, "merge", fail)
     expected = lk.LabkitError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         write(plan, out)
