@@ -265,11 +265,12 @@ def preset(
     ] = None,
 ) -> None:
     """Print a LoRA-block-weight preset as layer weights, at the same relative depth."""
-    from labkit.gradients.presets import PRESETS
+    from labkit.gradients.presets import BLOCK_PRESETS
     from labkit.gradients.presets import preset as run
     from labkit.merging.recipe_file import read_text
 
-    typer.echo(run(name, layers, read_text(presets, "file of presets") if presets else PRESETS))
+    blocks = read_text(presets, "file of presets") if presets else BLOCK_PRESETS
+    typer.echo(run(name, layers, blocks))
 
 
 @app.command()

@@ -9,7 +9,7 @@ and how to round is decided here, by `Gradient`, so that Python and the screen c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +18,11 @@ import traitlets
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
+from labkit.gradients.presets import SHAPES, preset
 
 HERE = Path(__file__).parent
-
-
-def _half_and_half(layers: int) -> Gradient:
-    """0, one half-way layer, then 1: the shape of Pygmalion-2-13b-SuperCOT-weighed.
-
-    Its 40 layers are `ramp(40, 18, 20)`; another depth gets the same shape in its own middle.
-    """
-    start = round(18 / 40 * layers)
-    return Gradient.ramp(layers, start, min(start + 2, layers - 1)) if layers > 1 else Gradient([1])
-
-
-PRESETS: dict[str, Callable[[int], Gradient]] = {
-    "constant 0": lambda layers: Gradient.constant(layers, 0.0),
-    "constant 0.5": lambda layers: Gradient.constant(layers, 0.5),
-    "constant 1": lambda layers: Gradient.constant(layers, 1.0),
-    "ramp up": lambda layers: Gradient.ramp(layers, 0, layers - 1),
-    "ramp down": lambda layers: Gradient.ramp(layers, 0, layers - 1, first=1.0, last=0.0),
-    "step": lambda layers: Gradient.step(layers, layers // 2),
-    "bell": Gradient.bell,
-    "valley": Gradient.valley,
-    "half and half (SuperCOT)": _half_and_half,
-}
-"""Named shapes: each makes a gradient for a number of layers."""
 REVERSED = "reversed"
-"""The preset that turns the present weights around."""
-
-
-def preset(name: str, layers: int) -> Gradient:
-    """The preset shape `name` for so many layers.
-
-    Raises:
-        LabkitError: no preset has that name.
-    """
-    if name not in PRESETS:
-        raise LabkitError(f"no preset {shown(name)!r}; the presets are {', '.join(PRESETS)}")
-    return PRESETS[name](layers)
+"""The entry of the list of presets that reverses the weights on the screen."""
 
 
 class GradientEditor(anywidget.AnyWidget):
@@ -88,7 +55,7 @@ class GradientEditor(anywidget.AnyWidget):
     step = traitlets.Float(0.01).tag(sync=True)
     norms = traitlets.List(traitlets.Float()).tag(sync=True)
     names = traitlets.List(traitlets.Unicode(), default_value=["base model", "LoRA"]).tag(sync=True)
-    presets = traitlets.List(traitlets.Unicode(), default_value=[*PRESETS, REVERSED]).tag(sync=True)
+    presets = traitlets.List(traitlets.Unicode(), default_value=[*SHAPES, REVERSED]).tag(sync=True)
     picture_id = traitlets.Unicode("").tag(sync=True)
     """Static pictures of the class `labkit-picture-ID` are hidden while the editor is shown."""
 
@@ -216,6 +183,10 @@ class GradientEditor(anywidget.AnyWidget):
         elif kind == "preset":
             first, last = self._range(content)
             name = str(content.get("name", ""))
+            if name not in self.presets:
+                raise LabkitError(
+                    f"no preset {shown(name)!r}; the presets are {', '.join(self.presets)}"
+                )
             part = Gradient(self.weights[first : last + 1])
             shape = part.reversed() if name == REVERSED else preset(name, len(part))
             self.gradient = Gradient([*self.weights[:first], *shape, *self.weights[last + 1 :]])
