@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from labkit.bench import view
-from labkit.bench.answers import Answers, relative_norms
+from labkit.bench.answers import Answers
 from labkit.bench.background import Latest
+from labkit.bench.norms import layer_norms
 from labkit.bench.panel import Panel
 from labkit.errors import LabkitError, shown
 from labkit.figures.picture import gradient_picture, picture_html, save_picture
@@ -31,7 +32,7 @@ from labkit.writing.receipt import Receipt
 WHOLE_BASE_BYTES = 500_000_000
 """Of a base up to this size every row is looked at for what rounding loses; of others, a few."""
 ROUNDING_ROWS = 16
-SETTLE = 0.15
+DELAY = 0.15
 """Seconds without a change after which the model is asked again."""
 TEXTS = {
     "everyday text": "The train leaves at nine, so we should be at the station a little earlier. "
@@ -186,7 +187,7 @@ class Lab:
     def _drawn(self) -> None:
         if self._switching:
             return
-        index, scope = self.panel.place
+        index, scope = self.panel.selected
         old = self._recipe.terms[index]
         drawn = self.editor.gradient
         new = (
@@ -200,7 +201,7 @@ class Lab:
 
     def _switch(self) -> None:
         """Show the gradient of another adapter or kind of module."""
-        index, scope = self.panel.place
+        index, scope = self.panel.selected
         term = self._recipe.terms[index]
         self._switching = True
         try:
@@ -216,7 +217,7 @@ class Lab:
 
     def _changed(self, answer: bool = False) -> None:
         wanted = answer or bool(self.panel.live.value)
-        self._work.submit(lambda stopped: self._refresh(stopped, wanted), SETTLE)
+        self._work.submit(lambda stopped: self._refresh(stopped, wanted), DELAY)
 
     def _refresh(self, stopped: threading.Event, answer: bool) -> None:
         """Ask the model about what is on the screen; runs in the background."""
@@ -231,7 +232,7 @@ class Lab:
         self._show_picture()
         if answer and not stopped.is_set():
             length, temperature = panel.length.value, panel.temperature.value
-            weights = f"mean weight {recipe.terms[panel.place[0]].weights.mean:.2f}"
+            weights = f"mean weight {recipe.terms[panel.selected[0]].weights.mean:.2f}"
             self._answers.write(prompt, mix, length, temperature, weights, stopped)
         if not stopped.is_set():
             resolved = plan(recipe)
@@ -252,9 +253,9 @@ class Lab:
         return view.remark(f"{said}; a recipe with dtype: float32 keeps it") if said else ""
 
     def _show_norms(self) -> None:
-        if self._live is not None:
-            index, scope = self.panel.place
-            self.editor.norms = relative_norms(self._live, index, scope)
+        index, scope = self.panel.selected
+        adapter = self._recipe.terms[index].adapter
+        self.editor.norms = layer_norms(self._recipe.base, adapter, scope)
 
     # Files
 
@@ -285,7 +286,7 @@ class Lab:
         """Write the adapter that is shown, with its gradient inside it."""
         from labkit.publishing.baking import bake
 
-        term = self._recipe.terms[self.panel.place[0]]
+        term = self._recipe.terms[self.panel.selected[0]]
         path = Path(f"{self.panel.folder.value}-adapter")
         bake(
             term.adapter,

@@ -76,8 +76,11 @@ class Panel:
         self.show("columns", view.columns([[], [], []]))
 
     @property
-    def place(self) -> tuple[int, str]:
-        """What the editor draws for: the adapter's number, and a kind of module or nothing."""
+    def selected(self) -> tuple[int, str]:
+        """Which gradient the editor shows: the adapter's number, and a kind of module.
+
+        The kind is empty for the gradient of all modules.
+        """
         return int(self.which.value), str(self.scope.value)
 
     def show(self, name: str, content: str) -> None:

@@ -7,18 +7,23 @@ background of the lab's own where it marks something.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from labkit.errors import shown
+from labkit.figures.picture import ADAPTER_COLOR, BASE_COLOR, INK
 
 COLUMNS = ("base", "merged", "full LoRA")
-STYLE = """<style>
-.labkit-lab { --lab-ink: var(--jp-ui-font-color0, #1e1e2e);
+MARK = "#f9e2af"
+"""Light yellow: what differs from the base's answer, and the merge's point in the plane."""
+STYLE = (
+    f"<style>.labkit-lab {{ --lab-base: {BASE_COLOR}; --lab-adapter: {ADAPTER_COLOR}; "
+    f"--lab-line: {INK}; --lab-mark: {MARK}; }}\n"
+    """.labkit-lab { --lab-ink: var(--jp-ui-font-color0, var(--lab-line));
   --lab-paper: var(--jp-layout-color0, #fff);
   --lab-soft: var(--jp-ui-font-color1, #44445a); --lab-edge: var(--jp-border-color1, #b9b9c4);
   --lab-card: var(--jp-layout-color1, #f7f7fa);
+  --lab-both: linear-gradient(90deg, var(--lab-base) 50%, var(--lab-adapter) 50%);
   color: var(--lab-ink); background: var(--lab-paper);
   font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); }
 .labkit-lab.widget-box { padding: 4px 8px; border-radius: 6px; }
@@ -26,28 +31,29 @@ STYLE = """<style>
   line-height: 1.45; overflow: visible; height: auto; }
 .labkit-lab .lab-columns { display: grid; gap: 8px;
   grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
-.labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid #89b4fa;
+.labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid var(--lab-base);
   border-radius: 4px; background: var(--lab-card); color: var(--lab-ink); padding: 6px 10px;
   min-height: 108px; }
-.labkit-lab .lab-column.full { border-top-color: #a6e3a1; }
-.labkit-lab .lab-column.merged { border-image: linear-gradient(90deg, #89b4fa 50%, #a6e3a1 50%) 6;
+.labkit-lab .lab-column.full { border-top-color: var(--lab-adapter); }
+.labkit-lab .lab-column.merged { border-image: var(--lab-both) 6;
   border-width: 6px 1px 1px; }
 .labkit-lab .lab-name { font-weight: 600; }
 .labkit-lab .lab-text { white-space: pre-wrap; overflow-wrap: anywhere; }
-.labkit-lab mark { background: #f9e2af; color: #1e1e2e; border-radius: 2px; }
+.labkit-lab mark { background: var(--lab-mark); color: var(--lab-line); border-radius: 2px; }
 .labkit-lab table { border-collapse: collapse; margin: 0; color: var(--lab-ink); }
 .labkit-lab :is(td, th) { text-align: left; padding: 2px 6px; font-size: 12px;
   background: transparent; color: var(--lab-ink); }
 .labkit-lab td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.labkit-lab .lab-bar { display: inline-block; height: 9px; background: #89b4fa;
-  border: 1px solid #1e1e2e; vertical-align: middle; }
-.labkit-lab .lab-bar.merged { background: linear-gradient(90deg, #89b4fa 50%, #a6e3a1 50%); }
-.labkit-lab .lab-bar.full { background: #a6e3a1; }
+.labkit-lab .lab-bar { display: inline-block; height: 9px; background: var(--lab-base);
+  border: 1px solid var(--lab-line); vertical-align: middle; }
+.labkit-lab .lab-bar.merged { background: var(--lab-both); }
+.labkit-lab .lab-bar.full { background: var(--lab-adapter); }
 .labkit-lab .lab-problem { background: #a51d2d; color: #fff; padding: 4px 8px; border-radius: 4px;
   overflow-wrap: anywhere; }
 .labkit-lab .lab-status { color: var(--lab-soft); }
 .labkit-lab h4 { margin: 6px 0 2px; font-size: 13px; color: var(--lab-ink); }
 </style>"""
+)
 
 
 def columns(
@@ -143,7 +149,7 @@ def plane(
     def dot(point: tuple[float, float], color: str, radius: int) -> str:
         return (
             f'<circle cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="{radius}" fill="{color}" '
-            'stroke="#1e1e2e" stroke-width="1.5"/>'
+            f'stroke="{INK}" stroke-width="1.5"/>'
         )
 
     def label(point: tuple[float, float], text: str) -> str:
@@ -165,7 +171,7 @@ def plane(
         )
     way = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in trail)
     dots = "".join(dot(point, "#cdd6f4", 3) for point in trail[:-1])
-    now = dot(trail[-1], "#f9e2af", 6) + label(trail[-1], "merged") if trail else ""
+    now = dot(trail[-1], MARK, 6) + label(trail[-1], "merged") if trail else ""
     first, second = (html.escape(shown(name, 40)) for name in names)
     said = (
         f"NLL on {first} and {second}: base {base[0]:.3f}, {base[1]:.3f}; "
@@ -179,8 +185,8 @@ def plane(
         f'<rect x="{left}" y="{edge}" width="{width - left - edge}" '
         f'height="{height - bottom - edge}" style="fill:var(--lab-card);stroke:var(--lab-edge)"/>'
         f'{"".join(marks)}<polyline points="{way}" fill="none" style="stroke:var(--lab-soft)"/>'
-        f"{dots}{dot(base, '#89b4fa', 5)}{label(base, 'base')}"
-        f"{dot(full, '#a6e3a1', 5)}{label(full, 'full LoRA')}{now}"
+        f"{dots}{dot(base, BASE_COLOR, 5)}{label(base, 'base')}"
+        f"{dot(full, ADAPTER_COLOR, 5)}{label(full, 'full LoRA')}{now}"
         f'<text x="{(left + width - edge) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
         f"NLL on {first} (nats per token)</text>"
         f'<text transform="translate(11 {(height - bottom + edge) / 2:.0f}) rotate(-90)" '
@@ -202,12 +208,3 @@ def status(text: str) -> str:
 def remark(text: str) -> str:
     """A quiet line that stays."""
     return f'<div class="lab-status">{html.escape(shown(text, 400))}</div>'
-
-
-def divergence(first: Sequence[float], second: Sequence[float]) -> float:
-    """KL(first‖second) of two distributions, in nats."""
-    return math.fsum(
-        p * (math.log(p) - math.log(max(q, 1e-45)))
-        for p, q in zip(first, second, strict=True)
-        if p > 0
-    )

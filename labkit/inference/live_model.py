@@ -252,14 +252,21 @@ class LiveModel:
 
         Returns:
             transformers' output: `logits` of shape rows × length × vocabulary.
+
+        Raises:
+            LabkitError: the model was freed.
         """
         with self._lock, torch.inference_mode():
-            if self._model is None:
-                raise LabkitError("this model was freed; call lk.live(base, adapter) again")
+            model = self._loaded()
             self._apply(mixes or [self._mix] * len(tokens))
-            return self._model(
-                input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True
-            )
+            return model(input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True)
+
+    def _loaded(self) -> Any:
+        """The model, which another thread may have freed since the last look."""
+        model = self._model
+        if model is None:
+            raise LabkitError("this model was freed; call lk.live(base, adapter) again")
+        return model
 
     def tokens(self, text: str) -> Tensor:
         """The text's tokens, shape 1 × length, with the start token where the model has one.
@@ -288,10 +295,11 @@ class LiveModel:
         """The same for several mixtures in one pass: one number for each.
 
         Raises:
-            LabkitError: texts with nothing to predict (fewer than two tokens).
+            LabkitError: texts with nothing to predict (fewer than two tokens), or a model that was
+                freed.
         """
         total, count = torch.zeros(len(mixes)), 0
-        longest = getattr(self._model.config, "max_position_embeddings", None) or 2048
+        longest = getattr(self._loaded().config, "max_position_embeddings", None) or 2048
         for text in texts:
             tokens = self.tokens(text)[:, :longest]
             length = tokens.shape[1] - 1
@@ -383,7 +391,7 @@ class LiveModel:
             tokens = chosen[:, None]
 
     def _end_tokens(self) -> set[int]:
-        declared = getattr(self._model.generation_config, "eos_token_id", None)
+        declared = getattr(self._loaded().generation_config, "eos_token_id", None)
         ends = set(declared if isinstance(declared, list) else [declared])
         return {end for end in (*ends, self.tokenizer.eos_token_id) if end is not None}
 

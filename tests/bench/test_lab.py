@@ -8,14 +8,12 @@ import re
 import pytest
 
 from labkit.bench.lab import Lab
-from labkit.bench.view import columns, divergence, marked, next_tokens, plane
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import free
 from labkit.inference.prompts import formats, formatted
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term
-from tests.inference.test_live_model import second_adapter, words  # noqa: F401 - fixtures
 
 HALF = Gradient.parse("0,0.5,1,1")
 
@@ -28,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def lab(words, tiny_adapter):  # noqa: F811
+def lab(words, tiny_adapter):
     made = Lab(words, tiny_adapter, gradient=HALF, prompt="In the", device="cpu")
     made.panel.length.value = 5
     made.wait(60)
@@ -58,7 +56,7 @@ def test_gradient_and_recipe_say_what_the_editor_shows(lab):
     lab.gradient = HALF
     lab.wait(60)
     assert lab.editor.weights == list(HALF)
-    assert len(lab._answers.trail) >= 1
+    assert len(lab._answers.plane.trail) >= 1
 
 
 def test_attention_and_mlp_can_have_gradients_of_their_own(lab):
@@ -73,7 +71,7 @@ def test_attention_and_mlp_can_have_gradients_of_their_own(lab):
     lab.wait(60)
 
 
-def test_several_adapters(words, tiny_adapter, second_adapter):  # noqa: F811
+def test_several_adapters(words, tiny_adapter, second_adapter):
     lab = Lab(words, tiny_adapter, second_adapter, gradient=HALF, device="cpu")
     lab.panel.length.value = 3
     lab.panel.which.value = 1
@@ -91,7 +89,7 @@ def test_where_nothing_is_merged_rounding_loses_nothing(lab):
     assert "loses" not in shown(lab, "rounding")
 
 
-def test_the_merge_is_what_the_plan_writes(lab, words, tiny_adapter, tmp_path):  # noqa: F811
+def test_the_merge_is_what_the_plan_writes(lab, words, tiny_adapter, tmp_path):
     lab.write(tmp_path / "by-lab")
     lab.wait(60)
     assert lab.receipt.folder == tmp_path / "by-lab"
@@ -141,7 +139,7 @@ def test_the_adapter_is_baked(lab, tmp_path):
     assert "saved" in lab.panel.status.value
 
 
-def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):  # noqa: F811
+def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):
     lab.panel.scope.value = "mlp"
     lab.editor.weights = [0.25, 0, 0, 1]
     lab.wait(60)
@@ -151,14 +149,14 @@ def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):  # noqa: F811
     again.close()
 
 
-def test_a_kept_state_that_is_damaged_is_passed_over(lab, words, tiny_adapter):  # noqa: F811
+def test_a_kept_state_that_is_damaged_is_passed_over(lab, words, tiny_adapter):
     lab._state_file().write_text('{"terms": [{"weights": "1x3", "weights_for": {}}]}')
     again = Lab(words, tiny_adapter, device="cpu")
     assert again.gradient == Gradient.constant(4)
     again.close()
 
 
-def test_what_is_wrong_is_said_at_once(words, tiny_adapter):  # noqa: F811
+def test_what_is_wrong_is_said_at_once(words, tiny_adapter):
     with pytest.raises(LabkitError, match="3 weights for 4 layers"):
         Lab(words, tiny_adapter, gradient=Gradient([1, 1, 1]))
     with pytest.raises(LabkitError, match="the lab probes two texts, found 1"):
@@ -170,24 +168,6 @@ def test_the_static_picture_is_what_the_editor_shows(lab):
     assert f"labkit-picture-{lab.editor.picture_id}" in picture
     assert "0,0.5,1,1" in picture
     assert "data:image/png;base64," in picture
-
-
-def test_html_is_escaped():
-    nasty = "<script>alert(1)</script>"
-    made = columns([[nasty], [nasty], ["other"]], (nasty, "", ""), nasty)
-    made += next_tokens([(nasty, (0.5, 0.5, 0.5))], (0.0, 0.0))
-    made += plane([nasty, nasty], (1, 2), (2, 1), [(1, 1)])
-    assert "<script" not in made
-
-
-def test_differing_tokens_are_marked():
-    assert marked([" a", " b", " c"], [" a", " x", " c"]) == " a<mark> b</mark> c"
-    assert marked([], [" a"]) == ""
-
-
-def test_divergence():
-    assert divergence([0.5, 0.5], [0.5, 0.5]) == 0
-    assert divergence([1.0, 0.0], [0.5, 0.5]) == pytest.approx(0.6931, abs=1e-4)
 
 
 def test_prompt_formats(lab):

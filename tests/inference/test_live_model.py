@@ -19,32 +19,10 @@ from tests.tiny import make_adapter
 GRADIENTS = ["0x4", "1x4", "0,0.5,1,1", "1,0,-0.5,2", "0.1,0.2,0.3,0.4"]
 
 
-@pytest.fixture(scope="session")
-def words(tiny_base):
-    """Gives the tiny base a tokenizer of one token for each letter."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = {chr(code): code - 32 for code in range(32, 127)} | {"<s>": 95, "</s>": 96}
-    made = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(tiny_base)
-    return tiny_base
-
-
 @pytest.fixture
 def model(words, tiny_adapter):
     yield live(words, tiny_adapter, device="cpu")
     free()
-
-
-@pytest.fixture(scope="session")
-def second_adapter(tmp_path_factory, tiny_base):
-    folder = tmp_path_factory.mktemp("adapter") / "second"
-    return make_adapter(folder, tiny_base, r=2, target_modules=["q_proj", "down_proj"])
 
 
 def merged_logits(recipe, folder, text, model):
