@@ -52,6 +52,19 @@ def words(tmp_path_factory, tiny_base):
     return make_letters(folder)
 
 
+@pytest.fixture(scope="session")
+def loud_base(tmp_path_factory):
+    """A base with large weights, whose probabilities are far from uniform."""
+    folder = make_base(tmp_path_factory.mktemp("loud") / "base", initializer_range=0.3)
+    return make_letters(folder)
+
+
+@pytest.fixture(scope="session")
+def loud_adapter(tmp_path_factory, loud_base):
+    """A LoRA whose deltas are about as large as the weights."""
+    return make_adapter(tmp_path_factory.mktemp("loud") / "lora", loud_base, scale=0.3)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import filecmp
+import itertools
 import re
+import threading
 
 import pytest
+import torch
 
 from labkit.bench.lab import Lab
+from labkit.bench.norms import layer_norms
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import free
 from labkit.inference.prompts import formats, formatted
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term
+from labkit.models.adapter import Adapter
+from labkit.models.checkpoint import Checkpoint
+from labkit.probing.next_token import compare_next_token
+from labkit.probing.text_plane import points
 
 HALF = Gradient.parse("0,0.5,1,1")
 
@@ -177,3 +185,117 @@ def test_prompt_formats(lab):
     assert formatted("Go!", "Metharme", tokenizer) == "<|user|>Go!<|model|>"
     with pytest.raises(LabkitError, match=re.escape("no prompt format 'chat template'")):
         formatted("Go!", "chat template", tokenizer)
+
+
+def numbers(html, pattern):
+    return [float(number) for number in re.search(pattern, html).groups()]
+
+
+def test_the_numbers_on_the_screen_are_the_measured_ones(loud_base, loud_adapter):
+    lab = Lab(loud_base, loud_adapter, gradient=HALF, prompt="In the", device="cpu")
+    lab.panel.live.value = False
+    lab.wait(60)
+    merge = lab.model.mix(lab.recipe.terms)
+    expected = compare_next_token(lab.model, "In the", merge)
+    assert expected.from_base != pytest.approx(expected.from_full, rel=0.1)
+    table = shown(lab, "next")
+    assert numbers(table, r"KL\(merged‖base\) ([\d.]+) · KL\(merged‖full LoRA\) ([\d.]+)") == (
+        pytest.approx([expected.from_base, expected.from_full], abs=6e-5)
+    )
+    shares = re.findall(r'<td class="number">([\d.]+)</td>', table)
+    assert [float(share) for share in shares] == pytest.approx(
+        [share for _, row in expected.rows for share in row], abs=6e-4
+    )
+    base, full, merged = points(lab.model, lab.texts, [lab.model.mix(0), lab.model.mix(1), merge])
+    number = r"([\d.]+), ([\d.]+)"
+    said = rf"base {number}; full LoRA {number}; merged {number}"
+    assert numbers(shown(lab, "plane"), said) == pytest.approx([*base, *full, *merged], abs=6e-4)
+    assert len({round(number, 3) for point in (base, full, merged) for number in point}) == 6
+    lab.close()
+
+
+def test_other_texts_begin_another_plane(lab):
+    before = lab._answers.plane
+    lab.texts["everyday text"] = "Something else."
+    lab.gradient = Gradient([1, 0, 0, 1])
+    lab.wait(60)
+    after = lab._answers.plane
+    assert after.texts == lab.texts
+    assert after.base[0] != before.base[0]
+    assert after.base[1] == before.base[1]
+    assert len(after.trail) == 1
+
+
+def test_norms_are_those_of_what_the_editor_shows(words, tiny_adapter, second_adapter):
+    lab = Lab(words, tiny_adapter, second_adapter, gradient=HALF, device="cpu")
+    lab.panel.live.value = False
+    lab.wait(60)
+    for index, scope in ((1, ""), (1, "mlp"), (0, "mlp"), (0, "self_attn"), (0, "")):
+        lab.panel.which.value, lab.panel.scope.value = index, scope
+        lab.wait(60)
+        adapter = (tiny_adapter, second_adapter)[index]
+        expected = layer_norms(Checkpoint(words), Adapter(adapter), scope)
+        assert lab.editor.norms == expected
+        assert all(norm > 0 for norm in expected)
+    lab.close()
+
+
+class Panic(BaseException):
+    pass
+
+
+def test_a_panic_in_the_tokenizer_is_shown_and_the_next_drawing_is_answered(lab, monkeypatch):
+    tokenizer = lab.model.tokenizer
+
+    def panics(*_, **__):
+        raise Panic("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr(lab.model, "tokenizer", panics)
+    monkeypatch.setattr(panics, "bos_token_id", None, raising=False)
+    lab.gradient = Gradient([1, 0, 0, 1])
+    with pytest.raises(Panic):
+        lab.wait(60)
+    assert "Panic: called `Option::unwrap()`" in lab.panel.problem.value
+    lab.model.tokenizer = tokenizer
+    lab.gradient = Gradient([0, 0, 0, 1])
+    lab.wait(60)
+    assert lab.panel.problem.value == ""
+    assert "mean weight 0.25" in shown(lab, "columns")
+
+
+def test_freed_while_it_answers_it_says_so_and_loads_the_model_again(lab, monkeypatch):
+    model, writing = lab.model, threading.Event()
+    tokens = itertools.repeat([1])
+
+    def endless(*_, **__):
+        for token in tokens:
+            writing.set()
+            model.forward(torch.tensor([token]))
+            yield token
+
+    monkeypatch.setattr(model, "stream", endless)
+    lab.gradient = Gradient([1, 0, 0, 1])
+    assert writing.wait(60)
+    free()
+    with pytest.raises(
+        LabkitError, match="^this model was freed; call lk.live\\(base, adapter\\) ag"
+    ):
+        lab.wait(60)
+    assert "this model was freed" in lab.panel.problem.value
+    lab.gradient = Gradient([0, 0, 0, 1])
+    lab.wait(60)
+    assert lab.panel.problem.value == ""
+    assert lab.model is not model
+
+
+def test_freed_before_it_measures(lab, monkeypatch):
+    measure = lab._answers.measure
+
+    def freed(*arguments):
+        free()
+        measure(*arguments)
+
+    monkeypatch.setattr(lab._answers, "measure", freed)
+    lab.gradient = Gradient([1, 0, 0, 1])
+    with pytest.raises(LabkitError, match="this model was freed"):
+        lab.wait(60)

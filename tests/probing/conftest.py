@@ -1,4 +1,4 @@
-"""A base and a LoRA that answer very differently, and the same models without labkit."""
+"""A live model, and the same models without labkit."""
 
 from __future__ import annotations
 
@@ -7,20 +7,7 @@ import torch
 
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import free, live
-from tests.tiny import make_adapter, make_base, make_letters, merged_by_peft
-
-
-@pytest.fixture(scope="session")
-def loud_base(tmp_path_factory):
-    """A base with large weights, whose probabilities are far from uniform."""
-    folder = make_base(tmp_path_factory.mktemp("loud") / "base", initializer_range=0.3)
-    return make_letters(folder)
-
-
-@pytest.fixture(scope="session")
-def loud_adapter(tmp_path_factory, loud_base):
-    """A LoRA whose deltas are about as large as the weights."""
-    return make_adapter(tmp_path_factory.mktemp("loud") / "lora", loud_base, scale=0.3)
+from tests.tiny import merged_by_peft
 
 
 @pytest.fixture
