@@ -7,6 +7,7 @@ import json
 import secrets
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,20 @@ class Lab:
         if isinstance(base, (str, Path)) and str(base).endswith((".yaml", ".yml")):
             base = Recipe.load(base)
         if not isinstance(base, Recipe):
-            checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
+            checkpoint = Checkpoint.open(base)
             first = Gradient.constant(checkpoint.layers) if gradient is None else gradient
-            opened = [one if isinstance(one, Adapter) else Adapter(one) for one in adapters]
-            recipe = Recipe(checkpoint, [Term(adapter, first) for adapter in opened], rest)
+            terms = [Term(Adapter.open(adapter), first) for adapter in adapters]
+            recipe = Recipe(checkpoint, terms, rest)
             restored = gradient is None
         else:
             recipe, restored = base, False
         plan(recipe)  # whatever is wrong is said now, and not by a button
+        if not recipe.method.linear:
+            raise LabkitError(
+                f"the lab turns layer weights while the model runs, and the method "
+                f"{recipe.method.name} is no sum of what each adapter adds; merge it instead "
+                "(labkit merge)"
+            )
         self.texts = dict(texts or TEXTS)
         if len(self.texts) != 2:
             raise LabkitError(f"the lab probes two texts, found {len(self.texts)}")
@@ -99,13 +106,13 @@ class Lab:
         self._switching = False
         self._work, self._writer = Latest(self._failed), Latest(self._failed)
         self._picture: Any = None
-        terms = recipe.terms
+        first_term = recipe.terms[0]
         self.editor = GradientEditor(
-            terms[0].weights,
-            names=(recipe.base.name, terms[0].adapter.name),
+            first_term.weights,
+            names=(recipe.base.name, first_term.adapter.name),
             picture_id=secrets.token_hex(6),
         )
-        self.panel = Panel([term.adapter.name for term in terms], self._scopes(), prompt)
+        self.panel = Panel([term.adapter.name for term in recipe.terms], self._scopes(), prompt)
         if restored:
             self._restore()
         self._connect()
@@ -196,7 +203,7 @@ class Lab:
             else Term(old.adapter, drawn, old.weights_for)
         )
         terms = [*self._recipe.terms[:index], new, *self._recipe.terms[index + 1 :]]
-        self._recipe = Recipe(self._recipe.base, terms, self._recipe.rest, self._recipe.dtype)
+        self._recipe = replace(self._recipe, terms=terms)
         self._changed()
 
     def _switch(self) -> None:
@@ -377,7 +384,7 @@ class Lab:
                 Term(old.adapter, saved["weights"], saved["weights_for"])
                 for old, saved in zip(self._recipe.terms, state["terms"], strict=True)
             ]
-            recipe = Recipe(self._recipe.base, terms, self._recipe.rest)
+            recipe = replace(self._recipe, terms=terms)
             plan(recipe)
             self.panel.prompt.value = str(state["prompt"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, LabkitError):

@@ -76,8 +76,8 @@ def live(
             modules), whatever `plan` refuses, a device that is not there, or a model that
             transformers or PEFT cannot load without running code from the folder.
     """
-    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
-    opened = tuple(one if isinstance(one, Adapter) else Adapter(one) for one in adapters)
+    checkpoint = Checkpoint.open(base)
+    opened = tuple(map(Adapter.open, adapters))
     if not opened:
         raise LabkitError("a live model needs at least one adapter beside the base")
     for adapter in opened:

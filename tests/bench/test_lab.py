@@ -16,8 +16,9 @@ from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import free
 from labkit.inference.prompts import formats, formatted
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.planning import plan
-from labkit.merging.recipe import Recipe, Term
+from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.next_token import compare_next_token
@@ -169,6 +170,27 @@ def test_what_is_wrong_is_said_at_once(words, tiny_adapter):
         Lab(words, tiny_adapter, gradient=Gradient([1, 1, 1]))
     with pytest.raises(LabkitError, match="the lab probes two texts, found 1"):
         Lab(words, tiny_adapter, texts={"one": "text"})
+
+
+def test_what_else_a_recipe_says_is_kept_while_drawing(words, tiny_adapter):
+    card = CardOptions(title="Mine")
+    recipe = Recipe(words, [Term(tiny_adapter, HALF)], 0.5, "float16", untie=True, card=card)
+    lab = Lab(recipe, device="cpu")
+    lab.panel.live.value = False
+    lab.editor.weights = [1, 0, 0, 1]
+    drawn = lab.recipe
+    assert drawn.terms[0].weights == Gradient([1, 0, 0, 1])
+    assert (drawn.rest, drawn.dtype, drawn.untie, drawn.card) == (0.5, "float16", True, card)
+    lab.close()
+
+
+def test_a_method_that_is_no_sum_is_refused(words, tiny_adapter):
+    class Other(WeightedSum):
+        name, linear = "other", False
+
+    recipe = Recipe(words, [Term(tiny_adapter, HALF)], method=Other())
+    with pytest.raises(LabkitError, match="the method other is no sum of what each adapter adds"):
+        Lab(recipe, device="cpu")
 
 
 def test_the_static_picture_is_what_the_editor_shows(lab):
