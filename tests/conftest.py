@@ -55,7 +55,9 @@ def words(tmp_path_factory, tiny_base):
 @pytest.fixture(scope="session")
 def loud_base(tmp_path_factory):
     """A base with large weights, whose probabilities are far from uniform."""
-    folder = make_base(tmp_path_factory.mktemp("loud") / "base", initializer_range=0.3)
+    folder = make_base(
+        tmp_path_factory.mktemp("loud") / "base", initializer_range=0.3, vocab_size=97
+    )
     return make_letters(folder)
 
 

@@ -31,8 +31,9 @@ from labkit.widgets.editor import GradientEditor
 from labkit.writing.receipt import Receipt
 
 WHOLE_BASE_BYTES = 500_000_000
-"""Of a base up to this size every row is looked at for what rounding loses; of others, a few."""
+"""Up to this size of the base, what rounding loses is measured on every row of each tensor."""
 ROUNDING_ROWS = 16
+"""Rows of each tensor on which it is measured for larger bases."""
 DELAY = 0.15
 """Seconds without a change after which the model is asked again."""
 TEXTS = {
@@ -51,13 +52,13 @@ class _CancelledError(Exception):
 
 
 class Lab:
-    """The bench: an editor over what the LoRA changes, the model that answers, the merge.
+    """The lab bench as one widget: draw a gradient, hear the model with it, write the merge.
 
     Args:
         base: the base model; or a recipe (or the path of one), and then alone.
         adapters: one or more LoRAs.
         gradient: the gradient to begin with, for every adapter. If left out, what was drawn last
-            for this base and these adapters, or else the whole LoRA.
+            for this base and these adapters comes back; the first time, it is the whole LoRA.
         rest: the weight of what adapters change outside the layers, as in a recipe.
         texts: two probe texts by name, whose NLLs are the axes of the plane.
         prompt: the prompt to begin with.
@@ -153,7 +154,11 @@ class Lab:
         return self._live
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until the lab has said and written everything, and raise what went wrong."""
+        """Wait until all work in the background is done, and raise its error if there was one.
+
+        Raises:
+            LabkitError: it takes longer than `seconds`.
+        """
         for worker in (self._writer, self._work):
             if not worker.wait(seconds):
                 raise LabkitError(f"the lab is still at work after {seconds} s")
@@ -267,7 +272,7 @@ class Lab:
     # Files
 
     def write(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the merge in the background; `wait` waits for it, `receipt` is then its receipt."""
+        """Write the merge in the background. After `wait`, `receipt` holds its receipt."""
         recipe = self._recipe
         self._cancel.clear()
 
@@ -321,9 +326,9 @@ class Lab:
     def _failed(self, error: BaseException) -> None:
         self.error = error
         self.panel.say("")
-        way_out = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
         self.panel.problem.value = view.problem(
-            f"{way_out}{error} — change the gradient or the prompt, or run the cell again"
+            f"{kind}{error} — change the gradient or the prompt, or run the cell again"
         )
 
     # The picture that stays when the kernel is gone, and the state that comes back

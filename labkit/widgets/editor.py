@@ -1,9 +1,9 @@
 """GradientEditor: draw the layer weights of a merge with mouse, pen, finger or keyboard.
 
-The widget is one Python class and one JavaScript file that no tool has touched (`editor.js`,
-`editor.css`); nothing is fetched from a network. The browser paints and sends weights, at most
-one message every 50 ms and always the last one. What a list of numbers means, what a preset is
-and how to round is decided here, by `Gradient`, so that Python and the screen cannot disagree.
+The widget is one Python class, one JavaScript file and one style sheet (`editor.js`, `editor.css`),
+served as they are written; nothing is fetched from a network. The browser paints and sends weights,
+at most one message every 50 ms and always the last one. What a list of numbers means, what a preset
+is and how to round is decided here, by `Gradient`, so that Python and the screen cannot disagree.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class GradientEditor(anywidget.AnyWidget):
     """Static pictures of the class `labkit-picture-ID` are hidden while the editor is shown."""
 
     request = traitlets.Dict().tag(sync=True)
-    """What the browser asks for last. A trait, and no message: it travels with the weights that
-    were drawn before it, where a message could overtake them."""
+    """The browser's latest request. It is a trait and not a message: it arrives after the weights
+    that were drawn before it, which a message could overtake."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class GradientEditor(anywidget.AnyWidget):
         return first, last
 
     def _stretchable(self, content: dict[str, Any]) -> int:
-        """How many weights a well-written list of the wrong length has, else 0."""
+        """The length of the list, if it can be read and only its length is wrong; else 0."""
         if content.get("kind") != "parse":
             return 0
         try:
