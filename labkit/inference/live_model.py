@@ -247,7 +247,7 @@ class LiveModel:
 
         Args:
             tokens: shape rows × length.
-            mixes: one mixture for each row; the one in force if left out.
+            mixes: one mixture for each row; for all rows the one in force if left out.
             cache: what an earlier pass returned as `past_key_values`.
 
         Returns:
@@ -258,7 +258,7 @@ class LiveModel:
         """
         with self._lock, torch.inference_mode():
             model = self._loaded()
-            self._apply(mixes or [self._mix] * len(tokens))
+            self._apply(mixes or [self._mix])  # one mixture is that of every row
             return model(input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True)
 
     def _loaded(self) -> Any:
