@@ -45,10 +45,10 @@ EXACT = {
     "bell": (mirrored(RISE_30), mirrored(RISE_40)),
     "valley": (mirrored(FALL_30), mirrored(FALL_40)),
     "half and half (SuperCOT)": ("0x15,0.5,1x14", "0x19,0.5,1x20"),
-    # 16 blocks over 32 layers: two layers a block.
+    # 16 blocks over 32 layers: two layers a block. Over 40, block 3 begins at layer 7.
     "NONE": ("0x32",),
     "ALL": ("1x32",),
-    "INS": ("1x6,0x26",),
+    "INS": ("1x6,0x26", "1x7,0x33"),
     "IND": ("0x6,1x6,0x20",),
     "INALL": ("1x12,0x20",),
     "MIDD": ("0x6,1x16,0x10",),
