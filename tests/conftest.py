@@ -17,10 +17,12 @@ with install_import_hook(["labkit.deltas", "labkit.merging.rounding"], "beartype
     import labkit.deltas.low_rank
     import labkit.merging.rounding  # noqa: F401
 
+import shutil
+
 import pytest
 import torch
 
-from tests.tiny import make_adapter, make_base
+from tests.tiny import make_adapter, make_base, make_letters
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,36 @@ def tiny_base(tmp_path_factory):
 def tiny_adapter(tmp_path_factory, tiny_base):
     """A LoRA of rank 4 on every linear module of `tiny_base`."""
     return make_adapter(tmp_path_factory.mktemp("adapter") / "tiny-lora", tiny_base)
+
+
+@pytest.fixture(scope="session")
+def second_adapter(tmp_path_factory, tiny_base):
+    """Another LoRA, of rank 2, on two modules of each layer of `tiny_base`."""
+    folder = tmp_path_factory.mktemp("adapter") / "second"
+    return make_adapter(folder, tiny_base, r=2, target_modules=["q_proj", "down_proj"])
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory, tiny_base):
+    """A copy of `tiny_base` that has a tokenizer, of one token for each letter."""
+    folder = tmp_path_factory.mktemp("words") / tiny_base.name
+    shutil.copytree(tiny_base, folder)
+    return make_letters(folder)
+
+
+@pytest.fixture(scope="session")
+def loud_base(tmp_path_factory):
+    """A base with large weights, whose probabilities are far from uniform."""
+    folder = make_base(
+        tmp_path_factory.mktemp("loud") / "base", initializer_range=0.3, vocab_size=97
+    )
+    return make_letters(folder)
+
+
+@pytest.fixture(scope="session")
+def loud_adapter(tmp_path_factory, loud_base):
+    """A LoRA whose deltas are about as large as the weights."""
+    return make_adapter(tmp_path_factory.mktemp("loud") / "lora", loud_base, scale=0.3)
 
 
 @pytest.fixture(autouse=True)

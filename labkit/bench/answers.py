@@ -1,24 +1,26 @@
-"""What the lab asks of a live model: next tokens, NLLs, answers, the norms of the deltas."""
+"""The lab's answers: asks the live model, and shows what comes back."""
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from labkit.bench.view import columns, divergence, next_tokens, plane
+from labkit.bench import view
 from labkit.inference.live_model import LiveModel, Mix
-from labkit.merging.recipe import pattern_matches
+from labkit.probing.next_token import compare_next_token
+from labkit.probing.text_plane import TextPlane, text_plane
 
 DRAW_EVERY = 0.1
 """Seconds between two drawings of a streaming answer."""
-LONGEST_TRAIL = 40
 
 
 class Answers:
     """Answers of base, merge and full LoRA, keeping those that do not change with the gradient.
+
+    Attributes:
+        plane: the NLLs on the two texts, since these texts were measured first.
 
     Args:
         model: the live model.
@@ -27,52 +29,43 @@ class Answers:
 
     def __init__(self, model: LiveModel, show: Callable[[str, str], None]) -> None:
         self.model, self._show = model, show
-        self._base, self._full = model.mix(0), model.mix(1)
-        self._texts: dict[str, str] = {}
-        self._ends: list[tuple[float, float]] = []
-        self.trail: list[tuple[float, float]] = []
+        self.plane: TextPlane | None = None
         self._asked: tuple[Any, ...] = ()
         self._kept: list[list[str]] | None = None
 
-    def measure(self, prompt: str, texts: dict[str, str], merged: Mix) -> None:
+    def measure(self, prompt: str, texts: Mapping[str, str], merge: Mix) -> None:
         """Show the next tokens after a prompt, and the NLLs on two texts."""
-        mixes = [self._base, merged, self._full]
-        tokens = self.model.tokens(prompt)
-        logits = self.model.forward(tokens.expand(3, -1), mixes).logits[:, -1]
-        shares = logits.double().softmax(-1).cpu()
-        # The tokens that any of the three finds most probable, the merge's order first.
-        top = {token: None for row in (1, 0, 2) for token in shares[row].topk(4).indices.tolist()}
-        decode = self.model.tokenizer.decode
-        rows = [(decode([token]), shares[:, token].tolist()) for token in list(top)[:9]]
-        rows.sort(key=lambda row: -row[1][1])
-        base, merge, full = shares.tolist()
-        apart = (divergence(merge, base), divergence(merge, full))
-        self._show("next", next_tokens(rows, apart))
-        self._place(texts, merged)
-
-    def _place(self, texts: dict[str, str], merged: Mix) -> None:
-        if texts != self._texts:
-            both = [self.model.nll_of([text], [self._base, self._full]) for text in texts.values()]
-            self._ends = [(both[0][row], both[1][row]) for row in (0, 1)]
-            self._texts, self.trail = dict(texts), []
-        first, second = (self.model.nll_of([text], [merged])[0] for text in texts.values())
-        if not self.trail or self.trail[-1] != (first, second):
-            self.trail = [*self.trail, (first, second)][-LONGEST_TRAIL:]
-        self._show("plane", plane(list(texts), self._ends[0], self._ends[1], self.trail))
+        expected = compare_next_token(self.model, prompt, merge)
+        self._show(
+            "next", view.next_tokens(expected.rows, (expected.from_base, expected.from_full))
+        )
+        if self.plane is None or self.plane.texts != texts:
+            self.plane = text_plane(self.model, texts)
+        plane = self.plane = self.plane.with_merge(self.model, merge)
+        self._show("plane", view.plane(list(plane.texts), plane.base, plane.full, plane.trail))
 
     def write(
         self,
         prompt: str,
-        merged: Mix,
+        merge: Mix,
         length: int,
         temperature: float,
         weights: str,
         stopped: threading.Event,
     ) -> None:
-        """Stream the three answers until they end or `stopped` is set."""
+        """Stream the three answers until they end or `stopped` is set.
+
+        Args:
+            prompt: the text to go on from.
+            merge: the merge's mixture.
+            length: longest answer, in tokens.
+            temperature: 0 always takes the most probable token.
+            weights: the merge's gradient in a word, for the column's head.
+            stopped: set from another thread to end early.
+        """
         asked = (prompt, length, temperature)
         kept = self._kept if asked == self._asked else None
-        mixes = [merged] if kept else [self._base, merged, self._full]
+        mixes = [merge] if kept else [self.model.mix(0), merge, self.model.mix(1)]
         tokens: list[list[int]] = [[] for _ in mixes]
         drawn = 0.0
 
@@ -81,7 +74,7 @@ class Answers:
             if kept:
                 texts = [kept[0], texts[0], kept[1]]
             notes = ("", note, "") if kept else (note, note, note)
-            self._show("columns", columns(texts, notes, weights))
+            self._show("columns", view.columns(texts, notes, weights))
 
         draw("…")
         for step in self.model.stream(prompt, mixes, length, temperature):
@@ -110,25 +103,3 @@ def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
         found.append(text[len(written) :])
         written = text
     return found
-
-
-def relative_norms(model: LiveModel, adapter: int, pattern: str = "") -> list[float]:
-    """‖ΔW‖/‖W‖ of each layer, over the modules that an adapter changes there.
-
-    Args:
-        model: the live model; its base weights are read where they are.
-        adapter: the number of the adapter.
-        pattern: a module pattern; all modules if empty.
-    """
-    changed = [0.0] * model.base.layers
-    whole = [0.0] * model.base.layers
-    for name, (lora, _, _) in model.loras[adapter].items():
-        layer = model.layer_of(adapter, name)
-        if layer is None or (pattern and not pattern_matches(pattern, name)):
-            continue
-        changed[layer] += model.adapters[adapter].delta(name).norm() ** 2
-        whole[layer] += float(lora.get_base_layer().weight.float().norm()) ** 2
-    return [
-        math.sqrt(part / total) if total > 0 else 0.0
-        for part, total in zip(changed, whole, strict=True)
-    ]

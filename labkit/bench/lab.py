@@ -7,11 +7,12 @@ import json
 import secrets
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from labkit.bench import view
-from labkit.bench.answers import Answers, relative_norms
+from labkit.bench.answers import Answers
 from labkit.bench.background import Latest
 from labkit.bench.panel import Panel
 from labkit.errors import LabkitError, shown
@@ -24,14 +25,16 @@ from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.surveys.delta_survey import layer_norms
 from labkit.surveys.rounding_loss import rounding_sentence, survival
 from labkit.widgets.editor import GradientEditor
 from labkit.writing.receipt import Receipt
 
 WHOLE_BASE_BYTES = 500_000_000
-"""Of a base up to this size every row is looked at for what rounding loses; of others, a few."""
+"""Up to this size of the base, what rounding loses is measured on every row of each tensor."""
 ROUNDING_ROWS = 16
-SETTLE = 0.15
+"""Rows of each tensor on which it is measured for larger bases."""
+DELAY = 0.15
 """Seconds without a change after which the model is asked again."""
 TEXTS = {
     "everyday text": "The train leaves at nine, so we should be at the station a little earlier. "
@@ -49,13 +52,13 @@ class _CancelledError(Exception):
 
 
 class Lab:
-    """The bench: an editor over what the LoRA changes, the model that answers, the merge.
+    """The lab bench as one widget: draw a gradient, hear the model with it, write the merge.
 
     Args:
         base: the base model; or a recipe (or the path of one), and then alone.
         adapters: one or more LoRAs.
         gradient: the gradient to begin with, for every adapter. If left out, what was drawn last
-            for this base and these adapters, or else the whole LoRA.
+            for this base and these adapters comes back; the first time, it is the whole LoRA.
         rest: the weight of what adapters change outside the layers, as in a recipe.
         texts: two probe texts by name, whose NLLs are the axes of the plane.
         prompt: the prompt to begin with.
@@ -78,14 +81,20 @@ class Lab:
         if isinstance(base, (str, Path)) and str(base).endswith((".yaml", ".yml")):
             base = Recipe.load(base)
         if not isinstance(base, Recipe):
-            checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
+            checkpoint = Checkpoint.open(base)
             first = Gradient.constant(checkpoint.layers) if gradient is None else gradient
-            opened = [one if isinstance(one, Adapter) else Adapter(one) for one in adapters]
-            recipe = Recipe(checkpoint, [Term(adapter, first) for adapter in opened], rest)
+            terms = [Term(Adapter.open(adapter), first) for adapter in adapters]
+            recipe = Recipe(checkpoint, terms, rest)
             restored = gradient is None
         else:
             recipe, restored = base, False
         plan(recipe)  # whatever is wrong is said now, and not by a button
+        if not recipe.method.linear:
+            raise LabkitError(
+                f"the lab turns layer weights while the model runs, and the method "
+                f"{recipe.method.name} is no sum of what each adapter adds; merge it instead "
+                "(labkit merge)"
+            )
         self.texts = dict(texts or TEXTS)
         if len(self.texts) != 2:
             raise LabkitError(f"the lab probes two texts, found {len(self.texts)}")
@@ -98,13 +107,13 @@ class Lab:
         self._switching = False
         self._work, self._writer = Latest(self._failed), Latest(self._failed)
         self._picture: Any = None
-        terms = recipe.terms
+        first_term = recipe.terms[0]
         self.editor = GradientEditor(
-            terms[0].weights,
-            names=(recipe.base.name, terms[0].adapter.name),
+            first_term.weights,
+            names=(recipe.base.name, first_term.adapter.name),
             picture_id=secrets.token_hex(6),
         )
-        self.panel = Panel([term.adapter.name for term in terms], self._scopes(), prompt)
+        self.panel = Panel([term.adapter.name for term in recipe.terms], self._scopes(), prompt)
         if restored:
             self._restore()
         self._connect()
@@ -145,7 +154,11 @@ class Lab:
         return self._live
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until the lab has said and written everything, and raise what went wrong."""
+        """Wait until all work in the background is done, and raise its error if there was one.
+
+        Raises:
+            LabkitError: it takes longer than `seconds`.
+        """
         for worker in (self._writer, self._work):
             if not worker.wait(seconds):
                 raise LabkitError(f"the lab is still at work after {seconds} s")
@@ -186,7 +199,7 @@ class Lab:
     def _drawn(self) -> None:
         if self._switching:
             return
-        index, scope = self.panel.place
+        index, scope = self.panel.selected
         old = self._recipe.terms[index]
         drawn = self.editor.gradient
         new = (
@@ -195,12 +208,12 @@ class Lab:
             else Term(old.adapter, drawn, old.weights_for)
         )
         terms = [*self._recipe.terms[:index], new, *self._recipe.terms[index + 1 :]]
-        self._recipe = Recipe(self._recipe.base, terms, self._recipe.rest, self._recipe.dtype)
+        self._recipe = replace(self._recipe, terms=terms)
         self._changed()
 
     def _switch(self) -> None:
         """Show the gradient of another adapter or kind of module."""
-        index, scope = self.panel.place
+        index, scope = self.panel.selected
         term = self._recipe.terms[index]
         self._switching = True
         try:
@@ -216,7 +229,7 @@ class Lab:
 
     def _changed(self, answer: bool = False) -> None:
         wanted = answer or bool(self.panel.live.value)
-        self._work.submit(lambda stopped: self._refresh(stopped, wanted), SETTLE)
+        self._work.submit(lambda stopped: self._refresh(stopped, wanted), DELAY)
 
     def _refresh(self, stopped: threading.Event, answer: bool) -> None:
         """Ask the model about what is on the screen; runs in the background."""
@@ -231,7 +244,7 @@ class Lab:
         self._show_picture()
         if answer and not stopped.is_set():
             length, temperature = panel.length.value, panel.temperature.value
-            weights = f"mean weight {recipe.terms[panel.place[0]].weights.mean:.2f}"
+            weights = f"mean weight {recipe.terms[panel.selected[0]].weights.mean:.2f}"
             self._answers.write(prompt, mix, length, temperature, weights, stopped)
         if not stopped.is_set():
             resolved = plan(recipe)
@@ -252,14 +265,14 @@ class Lab:
         return view.remark(f"{said}; a recipe with dtype: float32 keeps it") if said else ""
 
     def _show_norms(self) -> None:
-        if self._live is not None:
-            index, scope = self.panel.place
-            self.editor.norms = relative_norms(self._live, index, scope)
+        index, scope = self.panel.selected
+        adapter = self._recipe.terms[index].adapter
+        self.editor.norms = layer_norms(self._recipe.base, adapter, scope)
 
     # Files
 
     def write(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the merge in the background; `wait` waits for it, `receipt` is then its receipt."""
+        """Write the merge in the background. After `wait`, `receipt` holds its receipt."""
         recipe = self._recipe
         self._cancel.clear()
 
@@ -285,7 +298,7 @@ class Lab:
         """Write the adapter that is shown, with its gradient inside it."""
         from labkit.publishing.baking import bake
 
-        term = self._recipe.terms[self.panel.place[0]]
+        term = self._recipe.terms[self.panel.selected[0]]
         path = Path(f"{self.panel.folder.value}-adapter")
         bake(
             term.adapter,
@@ -313,9 +326,9 @@ class Lab:
     def _failed(self, error: BaseException) -> None:
         self.error = error
         self.panel.say("")
-        way_out = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
         self.panel.problem.value = view.problem(
-            f"{way_out}{error} — change the gradient or the prompt, or run the cell again"
+            f"{kind}{error} — change the gradient or the prompt, or run the cell again"
         )
 
     # The picture that stays when the kernel is gone, and the state that comes back
@@ -376,7 +389,7 @@ class Lab:
                 Term(old.adapter, saved["weights"], saved["weights_for"])
                 for old, saved in zip(self._recipe.terms, state["terms"], strict=True)
             ]
-            recipe = Recipe(self._recipe.base, terms, self._recipe.rest)
+            recipe = replace(self._recipe, terms=terms)
             plan(recipe)
             self.panel.prompt.value = str(state["prompt"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, LabkitError):

@@ -11,7 +11,7 @@ from labkit.bench import view
 from labkit.inference.prompts import PLAIN, TEMPLATES
 
 NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
-"""What people call the parts of a decoder block, where their names in a model say less."""
+"""The name of a decoder block's part in a model -> what people call it."""
 
 
 class Panel:
@@ -76,8 +76,11 @@ class Panel:
         self.show("columns", view.columns([[], [], []]))
 
     @property
-    def place(self) -> tuple[int, str]:
-        """What the editor draws for: the adapter's number, and a kind of module or nothing."""
+    def selected(self) -> tuple[int, str]:
+        """Which gradient the editor shows: the adapter's number, and a kind of module.
+
+        The kind is empty for the gradient of all modules.
+        """
         return int(self.which.value), str(self.scope.value)
 
     def show(self, name: str, content: str) -> None:
@@ -85,11 +88,11 @@ class Panel:
         self._shown[name].value = content
 
     def say(self, text: str) -> None:
-        """Say in a quiet line what is going on."""
+        """Show in the status line what is going on; an empty text empties it."""
         self.status.value = view.status(text) if text else ""
 
     def writing(self, now: bool) -> None:
-        """Switch the buttons for the time that a merge is being written."""
+        """Switch between the buttons to write a merge and to cancel one that is being written."""
         self.write.disabled, self.cancel.disabled = now, not now
         self.progress.value = 0
         self.progress.layout.display = None if now else "none"

@@ -1,13 +1,12 @@
 """What the lab shows, as HTML: the columns, the table of next tokens, the plane of NLLs.
 
-Every text from a model or a file is escaped. Colours are JupyterLab's, with a foreground and a
-background of the lab's own where it marks something.
+Every text from a model or a file is escaped. Colours are those of JupyterLab's theme; where the lab
+marks something, it sets both foreground and background itself.
 """
 
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
@@ -73,8 +72,8 @@ def columns(
 
     Args:
         tokens: the answers of base, merge and full LoRA, as pieces of text, one for each token.
-        notes: a word for each column, such as "writing …".
-        weights: the merge's gradient in a word.
+        notes: what stands beside each column's name, such as "(stopped)".
+        weights: what stands beside the merge's name, such as "mean weight 0.50".
     """
     cells = []
     for index, (name, pieces) in enumerate(zip(COLUMNS, tokens, strict=True)):
@@ -211,19 +210,10 @@ def problem(error: BaseException | str) -> str:
 
 
 def status(text: str) -> str:
-    """A quiet line that says what is going on."""
+    """A line that says what is going on; a screen reader reads it out when it changes."""
     return f'<div class="lab-status" role="status">{html.escape(shown(text, 400))}</div>'
 
 
 def remark(text: str) -> str:
-    """A quiet line that stays."""
+    """A line that looks like `status`, and that a screen reader does not read out by itself."""
     return f'<div class="lab-status">{html.escape(shown(text, 400))}</div>'
-
-
-def divergence(first: Sequence[float], second: Sequence[float]) -> float:
-    """KL(first‖second) of two distributions, in nats."""
-    return math.fsum(
-        p * (math.log(p) - math.log(max(q, 1e-45)))
-        for p, q in zip(first, second, strict=True)
-        if p > 0
-    )

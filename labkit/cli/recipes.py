@@ -58,7 +58,8 @@ def preset(
 ) -> None:
     """Print a LoRA-block-weight preset as layer weights, at the same relative depth."""
     from labkit.files.small_files import read_text
-    from labkit.gradients.presets import PRESETS
+    from labkit.gradients.presets import BLOCK_PRESETS
     from labkit.gradients.presets import preset as run
 
-    typer.echo(run(name, layers, read_text(presets, "file of presets") if presets else PRESETS))
+    blocks = read_text(presets, "file of presets") if presets else BLOCK_PRESETS
+    typer.echo(run(name, layers, blocks))

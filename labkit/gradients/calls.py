@@ -1,7 +1,7 @@
 """The call that makes a gradient, as data: `{"ramp": {"layers": 40, "start": 18, "stop": 20}}`.
 
-A recipe says so what a list of numbers does not: why it is that list. Only the calls below exist,
-and only with numbers and names; nothing is evaluated.
+A call in a recipe says what a list of numbers does not: how the list was made. Only the calls below
+exist, and only with numbers and names as arguments; nothing is evaluated.
 """
 
 from __future__ import annotations

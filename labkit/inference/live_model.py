@@ -3,8 +3,8 @@
 The base is loaded once, with transformers, and the adapters are attached to it with PEFT. PEFT adds
 `scaling · B(A x)` to what a module gives; a layer weight multiplies that scaling and touches no
 weight of the model (`peft.tuners.lora.layer.Linear.forward`). The base and the whole LoRA are the
-same model with the weights 0 and 1. Several mixtures can even run in one batch: each row then has a
-scaling of its own, and a text costs about as much three times over as once.
+same model with the weights 0 and 1. Several mixtures can run in one batch, where each row has a
+scaling of its own; three of them take about as long as one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _open: weakref.WeakValueDictionary[tuple[Any, ...], LiveModel] = weakref.WeakVal
 
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """How much of every module's delta is in force.
+    """The weight of every module's delta: a gradient, resolved for a model's modules.
 
     Attributes:
         weights: one mapping of module to weight for each adapter, in the model's order.
@@ -60,8 +60,8 @@ def live(
 ) -> LiveModel:
     """Load a base model with adapters attached, their layer weights free to turn.
 
-    Asking again for what is still in memory gives the same model back, so that running a cell
-    twice does not hold two copies.
+    The same base and adapters, while they are still in memory, are not loaded again: running a
+    cell twice does not hold two copies.
 
     Args:
         base: the base model.
@@ -76,8 +76,8 @@ def live(
             modules), whatever `plan` refuses, a device that is not there, or a model that
             transformers or PEFT cannot load without running code from the folder.
     """
-    checkpoint = base if isinstance(base, Checkpoint) else Checkpoint(base)
-    opened = tuple(one if isinstance(one, Adapter) else Adapter(one) for one in adapters)
+    checkpoint = Checkpoint.open(base)
+    opened = tuple(map(Adapter.open, adapters))
     if not opened:
         raise LabkitError("a live model needs at least one adapter beside the base")
     for adapter in opened:
@@ -94,13 +94,13 @@ def live(
     if found is None or found.freed:
         found = LiveModel(checkpoint, opened, rest, chosen, kind)
         _open[key] = found
-    # A model is first heard with the whole LoRA.
+    # A model begins with the whole LoRA.
     found.weights = dict.fromkeys(range(len(opened)), Gradient.constant(checkpoint.layers))
     return found
 
 
 def free() -> None:
-    """Give the memory of every live model back, and of the last traceback, which can hold one."""
+    """Free the memory of every live model, and of the last traceback, which can hold one."""
     for model in list(_open.values()):
         model.free()
     _open.clear()
@@ -247,19 +247,26 @@ class LiveModel:
 
         Args:
             tokens: shape rows × length.
-            mixes: one mixture for each row; the one in force if left out.
+            mixes: one mixture for each row; for all rows the one in force if left out.
             cache: what an earlier pass returned as `past_key_values`.
 
         Returns:
             transformers' output: `logits` of shape rows × length × vocabulary.
+
+        Raises:
+            LabkitError: the model was freed.
         """
         with self._lock, torch.inference_mode():
-            if self._model is None:
-                raise LabkitError("this model was freed; call lk.live(base, adapter) again")
-            self._apply(mixes or [self._mix] * len(tokens))
-            return self._model(
-                input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True
-            )
+            model = self._loaded()
+            self._apply(mixes or [self._mix])  # one mixture is that of every row
+            return model(input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True)
+
+    def _loaded(self) -> Any:
+        """The model, which another thread may have freed since the last look."""
+        model = self._model
+        if model is None:
+            raise LabkitError("this model was freed; call lk.live(base, adapter) again")
+        return model
 
     def tokens(self, text: str) -> Tensor:
         """The text's tokens, shape 1 × length, with the start token where the model has one.
@@ -281,17 +288,25 @@ class LiveModel:
         return self.forward(tokens).logits[0].float().cpu()
 
     def nll(self, texts: str | Sequence[str]) -> float:
-        """Mean negative log-likelihood of a token, in nats, over all tokens of the texts."""
+        """Mean negative log-likelihood `-(1/n)·Σ log p(token | the tokens before it)`, in nats.
+
+        The mean is over the tokens of all texts but each text's first one, with the mixture in
+        force. A text is read as far as the model has positions.
+
+        Raises:
+            LabkitError: as `nll_of`.
+        """
         return self.nll_of([texts] if isinstance(texts, str) else texts, [self._mix])[0]
 
     def nll_of(self, texts: Sequence[str], mixes: Sequence[Mix]) -> list[float]:
-        """The same for several mixtures in one pass: one number for each.
+        """The `nll` of the texts at several mixtures, in one pass: one number for each mixture.
 
         Raises:
-            LabkitError: texts with nothing to predict (fewer than two tokens).
+            LabkitError: texts with nothing to predict (fewer than two tokens), or a model that was
+                freed.
         """
         total, count = torch.zeros(len(mixes)), 0
-        longest = getattr(self._model.config, "max_position_embeddings", None) or 2048
+        longest = getattr(self._loaded().config, "max_position_embeddings", None) or 2048
         for text in texts:
             tokens = self.tokens(text)[:, :longest]
             length = tokens.shape[1] - 1
@@ -332,7 +347,7 @@ class LiveModel:
         for new in self.stream(prompt, (), max_tokens, temperature, seed):
             tokens += [token for token in new if token is not None]
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            # A letter of several tokens is no letter before its last one.
+            # A letter of several tokens cannot be read before its last one.
             if text.endswith("\ufffd") or len(text) == len(written):
                 continue
             yield text[len(written) :]
@@ -348,19 +363,20 @@ class LiveModel:
     ) -> Iterator[list[int | None]]:
         """Stream answers of several mixtures side by side: one token for each row, step by step.
 
-        A row that has ended gives None. All rows throw the same dice (Gumbel noise of one seed), so
-        that where two answers differ it is the weights that differ, and not luck.
+        A row that has ended gives None. All rows share one sequence of random numbers (Gumbel noise
+        added to `logits / temperature`, of which the largest is taken), so that two answers differ
+        because the weights do, and not by chance.
 
         Args:
             prompt: the text to go on from.
             mixes: one mixture for each row; empty for one row with the mixture in force.
             max_tokens: longest answer.
             temperature: 0 always takes the most probable token.
-            seed: of the dice.
+            seed: of the random numbers.
         """
         rows = max(1, len(mixes))
         ends = self._end_tokens()
-        dice = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         tokens = self.tokens(prompt).expand(rows, -1)
         cache = None
         ended = [False] * rows
@@ -369,8 +385,8 @@ class LiveModel:
             cache = output.past_key_values
             scores = output.logits[:, -1].float().cpu()
             if temperature > 0:
-                luck = torch.rand(scores.shape[1], generator=dice).clamp(1e-20, 1 - 1e-7)
-                scores = scores / temperature - torch.log(-torch.log(luck))
+                uniform = torch.rand(scores.shape[1], generator=generator).clamp(1e-20, 1 - 1e-7)
+                scores = scores / temperature - torch.log(-torch.log(uniform))
             chosen = scores.argmax(-1)
             ended = [
                 over or token in ends for over, token in zip(ended, chosen.tolist(), strict=True)
@@ -383,17 +399,17 @@ class LiveModel:
             tokens = chosen[:, None]
 
     def _end_tokens(self) -> set[int]:
-        declared = getattr(self._model.generation_config, "eos_token_id", None)
+        declared = getattr(self._loaded().generation_config, "eos_token_id", None)
         ends = set(declared if isinstance(declared, list) else [declared])
         return {end for end in (*ends, self.tokenizer.eos_token_id) if end is not None}
 
     @property
     def freed(self) -> bool:
-        """Whether its memory was given back."""
+        """Whether its memory was freed."""
         return self._model is None
 
     def free(self) -> None:
-        """Give its memory back; it cannot answer any more."""
+        """Free its memory; after that it cannot answer any more."""
         with self._lock:
             self._model = None
             self.loras = []

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from labkit.errors import LabkitError, shown
+from labkit.models.prompt_formats import FORMATS
 
 PLAIN, CHAT = "plain", "chat template"
-TEMPLATES = {
-    "Alpaca": "### Instruction:\n{prompt}\n### Response:\n",
-    "Metharme": "<|user|>{prompt}<|model|>",
-}
+TEMPLATES = {each.heading: each.template for each in FORMATS.values()}
+"""What the user chooses by -> the text around a prompt, with `{prompt}` in it."""
 
 
 def formats(tokenizer: Any) -> list[str]:
-    """The formats that there are for a tokenizer: a base model often has no chat template."""
+    """The formats that can be used with a tokenizer; that of a base often has no chat template."""
     chat = [CHAT] if getattr(tokenizer, "chat_template", None) else []
     return [PLAIN, *chat, *TEMPLATES]
 

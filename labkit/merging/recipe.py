@@ -25,11 +25,12 @@ from labkit.merging.formula import Method
 from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.prompt_formats import CHAT, FORMATS
 from labkit.models.source import Source
 
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 FILE_NAME = "recipe.yaml"
-PROMPTS = ("alpaca", "metharme", "chat")
+PROMPTS = (*FORMATS, CHAT)
 """Prompt formats that a model card can describe."""
 
 

@@ -8,7 +8,7 @@
 //   createPanel     presets, buttons, the list as text
 //   render          puts them together, and returns the function that takes them apart
 //
-// Python decides what a list or a preset means (labkit/editor.py); this file draws and paints.
+// Python decides what a list or a preset means (labkit/widgets/editor.py); this file draws and paints.
 
 const SVG = "http://www.w3.org/2000/svg";
 const SEND_EVERY = 50; // ms between two messages to Python while a hand is moving
@@ -448,7 +448,7 @@ function createEntry(plot, store) {
 
 function attachPointer(plot, store, entry, model) {
   let gesture = null;
-  let lastClick = null; // what was there before the first half of a double click
+  let lastTwo = []; // what was there before each of the last two presses
 
   const begin = {
     paint: (layer, weight) => ({ kind: "paint", layer, weight }),
@@ -505,10 +505,7 @@ function attachPointer(plot, store, entry, model) {
     const layer = plot.layerAt(event);
     const weight = plot.weightAt(event);
     const { first, last } = plot.selection;
-    const now = performance.now();
-    if (!lastClick || now - lastClick.time > 500) {
-      lastClick = { time: now, weights: [...store.weights], depth: store.depth };
-    }
+    lastTwo = [...lastTwo, { weights: [...store.weights], depth: store.depth }].slice(-2);
     plot.svg.setPointerCapture(event.pointerId);
     plot.focus(layer, true);
     if (plot.onAxis(event)) gesture = begin.range(layer);
@@ -535,8 +532,9 @@ function attachPointer(plot, store, entry, model) {
 
   function doubled(event) {
     if (plot.onAxis(event) || event.altKey) return;
-    if (lastClick) store.rewind(lastClick.weights, lastClick.depth);
-    lastClick = null;
+    // A double click is two presses; its first half is no drawing.
+    if (lastTwo.length === 2) store.rewind(lastTwo[0].weights, lastTwo[0].depth);
+    lastTwo = [];
     entry.open(plot.layerAt(event));
   }
 

@@ -1,15 +1,15 @@
 """GradientEditor: draw the layer weights of a merge with mouse, pen, finger or keyboard.
 
-The widget is one Python class and one JavaScript file that no tool has touched (`editor.js`,
-`editor.css`); nothing is fetched from a network. The browser paints and sends weights, at most
-one message every 50 ms and always the last one. What a list of numbers means, what a preset is
-and how to round is decided here, by `Gradient`, so that Python and the screen cannot disagree.
+The widget is one Python class, one JavaScript file and one style sheet (`editor.js`, `editor.css`),
+served as they are written; nothing is fetched from a network. The browser paints and sends weights,
+at most one message every 50 ms and always the last one. What a list of numbers means, what a preset
+is and how to round is decided here, by `Gradient`, so that Python and the screen cannot disagree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +18,11 @@ import traitlets
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
+from labkit.gradients.presets import SHAPES, preset
 
 HERE = Path(__file__).parent
-
-
-def _half_and_half(layers: int) -> Gradient:
-    """0, one half-way layer, then 1: the shape of Pygmalion-2-13b-SuperCOT-weighed.
-
-    Its 40 layers are `ramp(40, 18, 20)`; another depth gets the same shape in its own middle.
-    """
-    start = round(18 / 40 * layers)
-    return Gradient.ramp(layers, start, min(start + 2, layers - 1)) if layers > 1 else Gradient([1])
-
-
-PRESETS: dict[str, Callable[[int], Gradient]] = {
-    "constant 0": lambda layers: Gradient.constant(layers, 0.0),
-    "constant 0.5": lambda layers: Gradient.constant(layers, 0.5),
-    "constant 1": lambda layers: Gradient.constant(layers, 1.0),
-    "ramp up": lambda layers: Gradient.ramp(layers, 0, layers - 1),
-    "ramp down": lambda layers: Gradient.ramp(layers, 0, layers - 1, first=1.0, last=0.0),
-    "step": lambda layers: Gradient.step(layers, layers // 2),
-    "bell": Gradient.bell,
-    "valley": Gradient.valley,
-    "half and half (SuperCOT)": _half_and_half,
-}
-"""Named shapes: each makes a gradient for a number of layers."""
 REVERSED = "reversed"
-"""The preset that turns the present weights around."""
-
-
-def preset(name: str, layers: int) -> Gradient:
-    """The preset shape `name` for so many layers.
-
-    Raises:
-        LabkitError: no preset has that name.
-    """
-    if name not in PRESETS:
-        raise LabkitError(f"no preset {shown(name)!r}; the presets are {', '.join(PRESETS)}")
-    return PRESETS[name](layers)
+"""The entry of the list of presets that reverses the weights on the screen."""
 
 
 class GradientEditor(anywidget.AnyWidget):
@@ -88,13 +55,13 @@ class GradientEditor(anywidget.AnyWidget):
     step = traitlets.Float(0.01).tag(sync=True)
     norms = traitlets.List(traitlets.Float()).tag(sync=True)
     names = traitlets.List(traitlets.Unicode(), default_value=["base model", "LoRA"]).tag(sync=True)
-    presets = traitlets.List(traitlets.Unicode(), default_value=[*PRESETS, REVERSED]).tag(sync=True)
+    presets = traitlets.List(traitlets.Unicode(), default_value=[*SHAPES, REVERSED]).tag(sync=True)
     picture_id = traitlets.Unicode("").tag(sync=True)
     """Static pictures of the class `labkit-picture-ID` are hidden while the editor is shown."""
 
     request = traitlets.Dict().tag(sync=True)
-    """What the browser asks for last. A trait, and no message: it travels with the weights that
-    were drawn before it, where a message could overtake them."""
+    """The browser's latest request. It is a trait and not a message: it arrives after the weights
+    that were drawn before it, which a message could overtake."""
 
     def __init__(
         self,
@@ -216,6 +183,10 @@ class GradientEditor(anywidget.AnyWidget):
         elif kind == "preset":
             first, last = self._range(content)
             name = str(content.get("name", ""))
+            if name not in self.presets:
+                raise LabkitError(
+                    f"no preset {shown(name)!r}; the presets are {', '.join(self.presets)}"
+                )
             part = Gradient(self.weights[first : last + 1])
             shape = part.reversed() if name == REVERSED else preset(name, len(part))
             self.gradient = Gradient([*self.weights[:first], *shape, *self.weights[last + 1 :]])
@@ -229,7 +200,7 @@ class GradientEditor(anywidget.AnyWidget):
         return first, last
 
     def _stretchable(self, content: dict[str, Any]) -> int:
-        """How many weights a well-written list of the wrong length has, else 0."""
+        """The length of the list, if it can be read and only its length is wrong; else 0."""
         if content.get("kind") != "parse":
             return 0
         try:

@@ -17,7 +17,7 @@ class Sliders(ipywidgets.VBox):
 
     weights = traitlets.List(traitlets.Float())
     link: Any = None
-    """What holds the sliders to an editor, if anything does; `link.unlink()` parts them."""
+    """The link to an editor, if there is one; `link.unlink()` ends it."""
 
     def __init__(
         self, gradient: Gradient, bounds: tuple[float, float] = (0.0, 1.0), step: float = 0.01

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from labkit.errors import shown
 from labkit.files.references import Opened
 from labkit.gradients.gradient import Gradient, plain
-from labkit.writing.card_prompts import HEADINGS, TEXTS, formats, snippet
+from labkit.models.prompt_formats import FORMATS
+from labkit.writing.card_prompts import formats, snippet
 from labkit.writing.front_matter import front_matter, licence, own_card
 
 if TYPE_CHECKING:
@@ -169,12 +170,12 @@ def layer_groups(gradients: Sequence[Gradient]) -> list[tuple[int, int]]:
 
 def _usage(name: str, prompts: tuple[str, ...]) -> Iterator[str]:
     yield from ("## Usage", "", *fenced(snippet(name, prompts), "python"), "")
-    described = [prompt for prompt in prompts if prompt in TEXTS]
+    described = [FORMATS[prompt] for prompt in prompts if prompt in FORMATS]
     if described:
         yield "These instruction formats should work, since the merge has parts trained on them:"
         yield ""
-    for prompt in described:
-        yield from (f"{HEADINGS[prompt]}:", "", *fenced(TEXTS[prompt].rstrip("\n")), "")
+    for each in described:
+        yield from (f"{each.heading}:", "", *fenced(each.example.rstrip("\n")), "")
     if "chat" in prompts:
         yield "The tokenizer brings a chat template, which the lines above use."
         yield ""

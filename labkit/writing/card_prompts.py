@@ -6,24 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 from labkit.errors import shown
+from labkit.models.prompt_formats import CHAT, FORMATS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from labkit.merging.recipe import Recipe
-
-ALPACA = "### Instruction:\nYour instruction or question here.\n\n### Response:\n"
-METHARME = (
-    "<|system|>This is a text adventure game. Describe the scenario to the user and give him three "
-    "options to pick from on each turn.<|user|>Start!<|model|>"
-)
-HEADINGS = {"alpaca": "Alpaca", "metharme": "Metharme"}
-TEXTS = {"alpaca": ALPACA, "metharme": METHARME}
-# Parts of names whose models are known to be trained on the format.
-TRAINED_ON = {
-    "alpaca": ("alpaca", "supercot"),
-    "metharme": ("metharme", "pygmalion-2", "mythalion"),
-}
 
 
 def formats(recipe: Recipe, files: dict[str, bytes | Path]) -> tuple[str, ...]:
@@ -37,11 +25,11 @@ def formats(recipe: Recipe, files: dict[str, bytes | Path]) -> tuple[str, ...]:
         return recipe.card.prompts
     names = [source.name.lower() for source in recipe.sources]
     found = [
-        prompt
-        for prompt, parts in TRAINED_ON.items()
-        if any(part in name for part in parts for name in names)
+        key
+        for key, each in FORMATS.items()
+        if any(part in name for part in each.name_parts for name in names)
     ]
-    return (*found, "chat") if has_chat_template(files) else tuple(found)
+    return (*found, CHAT) if has_chat_template(files) else tuple(found)
 
 
 def has_chat_template(files: dict[str, bytes | Path]) -> bool:
@@ -68,7 +56,7 @@ def snippet(name: str, prompts: tuple[str, ...]) -> str:
         'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")',
         "",
     ]
-    if "chat" in prompts:
+    if CHAT in prompts:
         lines += [
             'messages = [{"role": "user", "content": "Why is the sky blue?"}]',
             "inputs = tokenizer.apply_chat_template(",
@@ -76,7 +64,7 @@ def snippet(name: str, prompts: tuple[str, ...]) -> str:
             ")",
         ]
     else:
-        prompt = TEXTS[prompts[0]] if prompts else "Once upon a time"
+        prompt = FORMATS[prompts[0]].example if prompts else "Once upon a time"
         lines += [
             f"prompt = {prompt!r}",
             'inputs = tokenizer(prompt, return_tensors="pt")',

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import filecmp
+import itertools
 import re
+import threading
 
 import pytest
+import torch
 
 from labkit.bench.lab import Lab
-from labkit.bench.view import columns, divergence, marked, next_tokens, plane
+from labkit.bench.norms import layer_norms
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import free
 from labkit.inference.prompts import formats, formatted
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.planning import plan
-from labkit.merging.recipe import Recipe, Term
-from tests.inference.test_live_model import second_adapter, words  # noqa: F401 - fixtures
+from labkit.merging.recipe import CardOptions, Recipe, Term
+from labkit.models.adapter import Adapter
+from labkit.models.checkpoint import Checkpoint
+from labkit.probing.next_token import compare_next_token
+from labkit.probing.text_plane import points
 
 HALF = Gradient.parse("0,0.5,1,1")
 
@@ -28,7 +35,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def lab(words, tiny_adapter):  # noqa: F811
+def lab(words, tiny_adapter):
     made = Lab(words, tiny_adapter, gradient=HALF, prompt="In the", device="cpu")
     made.panel.length.value = 5
     made.wait(60)
@@ -58,7 +65,7 @@ def test_gradient_and_recipe_say_what_the_editor_shows(lab):
     lab.gradient = HALF
     lab.wait(60)
     assert lab.editor.weights == list(HALF)
-    assert len(lab._answers.trail) >= 1
+    assert len(lab._answers.plane.trail) >= 1
 
 
 def test_attention_and_mlp_can_have_gradients_of_their_own(lab):
@@ -73,7 +80,7 @@ def test_attention_and_mlp_can_have_gradients_of_their_own(lab):
     lab.wait(60)
 
 
-def test_several_adapters(words, tiny_adapter, second_adapter):  # noqa: F811
+def test_several_adapters(words, tiny_adapter, second_adapter):
     lab = Lab(words, tiny_adapter, second_adapter, gradient=HALF, device="cpu")
     lab.panel.length.value = 3
     lab.panel.which.value = 1
@@ -91,7 +98,7 @@ def test_where_nothing_is_merged_rounding_loses_nothing(lab):
     assert "loses" not in shown(lab, "rounding")
 
 
-def test_the_merge_is_what_the_plan_writes(lab, words, tiny_adapter, tmp_path):  # noqa: F811
+def test_the_merge_is_what_the_plan_writes(lab, words, tiny_adapter, tmp_path):
     lab.write(tmp_path / "by-lab")
     lab.wait(60)
     assert lab.receipt.folder == tmp_path / "by-lab"
@@ -141,7 +148,7 @@ def test_the_adapter_is_baked(lab, tmp_path):
     assert "saved" in lab.panel.status.value
 
 
-def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):  # noqa: F811
+def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):
     lab.panel.scope.value = "mlp"
     lab.editor.weights = [0.25, 0, 0, 1]
     lab.wait(60)
@@ -151,18 +158,39 @@ def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):  # noqa: F811
     again.close()
 
 
-def test_a_kept_state_that_is_damaged_is_passed_over(lab, words, tiny_adapter):  # noqa: F811
+def test_a_kept_state_that_is_damaged_is_passed_over(lab, words, tiny_adapter):
     lab._state_file().write_text('{"terms": [{"weights": "1x3", "weights_for": {}}]}')
     again = Lab(words, tiny_adapter, device="cpu")
     assert again.gradient == Gradient.constant(4)
     again.close()
 
 
-def test_what_is_wrong_is_said_at_once(words, tiny_adapter):  # noqa: F811
+def test_what_is_wrong_is_said_at_once(words, tiny_adapter):
     with pytest.raises(LabkitError, match="3 weights for 4 layers"):
         Lab(words, tiny_adapter, gradient=Gradient([1, 1, 1]))
     with pytest.raises(LabkitError, match="the lab probes two texts, found 1"):
         Lab(words, tiny_adapter, texts={"one": "text"})
+
+
+def test_what_else_a_recipe_says_is_kept_while_drawing(words, tiny_adapter):
+    card = CardOptions(title="Mine")
+    recipe = Recipe(words, [Term(tiny_adapter, HALF)], 0.5, "float16", untie=True, card=card)
+    lab = Lab(recipe, device="cpu")
+    lab.panel.live.value = False
+    lab.editor.weights = [1, 0, 0, 1]
+    drawn = lab.recipe
+    assert drawn.terms[0].weights == Gradient([1, 0, 0, 1])
+    assert (drawn.rest, drawn.dtype, drawn.untie, drawn.card) == (0.5, "float16", True, card)
+    lab.close()
+
+
+def test_a_method_that_is_no_sum_is_refused(words, tiny_adapter):
+    class Other(WeightedSum):
+        name, linear = "other", False
+
+    recipe = Recipe(words, [Term(tiny_adapter, HALF)], method=Other())
+    with pytest.raises(LabkitError, match="the method other is no sum of what each adapter adds"):
+        Lab(recipe, device="cpu")
 
 
 def test_the_static_picture_is_what_the_editor_shows(lab):
@@ -172,24 +200,6 @@ def test_the_static_picture_is_what_the_editor_shows(lab):
     assert "data:image/png;base64," in picture
 
 
-def test_html_is_escaped():
-    nasty = "<script>alert(1)</script>"
-    made = columns([[nasty], [nasty], ["other"]], (nasty, "", ""), nasty)
-    made += next_tokens([(nasty, (0.5, 0.5, 0.5))], (0.0, 0.0))
-    made += plane([nasty, nasty], (1, 2), (2, 1), [(1, 1)])
-    assert "<script" not in made
-
-
-def test_differing_tokens_are_marked():
-    assert marked([" a", " b", " c"], [" a", " x", " c"]) == " a<mark> b</mark> c"
-    assert marked([], [" a"]) == ""
-
-
-def test_divergence():
-    assert divergence([0.5, 0.5], [0.5, 0.5]) == 0
-    assert divergence([1.0, 0.0], [0.5, 0.5]) == pytest.approx(0.6931, abs=1e-4)
-
-
 def test_prompt_formats(lab):
     tokenizer = lab.model.tokenizer
     assert formats(tokenizer) == ["plain", "Alpaca", "Metharme"]
@@ -197,3 +207,117 @@ def test_prompt_formats(lab):
     assert formatted("Go!", "Metharme", tokenizer) == "<|user|>Go!<|model|>"
     with pytest.raises(LabkitError, match=re.escape("no prompt format 'chat template'")):
         formatted("Go!", "chat template", tokenizer)
+
+
+def numbers(html, pattern):
+    return [float(number) for number in re.search(pattern, html).groups()]
+
+
+def test_the_numbers_on_the_screen_are_the_measured_ones(loud_base, loud_adapter):
+    lab = Lab(loud_base, loud_adapter, gradient=HALF, prompt="In the", device="cpu")
+    lab.panel.live.value = False
+    lab.wait(60)
+    merge = lab.model.mix(lab.recipe.terms)
+    expected = compare_next_token(lab.model, "In the", merge)
+    assert expected.from_base != pytest.approx(expected.from_full, rel=0.1)
+    table = shown(lab, "next")
+    assert numbers(table, r"KL\(merged‖base\) ([\d.]+) · KL\(merged‖full LoRA\) ([\d.]+)") == (
+        pytest.approx([expected.from_base, expected.from_full], abs=6e-5)
+    )
+    shares = re.findall(r'<td class="number">([\d.]+)</td>', table)
+    assert [float(share) for share in shares] == pytest.approx(
+        [share for _, row in expected.rows for share in row], abs=6e-4
+    )
+    base, full, merged = points(lab.model, lab.texts, [lab.model.mix(0), lab.model.mix(1), merge])
+    number = r"([\d.]+), ([\d.]+)"
+    said = rf"base {number}; full LoRA {number}; merged {number}"
+    assert numbers(shown(lab, "plane"), said) == pytest.approx([*base, *full, *merged], abs=6e-4)
+    assert len({round(number, 3) for point in (base, full, merged) for number in point}) == 6
+    lab.close()
+
+
+def test_other_texts_begin_another_plane(lab):
+    before = lab._answers.plane
+    lab.texts["everyday text"] = "Something else."
+    lab.gradient = Gradient([1, 0, 0, 1])
+    lab.wait(60)
+    after = lab._answers.plane
+    assert after.texts == lab.texts
+    assert after.base[0] != before.base[0]
+    assert after.base[1] == before.base[1]
+    assert len(after.trail) == 1
+
+
+def test_norms_are_those_of_what_the_editor_shows(words, tiny_adapter, second_adapter):
+    lab = Lab(words, tiny_adapter, second_adapter, gradient=HALF, device="cpu")
+    lab.panel.live.value = False
+    lab.wait(60)
+    for index, scope in ((1, ""), (1, "mlp"), (0, "mlp"), (0, "self_attn"), (0, "")):
+        lab.panel.which.value, lab.panel.scope.value = index, scope
+        lab.wait(60)
+        adapter = (tiny_adapter, second_adapter)[index]
+        expected = layer_norms(Checkpoint(words), Adapter(adapter), scope)
+        assert lab.editor.norms == expected
+        assert all(norm > 0 for norm in expected)
+    lab.close()
+
+
+class Panic(BaseException):
+    pass
+
+
+def test_a_panic_in_the_tokenizer_is_shown_and_the_next_drawing_is_answered(lab, monkeypatch):
+    tokenizer = lab.model.tokenizer
+
+    def panics(*_, **__):
+        raise Panic("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr(lab.model, "tokenizer", panics)
+    monkeypatch.setattr(panics, "bos_token_id", None, raising=False)
+    lab.gradient = Gradient([1, 0, 0, 1])
+    with pytest.raises(Panic):
+        lab.wait(60)
+    assert "Panic: called `Option::unwrap()`" in lab.panel.problem.value
+    lab.model.tokenizer = tokenizer
+    lab.gradient = Gradient([0, 0, 0, 1])
+    lab.wait(60)
+    assert lab.panel.problem.value == ""
+    assert "mean weight 0.25" in shown(lab, "columns")
+
+
+def test_freed_while_it_answers_it_says_so_and_loads_the_model_again(lab, monkeypatch):
+    model, writing = lab.model, threading.Event()
+    tokens = itertools.repeat([1])
+
+    def endless(*_, **__):
+        for token in tokens:
+            writing.set()
+            model.forward(torch.tensor([token]))
+            yield token
+
+    monkeypatch.setattr(model, "stream", endless)
+    lab.gradient = Gradient([1, 0, 0, 1])
+    assert writing.wait(60)
+    free()
+    with pytest.raises(
+        LabkitError, match="^this model was freed; call lk.live\\(base, adapter\\) ag"
+    ):
+        lab.wait(60)
+    assert "this model was freed" in lab.panel.problem.value
+    lab.gradient = Gradient([0, 0, 0, 1])
+    lab.wait(60)
+    assert lab.panel.problem.value == ""
+    assert lab.model is not model
+
+
+def test_freed_before_it_measures(lab, monkeypatch):
+    measure = lab._answers.measure
+
+    def freed(*arguments):
+        free()
+        measure(*arguments)
+
+    monkeypatch.setattr(lab._answers, "measure", freed)
+    lab.gradient = Gradient([1, 0, 0, 1])
+    with pytest.raises(LabkitError, match="this model was freed"):
+        lab.wait(60)

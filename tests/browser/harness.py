@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -268,6 +268,34 @@ def command(page: Any, name: str, **arguments: Any) -> None:
 
 
 def theme(page: Any, name: str) -> None:
-    """Switches to "JupyterLab Light" or "JupyterLab Dark", and waits until it is there."""
+    """Switches to "JupyterLab Light" or "JupyterLab Dark", and waits for its colours."""
     command(page, "apputils:change-theme", theme=name)
     page.locator(f'body[data-jp-theme-name="{name}"]').wait_for(state="attached")
+    page.wait_for_function(
+        r"""dark => {
+            const paper = getComputedStyle(document.body).getPropertyValue('--jp-layout-color0');
+            const probe = document.body.appendChild(document.createElement('i'));
+            probe.style.color = paper;
+            const [red] = getComputedStyle(probe).color.match(/\d+/g).map(Number);
+            probe.remove();
+            return (red < 128) === dark && !document.getAnimations().some(
+                one => one instanceof CSSTransition);
+        }""",
+        arg=name.endswith("Dark"),
+    )
+
+
+def until(true: Callable[[], bool], said: Callable[[], str], seconds: float = 10) -> None:
+    """Waits until something is true, and fails with what `said` says if it does not become so."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, said()
+        time.sleep(0.03)
+
+
+def save(page: Any) -> None:
+    """Saves the notebook, and waits for the server's answer."""
+    with page.expect_response(
+        lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url
+    ):
+        command(page, "docmanager:save")

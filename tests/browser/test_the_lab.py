@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from axe import axe_script, serious_findings
-from harness import Jupyter, Pages, command, run_all, theme
+from harness import Jupyter, Pages, run_all, save, theme, until
 
 import labkit as lk
+from labkit.gradients.gradient import Gradient
 from labkit.merging.recipe import Recipe
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04_the_lab.ipynb"
@@ -33,11 +34,18 @@ class Bench:
         return str(self.lab.locator(f".lab-column.{name} .lab-text").inner_text(timeout=SLOW))
 
     def idle(self) -> None:
-        """Waits until the lab has answered, and says nothing any more."""
+        """Waits until the lab has answered for what is drawn, and says nothing any more.
+
+        The picture below the lab comes from Python, with the list that it was made for: once that
+        is the list on the screen, what is drawn has been asked of the model.
+        """
         self.page.wait_for_function(
             """() => {
                 const lab = document.querySelector('.labkit-lab');
-                return lab && lab.querySelector('.lab-column.full .lab-text').innerText.length > 20
+                const list = lab && lab.querySelector('[aria-label="layer weights as a list"]');
+                const pictures = [...document.querySelectorAll('[class^=labkit-picture] code')];
+                return list && pictures.some(one => one.textContent === list.value)
+                    && lab.querySelector('.lab-column.full .lab-text').innerText.length > 20
                     && lab.querySelector('svg[role=img]')
                     && !lab.querySelector('.lab-status[role=status]');
             }""",
@@ -48,11 +56,7 @@ class Bench:
     def draw(self, text: str) -> None:
         self.list.fill(text)
         self.list.press("Enter")
-        # The answer begins to change before it is whole: first the weights, then the answer.
-        self.page.wait_for_function(
-            "() => !document.querySelector('.labkit-editor .problem').innerText", timeout=SLOW
-        )
-        self.page.wait_for_timeout(400)
+        until(lambda: self.list.input_value() == str(Gradient.parse(text)), self.list.input_value)
         self.idle()
 
     def tab_to(self, name: str) -> None:
@@ -98,12 +102,10 @@ def test_painting_with_the_mouse_asks_the_model_again(bench: Bench) -> None:
     mouse.down()
     mouse.move(paper["x"] + paper["width"] * 0.98, paper["y"] + 3, steps=12)
     mouse.up()
-    bench.page.wait_for_timeout(400)
     bench.idle()
     assert bench.weights()[-1] > 0.9
     assert bench.lab.locator("table", has_text="next token").inner_text() != before
     bench.lab.get_by_label("undo").click()
-    bench.page.wait_for_timeout(400)
     bench.idle()
     assert bench.weights() == [0.0] * 30
 
@@ -112,7 +114,6 @@ def test_no_serious_accessibility_finding(bench: Bench, tmp_path: Path) -> None:
     script = axe_script(tmp_path)
     for name in ("JupyterLab Dark", "JupyterLab Light"):
         theme(bench.page, name)
-        bench.page.wait_for_timeout(500)
         assert serious_findings(bench.page, script, ".labkit-lab") == [], name
 
 
@@ -127,7 +128,8 @@ def test_by_keyboard_alone_the_seeds_list_is_written_as_the_command_writes_it(
     lab.get_by_text("stretch 40 to 30 layers").wait_for(timeout=SLOW)
     bench.tab_to("stretch 40 to 30 layers")
     keyboard.press("Enter")
-    bench.page.wait_for_timeout(600)
+    stretched = str(Gradient.parse(SEED).resample(30).rounded())
+    until(lambda: bench.list.input_value() == stretched, bench.list.input_value)
     bench.idle()
     # One weight of it by the arrow keys: the first layer's.
     bench.list.focus()
@@ -135,7 +137,6 @@ def test_by_keyboard_alone_the_seeds_list_is_written_as_the_command_writes_it(
     keyboard.press("Control+Home")
     for key in ("ArrowUp", "ArrowUp", "ArrowUp"):
         keyboard.press(key)
-    bench.page.wait_for_timeout(600)
     bench.idle()
     assert bench.weights()[0] == 0.03
     assert bench.weights()[-1] == 1
@@ -171,8 +172,7 @@ def test_by_keyboard_alone_the_seeds_list_is_written_as_the_command_writes_it(
 def test_it_comes_back_and_leaves_a_picture(bench: Bench, pages: Pages, jupyter: Jupyter) -> None:
     bench.draw("0x10,1x20")
     listed = bench.list.input_value()
-    command(bench.page, "docmanager:save")
-    bench.page.wait_for_timeout(1500)
+    save(bench.page)
     bench.page.close()
     jupyter.stop_kernels()
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import weakref
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from labkit.errors import LabkitError
@@ -14,37 +17,15 @@ from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, free, live
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term
-from tests.tiny import make_adapter
+from tests.tiny import make_adapter, make_base, make_letters, merged_by_peft
 
 GRADIENTS = ["0x4", "1x4", "0,0.5,1,1", "1,0,-0.5,2", "0.1,0.2,0.3,0.4"]
-
-
-@pytest.fixture(scope="session")
-def words(tiny_base):
-    """Gives the tiny base a tokenizer of one token for each letter."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = {chr(code): code - 32 for code in range(32, 127)} | {"<s>": 95, "</s>": 96}
-    made = Tokenizer(models.BPE(vocab=letters, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(tiny_base)
-    return tiny_base
 
 
 @pytest.fixture
 def model(words, tiny_adapter):
     yield live(words, tiny_adapter, device="cpu")
     free()
-
-
-@pytest.fixture(scope="session")
-def second_adapter(tmp_path_factory, tiny_base):
-    folder = tmp_path_factory.mktemp("adapter") / "second"
-    return make_adapter(folder, tiny_base, r=2, target_modules=["q_proj", "down_proj"])
 
 
 def merged_logits(recipe, folder, text, model):
@@ -159,6 +140,185 @@ def test_nll_and_next_tokens(model):
         model.nll("a")
 
 
+def plain_merge(base, adapter, weights):
+    """transformers' own model of a merge that PEFT made, in float32."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.load_state_dict(merged_by_peft(base, adapter, Gradient.parse(weights)))
+    return model.eval()
+
+
+def plain_nll(model, rows):
+    """The loss of every token but the first, as transformers shifts it, over all rows."""
+    with torch.inference_mode():
+        summed = sum(model(row, labels=row).loss.item() * (row.shape[1] - 1) for row in rows)
+    return summed / sum(row.shape[1] - 1 for row in rows)
+
+
+@pytest.fixture
+def loud(loud_base, loud_adapter):
+    yield live(loud_base, loud_adapter, device="cpu")
+    free()
+
+
+def test_nll_is_the_loss_of_plain_transformers(loud, loud_base, loud_adapter):
+    # Of different lengths: the mean is over tokens, not over texts. One has nothing to predict.
+    texts = ["In the beginning was the Word", "a", "light of men"]
+    rows = [loud.tokens(text) for text in (texts[0], texts[2])]
+    expected = [
+        plain_nll(plain_merge(loud_base, loud_adapter, weights), rows) for weights in GRADIENTS
+    ]
+    mixes = [loud.mix(Gradient.parse(weights)) for weights in GRADIENTS]
+    assert loud.nll_of(texts, mixes) == pytest.approx(expected, rel=1e-6)
+    assert min(abs(a - b) for a, b in pairwise(sorted(expected))) > 1e-4
+    for weights, value in zip(GRADIENTS, expected, strict=True):
+        loud.weights = weights
+        assert loud.nll(texts) == pytest.approx(value, rel=1e-6)
+    assert loud.nll(texts[0]) == pytest.approx(
+        plain_nll(plain_merge(loud_base, loud_adapter, GRADIENTS[-1]), rows[:1]), rel=1e-6
+    )
+
+
+def test_nll_reads_no_further_than_the_model_can(loud, loud_base, loud_adapter, monkeypatch):
+    text = "In the beginning was the Word"
+    monkeypatch.setattr(loud._model.config, "max_position_embeddings", 9)
+    plain = plain_merge(loud_base, loud_adapter, "1x4")
+    expected = plain_nll(plain, [loud.tokens(text)[:, :9]])
+    assert loud.nll(text) == pytest.approx(expected, rel=1e-6)
+
+
+def test_next_tokens_are_those_of_plain_transformers(loud, loud_base, loud_adapter):
+    loud.weights = "0,0.5,1,-0.5"
+    plain = plain_merge(loud_base, loud_adapter, "0,0.5,1,-0.5")
+    with torch.inference_mode():
+        shares = plain(loud.tokens("light")).logits[0, -1].softmax(-1)
+    best = sorted(range(97), key=lambda token: -shares[token])[:5]
+    found = loud.next_tokens("light", 5)
+    assert [text for text, _ in found] == [loud.tokenizer.decode([token]) for token in best]
+    assert [share for _, share in found] == pytest.approx(
+        [shares[token].item() for token in best], rel=1e-5
+    )
+
+
+def test_greedy_answers_are_those_of_plain_transformers(loud, loud_base, loud_adapter):
+    tokens = loud.tokens("In the")
+    mixes = [loud.mix(Gradient.parse(weights)) for weights in GRADIENTS]
+    steps = list(loud.stream("In the", mixes, 12))
+    for row, weights in enumerate(GRADIENTS):
+        plain = plain_merge(loud_base, loud_adapter, weights)
+        written = plain.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        expected = written[0, tokens.shape[1] :].tolist()
+        found = [step[row] for step in steps if step[row] is not None]
+        assert found == [token for token in expected if token not in loud._end_tokens()]
+
+
+class Scripted:
+    """In place of a forward pass: the same scores at every step, or one after the other."""
+
+    def __init__(self, *steps):
+        self.steps, self.asked = steps, []
+
+    def __call__(self, tokens, mixes=(), cache=None):
+        self.asked.append((tokens.tolist(), cache))
+        scores = self.steps[min(len(self.asked), len(self.steps)) - 1]
+        logits = torch.zeros(tokens.shape[0], tokens.shape[1], len(scores[0]))
+        logits[:, -1] = torch.tensor(scores)
+        return SimpleNamespace(logits=logits, past_key_values=len(self.asked))
+
+
+def test_each_token_is_drawn_as_often_as_it_is_probable(model, monkeypatch):
+    scores = [2.0, 1.0, 0.0, -1.0]
+    # The first tokens, one of which is an end, are never drawn.
+    monkeypatch.setattr(model, "forward", Scripted([[-torch.inf] * 3 + scores]))
+    temperature, draws = 2.0, 4000
+    counts = [0] * 4
+    for seed in range(draws):
+        ((token,),) = model.stream("x", (), 1, temperature, seed)
+        counts[token - 3] += 1
+    shares = (torch.tensor(scores, dtype=torch.float64) / temperature).softmax(0).tolist()
+    for count, share in zip(counts, shares, strict=True):
+        # Five standard errors of a share; the seeds are fixed, and so is the result.
+        assert abs(count / draws - share) < 5 * (share * (1 - share) / draws) ** 0.5
+    assert min(abs(share - other) for share, other in pairwise(shares)) > 0.05
+
+
+def test_a_row_that_has_ended_says_nothing_and_the_others_go_on(model, monkeypatch):
+    def row(best):
+        return [float(token == best) for token in range(128)]
+
+    end = model.tokenizer.eos_token_id
+    scripted = Scripted([row(5), row(6)], [row(end), row(7)], [row(8), row(9)], [row(8), row(end)])
+    monkeypatch.setattr(model, "forward", scripted)
+    steps = list(model.stream("ab", [model.mix(0), model.mix(1)], 10))
+    assert steps == [[5, 6], [None, 7], [None, 9]]
+    # Only the new token is read again, with what the passes before it left.
+    prompt = model.tokens("ab")[0].tolist()
+    assert scripted.asked[0] == ([prompt, prompt], None)
+    assert scripted.asked[1] == ([[5], [6]], 1)
+    assert len(scripted.asked) == 4
+
+
+def test_what_the_generation_config_calls_an_end_is_one(model, monkeypatch):
+    for declared, ends in ((7, {7, 96}), ([7, 8], {7, 8, 96}), (None, {96})):
+        monkeypatch.setattr(model._model.generation_config, "eos_token_id", declared)
+        assert model._end_tokens() == ends
+
+
+@pytest.fixture(scope="module")
+def with_head(tmp_path_factory):
+    """A base with a head of its own, and a LoRA on the head and one module of each layer."""
+    folder = tmp_path_factory.mktemp("head")
+    base = make_letters(make_base(folder / "base", tie_word_embeddings=False))
+    adapter = make_adapter(folder / "lora", base, scale=0.15, target_modules=["q_proj", "lm_head"])
+    # PEFT saves a copy of the head beside its factors, which is no part of the LoRA.
+    file = adapter / "adapter_model.safetensors"
+    factors = {name: each for name, each in load_file(file).items() if ".lora_" in name}
+    save_file(factors, file, {"format": "pt"})
+    return base, adapter
+
+
+@pytest.mark.parametrize("rest", [0.0, 0.5, 1.0, -1.0])
+def test_rest_is_the_weight_outside_the_layers(with_head, tmp_path, rest):
+    base, adapter = with_head
+    model = live(base, adapter, rest=rest, device="cpu")
+    gradient = Gradient.parse("0,0.5,1,-0.5")
+    recipe = Recipe(base, [Term(adapter, gradient)], rest=rest, dtype="float32")
+    expected = merged_logits(recipe, tmp_path / "merged", "light", model)
+    mix = model.mix(gradient)
+    assert mix.weights[0]["lm_head"] == rest
+    assert mix.weights[0]["model.layers.3.self_attn.q_proj"] == -0.5
+    found = model.forward(model.tokens("light"), [mix]).logits[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    # One number is the weight of everything: 0 is the base and 1 the whole LoRA, head and all.
+    for weight in (0, 0.25, 1):
+        everything = Recipe(
+            base, [Term(adapter, Gradient.constant(4, weight))], rest=weight, dtype="float32"
+        )
+        expected = merged_logits(everything, tmp_path / f"all {weight}", "light", model)
+        found = model.forward(model.tokens("light"), [model.mix(weight)]).logits[0]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert model.layer_of(0, "lm_head") is None
+    assert model.layer_of(0, "model.layers.3.self_attn.q_proj") == 3
+    free()
+
+
+def test_terms_of_other_adapters_are_refused(model, second_adapter):
+    with pytest.raises(LabkitError, match="the terms are not of this model's adapters, in its ord"):
+        model.mix([Term(second_adapter, "1x4")])
+
+
+def test_an_empty_text_is_the_start_token_or_refused(model):
+    assert model.tokens("").tolist() == [[95]]
+    model.tokenizer.bos_token = None
+    with pytest.raises(LabkitError, match="the text is empty; write at least one word"):
+        model.tokens("")
+
+
 def test_asking_again_gives_the_same_model_back(model, words, tiny_adapter):
     assert live(words, tiny_adapter, device="cpu") is model
     assert model.weights == Gradient.constant(4)
@@ -171,8 +331,15 @@ def test_free_gives_the_memory_back(words, tiny_adapter):
     gc.collect()
     assert inside() is None
     assert model.freed
-    with pytest.raises(LabkitError, match="this model was freed; call lk"):
-        model.logits("light")
+    for ask in (
+        lambda: model.logits("light"),
+        lambda: model.nll("light"),
+        lambda: model.next_tokens("light"),
+        lambda: list(model.generate("light")),
+        lambda: list(model.stream("light", [model.mix(0)], 5)),
+    ):
+        with pytest.raises(LabkitError, match="this model was freed; call lk"):
+            ask()
     assert live(words, tiny_adapter, device="cpu") is not model
 
 

@@ -10,7 +10,8 @@ from traitlets import TraitError
 
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
-from labkit.widgets.editor import PRESETS, GradientEditor, preset
+from labkit.gradients.presets import SHAPES, preset
+from labkit.widgets.editor import GradientEditor
 from labkit.widgets.plain_sliders import sliders
 
 SEED = "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0.5,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1"
@@ -127,15 +128,15 @@ def test_a_list_of_another_length_can_be_stretched(editor: GradientEditor) -> No
 
 
 @pytest.mark.parametrize("layers", [1, 2, 12, 40, 126])
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(SHAPES))
 def test_every_preset_fits_every_depth(name: str, layers: int) -> None:
     assert len(preset(name, layers)) == layers
 
 
 def test_the_seed_is_a_preset() -> None:
     assert str(preset("half and half (SuperCOT)", 40)) == SEED
-    with pytest.raises(LabkitError, match="no preset 'belll'; the presets are constant 0, const"):
-        preset("belll", 4)
+    answer = Asking(GradientEditor([0, 1]))(kind="preset", name="belll")
+    assert answer["text"].startswith("no preset 'belll'; the presets are constant 0, constant 0.5,")
 
 
 def test_a_preset_can_fill_a_range_only(editor: GradientEditor) -> None:
