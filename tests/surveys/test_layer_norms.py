@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from labkit.bench.norms import layer_norms
+from labkit.surveys.delta_survey import layer_norms
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from tests.tiny import load_file_of
