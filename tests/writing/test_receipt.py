@@ -61,6 +61,11 @@ def test_what_it_says(receipt):
     ]
 
 
+def test_what_is_not_there_is_not_said(receipt):
+    said = dict(replace(receipt, linked=(), notes=()).summary())
+    assert list(said) == ["written", "merged", "tensors", "change", "rounding"]
+
+
 def test_little_that_is_lost_is_no_word_worth(receipt):
     def losing(part):
         tensor = TensorReceipt("a", 0, (1.0,), 1.0, 1.0, part)
