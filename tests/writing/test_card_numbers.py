@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 import labkit as lk
-from labkit.writing.card import MOST_FILES, MOST_GROUPS, description, layer_groups, model_card
+from labkit.writing.card import (
+    MOST_FILES,
+    MOST_GROUPS,
+    description,
+    fenced,
+    layer_groups,
+    model_card,
+)
 from labkit.writing.receipt import Receipt, TensorReceipt
 
 
@@ -83,6 +90,12 @@ def test_groups_follow_the_weights_of_patterns_too(card):
     assert "Modules named `mlp`, mean weight 0.75:\n\n```\n0,1,1,1\n```" in text
 
 
+def test_a_group_of_several_weights_has_their_mean(card, monkeypatch):
+    monkeypatch.setattr("labkit.writing.card.MOST_GROUPS", 2)
+    table = rows(card("0,0.5,1,0.25", tensors=TENSORS[:5]))
+    assert table[1:] == ["| 0–1 | 0.25 | 3 | 13 | 50.25 |", "| 2–3 | 0.62 | 2 | 7.001 | 6.005 |"]
+
+
 def test_the_mean_is_the_ratio(card):
     text = card("0.1,0.2,0.9,0")
     assert "One weight for each of the 4 layers, the first layer first" in text
@@ -128,3 +141,15 @@ def test_a_long_list_of_files_ends(card, tiny_base, more):
     assert text.count(" more, see `recipe.yaml`") == bool(more)
     if more:
         assert f"| | {more} more, see `recipe.yaml` | |" in text
+
+
+def test_usage_without_a_known_prompt_and_the_commands(card):
+    text = card("1x4")
+    assert "Write prompts as the base model and the LoRA were trained on them." in text
+    assert "instruction formats should work" not in text
+    assert "```bash\nlabkit merge --recipe recipe.yaml --out again\nlabkit verify .\n```\n" in text
+
+
+def test_a_fence_is_longer_than_the_longest_run_in_it():
+    assert fenced("a `` b ```` c ` d", "x") == ["`````x", "a `` b ```` c ` d", "`````"]
+    assert fenced("a `` b")[0] == "```"
