@@ -22,7 +22,7 @@ import shutil
 import pytest
 import torch
 
-from tests.tiny import make_adapter, make_base, make_letters
+from tests.tiny import make_adapter, make_base, make_letters, merged_by_peft
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +65,31 @@ def loud_base(tmp_path_factory):
 def loud_adapter(tmp_path_factory, loud_base):
     """A LoRA whose deltas are about as large as the weights."""
     return make_adapter(tmp_path_factory.mktemp("loud") / "lora", loud_base, scale=0.3)
+
+
+@pytest.fixture
+def loud(loud_base, loud_adapter):
+    """The live model of the two."""
+    from labkit.inference.live_model import free, live
+
+    yield live(loud_base, loud_adapter, device="cpu")
+    free()
+
+
+@pytest.fixture(scope="session")
+def plain_models(loud_base, loud_adapter):
+    """Base, a merge at the weights 0, 0.5, 1, -0.5, and the full LoRA: as PEFT merges them."""
+    from transformers import AutoModelForCausalLM
+
+    from labkit.gradients.gradient import Gradient
+
+    models = {}
+    gradients = {"base": "0x4", "merged": "0,0.5,1,-0.5", "full": "1x4"}
+    for name, weights in gradients.items():
+        model = AutoModelForCausalLM.from_pretrained(loud_base, dtype=torch.float32)
+        model.load_state_dict(merged_by_peft(loud_base, loud_adapter, Gradient.parse(weights)))
+        models[name] = model.eval()
+    return models
 
 
 @pytest.fixture(autouse=True)

@@ -154,12 +154,6 @@ def plain_nll(model, rows):
     return summed / sum(row.shape[1] - 1 for row in rows)
 
 
-@pytest.fixture
-def loud(loud_base, loud_adapter):
-    yield live(loud_base, loud_adapter, device="cpu")
-    free()
-
-
 def test_nll_is_the_loss_of_plain_transformers(loud, loud_base, loud_adapter):
     # Of different lengths: the mean is over tokens, not over texts. One has nothing to predict.
     texts = ["In the beginning was the Word", "a", "light of men"]

@@ -40,6 +40,7 @@ def test_the_example_on_the_card():
 
 def test_names_suggest_formats():
     assert formats(named("Llama", "some-lora"), {}) == ()
+    assert formats(named("pygmalion-6b"), {}) == ()  # the first one was no Metharme
     assert formats(named("Stanford-Alpaca", "x"), {}) == ("alpaca",)
     assert formats(named("x", "13b-SuperCOT"), {}) == ("alpaca",)
     for name in ("metharme-7b", "Pygmalion-2-13b", "Mythalion-13b"):

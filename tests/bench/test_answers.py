@@ -1,0 +1,116 @@
+"""The three answers: each in its column, and those of base and full LoRA written once."""
+
+from __future__ import annotations
+
+import html
+import re
+import threading
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from labkit.bench.answers import Answers, pieces
+from labkit.gradients.gradient import Gradient
+from tests.tiny import make_letters
+
+PROMPT = "In the"
+MERGE = "0,0.5,1,-0.5"  # that of `plain_models`
+
+
+@pytest.fixture
+def shown():
+    return {}
+
+
+@pytest.fixture
+def answers(loud, shown):
+    return Answers(loud, shown.__setitem__)
+
+
+def written(columns):
+    """The text of each column."""
+    found = re.findall(
+        r'<div class="lab-column (\w+)">.*?<div class="lab-text">(.*?)</div>', columns
+    )
+    return {kind: html.unescape(re.sub("</?mark>", "", text)) for kind, text in found}
+
+
+def expected(model, tokenizer, ends, length):
+    tokens = tokenizer(PROMPT, return_tensors="pt").input_ids
+    answer = model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=length,
+        do_sample=False,
+        pad_token_id=0,
+    )[0, tokens.shape[1] :].tolist()
+    return tokenizer.decode([token for token in answer if token not in ends])
+
+
+def test_each_answer_is_that_of_its_plain_model(answers, shown, loud, plain_models):
+    merge = loud.mix(Gradient.parse(MERGE))
+    texts = {
+        name: expected(model, loud.tokenizer, loud._end_tokens(), 6)
+        for name, model in plain_models.items()
+    }
+    assert len(set(texts.values())) == 3
+    # The second time only the merge is asked again.
+    for _ in range(2):
+        answers.write(PROMPT, merge, 6, 0.0, "mean weight 0.25", threading.Event())
+        assert written(shown["columns"]) == texts
+        assert "merged · mean weight 0.25" in shown["columns"]
+
+
+def test_base_and_full_lora_are_asked_once_for_a_question(answers, shown, loud, monkeypatch):
+    rows = []
+    stream = loud.stream
+
+    def counted(prompt, mixes, length, temperature):
+        rows.append(len(mixes))
+        return stream(prompt, mixes, length, temperature)
+
+    monkeypatch.setattr(loud, "stream", counted)
+    questions = [
+        (PROMPT, 5, 0.0, "1x4"),
+        (PROMPT, 5, 0.0, MERGE),
+        (PROMPT, 6, 0.0, MERGE),
+        ("Out", 6, 0.0, MERGE),
+        ("Out", 6, 1.0, MERGE),
+        ("Out", 6, 1.0, "1x4"),
+    ]
+    for prompt, length, temperature, weights in questions:
+        merge = loud.mix(Gradient.parse(weights))
+        answers.write(prompt, merge, length, temperature, "", threading.Event())
+    assert rows == [3, 1, 3, 3, 3, 1]
+    columns = written(shown["columns"])
+    assert columns["merged"] == columns["full"]  # whose random numbers are the same
+
+
+def test_an_answer_that_is_stopped_says_so_and_is_not_kept(answers, shown, loud):
+    stopped = threading.Event()
+    stopped.set()
+    answers.write(PROMPT, loud.mix(1), 50, 0.0, "", stopped)
+    assert shown["columns"].count("(stopped)") == 3
+    assert len(written(shown["columns"])["full"]) == 1
+    answers.write(PROMPT, loud.mix(1), 4, 0.0, "", threading.Event())
+    assert "(stopped)" not in shown["columns"]
+    assert "…" not in shown["columns"]
+
+
+def test_the_text_of_each_token(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(make_letters(tmp_path))
+    tokens = tokenizer("abc").input_ids
+    assert pieces(tokenizer, tokens) == ["a", "b", "c"]
+    assert pieces(tokenizer, []) == []
+
+
+def test_a_letter_of_several_tokens_comes_with_its_last_one():
+    class Bytes:
+        def decode(self, tokens, skip_special_tokens):
+            assert skip_special_tokens
+            return bytes(tokens).decode("utf-8", errors="replace")
+
+    assert pieces(Bytes(), list("aé!".encode())) == ["a", "é", "!"]
+    # A last letter that is not whole yet is shown as what it is.
+    assert pieces(Bytes(), list("aé".encode())[:-1]) == ["a", "\ufffd"]
