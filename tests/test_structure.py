@@ -26,7 +26,7 @@ TESTED_ELSEWHERE = {
         "every command is run through the app",
         "cli/looking cli/making cli/options cli/recipes cli/uploading",
     ),
-    "tests/deltas/test_low_rank.py": ("what a delta has to say, by the plainest one", "deltas/delta"),
+    "tests/deltas/test_low_rank.py": ("what a delta has to say", "deltas/delta"),
     "tests/demonstration/test_demonstration.py": (
         "scripts that are run once; what they made is tested",
         "demonstration/base demonstration/measure demonstration/passages demonstration/problems "

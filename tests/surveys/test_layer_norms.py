@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from labkit.surveys.delta_survey import layer_norms
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.surveys.delta_survey import layer_norms
 from tests.tiny import load_file_of
 
 ALL = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
