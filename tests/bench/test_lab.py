@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from labkit.bench.lab import Lab
-from labkit.bench.norms import layer_norms
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import free
@@ -23,6 +22,7 @@ from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.next_token import compare_next_token
 from labkit.probing.text_plane import points
+from labkit.surveys.delta_survey import layer_norms
 
 HALF = Gradient.parse("0,0.5,1,1")
 

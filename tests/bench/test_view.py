@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from labkit.bench import view
-from labkit.figures.picture import ADAPTER_COLOR, BASE_COLOR
+from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR
 
 
 def test_html_is_escaped():
