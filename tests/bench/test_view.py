@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from labkit.bench import view
-from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR
+from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, LIGHT_INK, MARK
 
 
 def test_html_is_escaped():
@@ -71,7 +71,7 @@ class Drawn:
             at = float(circle.get("cx")), float(circle.get("cy"))
             self.dots.setdefault((circle.get("fill"), circle.get("r")), []).append(at)
         self.base, self.full = self.dots[BASE_COLOR, "5"][0], self.dots[ADAPTER_COLOR, "5"][0]
-        self.merges = [*self.dots.get(("#cdd6f4", "3"), []), *self.dots.get((view.MARK, "6"), [])]
+        self.merges = [*self.dots.get((LIGHT_INK, "3"), []), *self.dots.get((MARK, "6"), [])]
         self.texts = {
             text.text: (float(text.get("x") or 0), float(text.get("y") or 0))
             for text in self.svg.iter("text")
@@ -126,8 +126,8 @@ def test_colours_are_those_of_the_pictures():
     assert f"--lab-base: {BASE_COLOR};" in view.STYLE
     assert f"--lab-adapter: {ADAPTER_COLOR};" in view.STYLE
     # Every colour that the style uses is said in it.
-    used = set(re.findall(r"var\((--lab-[a-z]+)", view.STYLE))
-    assert used == set(re.findall(r"(--lab-[a-z]+):", view.STYLE))
+    used = set(re.findall(r"var\((--lab-[a-z-]+)", view.STYLE))
+    assert used == set(re.findall(r"(--lab-[a-z-]+):", view.STYLE))
 
 
 def test_an_error_without_words_is_named():
