@@ -18,6 +18,11 @@ from .models.adapter import Adapter as Adapter
 from .models.checkpoint import Checkpoint as Checkpoint
 from .models.hollow import hollow_adapter as hollow_adapter
 from .models.hollow import hollow_base as hollow_base
+from .probing.evaluation import evaluate as evaluate
+from .probing.layer_effects import ablation as ablation
+from .probing.layer_effects import attribution as attribution
+from .probing.layer_effects import sensitivity as sensitivity
+from .probing.texts import Texts as Texts
 from .publishing.baking import bake as bake
 from .publishing.hub import push as push
 from .publishing.interchange import export_recipe as export_recipe

@@ -49,18 +49,19 @@ def _kind(mode: int) -> str:
     return "a device"
 
 
-def read_text(path: Path, what: str) -> str:
+def read_text(path: Path, what: str, largest: int = LARGEST_TEXT) -> str:
     """Read a small text file.
 
     Args:
         path: the file.
         what: what it is to be, for the error: "recipe", "model card".
+        largest: bytes that it may have.
 
     Raises:
         LabkitError: no such file, one that is no plain file or too large, or no UTF-8.
     """
     try:
-        text = _bytes(path, LARGEST_TEXT, what).decode()
+        text = _bytes(path, largest, what).decode()
     except OSError as error:
         raise LabkitError(f"cannot read the {what} {shown(path)}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -50,6 +50,10 @@ class Mix:
 
     weights: tuple[dict[str, float], ...]
 
+    def flat(self) -> list[float]:
+        """All weights in one list, in the order of `LiveModel.module_names`."""
+        return [weight for of_adapter in self.weights for weight in of_adapter.values()]
+
 
 def live(
     base: Checkpoint | str | Path,
@@ -171,6 +175,11 @@ class LiveModel:
             weights = {0: weights}
         self.use(self._named(weights))
 
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms in force: one for each adapter."""
+        return self._terms
+
     def use(self, terms: Sequence[Term]) -> None:
         """Put the terms of a recipe in force: one for each adapter, in the model's order."""
         self._mix = self.mix(terms)
@@ -260,6 +269,51 @@ class LiveModel:
             model = self._loaded()
             self._apply(mixes or [self._mix])  # one mixture is that of every row
             return model(input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True)
+
+    @property
+    def module_names(self) -> list[tuple[int, str]]:
+        """Every module that an adapter changes: the adapter's number, and the module's name."""
+        return [
+            (index, name) for index, adapter in enumerate(self.adapters) for name in adapter.modules
+        ]
+
+    @property
+    def config(self) -> Any:
+        """Transformers' config of the model."""
+        return self._loaded().config
+
+    def forward_weighted(self, tokens: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+        """Run the model over padded rows, with a weight for every module; gradients flow to them.
+
+        Args:
+            tokens: shape rows × length.
+            mask: 1 where there is a token, of the same shape.
+            weights: shape rows × modules, or modules, in the order of `module_names`.
+
+        Returns:
+            logits of all positions but the last, shape rows × (length - 1) × vocabulary.
+
+        Raises:
+            LabkitError: the model was freed.
+        """
+        with self._lock:
+            model = self._loaded()
+            columns = {key: number for number, key in enumerate(self.module_names)}
+            try:
+                for index, modules in enumerate(self.loras):
+                    for name, (module, adapter_name, scaling) in modules.items():
+                        weight = weights[..., columns[index, name]] * scaling
+                        # The backward pass needs its own tensors, and none of the module's.
+                        module.scaling[adapter_name] = weight.to(model.dtype).view(-1, 1, 1)
+                found = model(
+                    input_ids=tokens.to(self.device),
+                    attention_mask=mask.to(self.device),
+                    use_cache=False,
+                )
+            finally:
+                self._apply([self._mix])
+            logits: Tensor = found.logits[:, :-1]
+            return logits
 
     def _loaded(self) -> Any:
         """The model, which another thread may have freed since the last look."""

@@ -1,0 +1,108 @@
+"""Gradients side by side on texts, beside base, full LoRA and the best constant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labkit.errors import LabkitError, shown
+from labkit.inference.live_model import LiveModel, Mix, Weights
+from labkit.merging.recipe import Term, as_gradient
+from labkit.probing.intervals import LEVEL, Bootstrap
+from labkit.probing.layer_effects import listed
+from labkit.probing.scores import Reader
+from labkit.probing.texts import Texts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = ("nll", "kl")
+CONSTANTS = (0.25, 0.5, 0.75)
+"""The constants that are tried, between base and full LoRA."""
+BASE, FULL = "base", "full LoRA"
+
+
+def evaluate(
+    model: LiveModel,
+    gradients: Mapping[str, Weights],
+    texts: Texts | Sequence[Texts],
+    metrics: Sequence[str] = METRICS,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure gradients on texts: the NLL of each, and how far it is from the base (KL).
+
+    Base, full LoRA and the best constant are always among the rows: a gradient that is no better
+    than a constant says little about layers. The constant is the one of 0.25, 0.5 and 0.75 with
+    the lowest NLL on the first set of texts, and the same for all sets.
+
+    Args:
+        model: the live model.
+        gradients: name -> gradient, for every adapter of the model.
+        texts: one set of texts, or several; the first is what the merge is for.
+        metrics: "nll" (the mean for each token that counts, in nats), and "kl" (the mean of
+            KL(base ‖ merge) of the next token, in nats).
+        seed: of the intervals' draws.
+
+    Returns:
+        `gradient`, `text`, `metric`, `estimate`, `low`, `high` (95 %, bootstrap over passages by
+        document), `from_base`, `from_base_low`, `from_base_high` (the difference to the base,
+        paired), `mean_weight`, `passages`, `tokens`, `method`.
+
+    Raises:
+        LabkitError: an unknown metric, a name that stands for one of the rows that are always
+            there, or a gradient of the wrong length.
+    """
+    import pandas as pd
+
+    for metric in metrics:
+        if metric not in METRICS:
+            raise LabkitError(f"the metric {shown(metric)!r} is unknown; known are nll and kl")
+    sets = listed(texts)
+    mixes: dict[str, Mix] = {BASE: model.mix(0.0), FULL: model.mix(1.0)}
+    for name, weights in gradients.items():
+        if name in (BASE, FULL) or name.startswith("constant "):
+            raise LabkitError(
+                f"the name {shown(name)!r} is that of a row which is always there; choose another"
+            )
+        gradient = as_gradient(weights)
+        mixes[name] = model.mix([Term(adapter, gradient) for adapter in model.adapters])
+    readers = [Reader(model, one) for one in sets]
+    constants = {f"constant {value:g}": model.mix(value) for value in CONSTANTS}
+    tried = {name: readers[0].nll(mix) for name, mix in constants.items()}
+    best = min(tried, key=lambda name: float(tried[name].sum()))
+    mixes[best] = constants[best]
+    rows: list[dict[str, Any]] = []
+    for reader in readers:
+        draws = Bootstrap([one.document for one in reader.texts], reader.counts, seed)
+        for metric in metrics:
+            sums = {
+                name: reader.nll(mix) if metric == "nll" else reader.kl_from_base(mix)
+                for name, mix in mixes.items()
+            }
+            for name, mix in mixes.items():
+                estimate = draws.estimate(sums[name])
+                change = draws.estimate(sums[name] - sums[BASE])
+                rows.append(
+                    {
+                        "gradient": name,
+                        "text": reader.texts.name,
+                        "metric": metric,
+                        "estimate": estimate.value,
+                        "low": estimate.low,
+                        "high": estimate.high,
+                        "from_base": change.value,
+                        "from_base_low": change.low,
+                        "from_base_high": change.high,
+                        "mean_weight": float(np.mean(mix.flat())),
+                        "passages": len(reader.texts),
+                        "tokens": int(reader.counts.sum()),
+                        "method": "forward",
+                    }
+                )
+    table = pd.DataFrame(rows)
+    table.attrs["level"] = LEVEL
+    table.attrs["best_constant"] = best
+    return table

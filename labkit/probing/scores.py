@@ -1,0 +1,198 @@
+"""Reads passages with a live model: the NLL of each, its KL to the base, and gradients of both.
+
+A text longer than the window is read in windows that overlap by half; each of its tokens counts
+once, in the window where it has the most before it. Shorter ones are padded at the right, where a
+decoder does not look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from labkit.errors import LabkitError, shown
+from labkit.inference.live_model import LiveModel, Mix
+from labkit.inference.prompts import CHAT, PLAIN, formats, formatted
+from labkit.probing.texts import Passage, Texts
+
+ROWS = 8
+"""Passages of a batch."""
+WINDOW = 512
+"""Tokens that are read at once, at most."""
+UNCOUNTED = -100
+"""The label of a token that does not count, as torch's cross entropy has it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of passages, padded to one length.
+
+    Attributes:
+        passages: the number of the passage of each row.
+        tokens: rows × length.
+        mask: 1 where there is a token, of the same shape.
+        labels: the token, or `UNCOUNTED`, of the same shape.
+    """
+
+    passages: Tensor
+    tokens: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @property
+    def counted(self) -> Tensor:
+        """Which positions predict a token that counts: rows × (length - 1)."""
+        return self.labels[:, 1:] != UNCOUNTED
+
+
+class Reader:
+    """Texts, cut and padded for one model, and measured by it at any mixture.
+
+    Args:
+        model: the live model.
+        texts: what to read.
+        rows: windows of a batch.
+        window: tokens of a window, at most.
+
+    Attributes:
+        texts: what is read.
+        counts: how many tokens of each passage count.
+
+    Raises:
+        LabkitError: a passage with nothing to predict.
+    """
+
+    def __init__(
+        self, model: LiveModel, texts: Texts, rows: int = ROWS, window: int = WINDOW
+    ) -> None:
+        self.model, self.texts = model, texts
+        longest = getattr(model.config, "max_position_embeddings", None) or window
+        window = max(2, min(window, longest))
+        windows: list[tuple[int, list[int], list[int]]] = []
+        self.counts: Float64[np.ndarray, " passages"] = np.zeros(len(texts))
+        for number, passage in enumerate(texts):
+            tokens, labels = tokens_and_labels(model, passage)
+            self.counts[number] = sum(label != UNCOUNTED for label in labels[1:])
+            if not self.counts[number]:
+                raise LabkitError(
+                    f"passage {number} of {shown(texts.name)!r} has nothing to predict; give at "
+                    "least two tokens"
+                )
+            windows += [(number, *cut) for cut in _windows(tokens, labels, window)]
+        # Of like length together, so that little is padded.
+        windows.sort(key=lambda one: len(one[1]))
+        self.batches = [_padded(windows[i : i + rows]) for i in range(0, len(windows), rows)]
+
+    def nll(self, mix: Mix) -> Float64[np.ndarray, " passages"]:
+        """`-Σ log p(token | those before it)` over each passage's tokens that count, in nats."""
+        return self._measure(mix, _nll)
+
+    def kl_from_base(self, mix: Mix) -> Float64[np.ndarray, " passages"]:
+        """`Σ KL(base ‖ merge)` of the next token, over each passage's tokens that count (nats)."""
+        base = self.model.mix(0)
+
+        def measure(logits: Tensor, batch: Batch) -> Tensor:
+            with torch.no_grad():
+                expected = self._logits(batch, base)[batch.counted].float().log_softmax(-1)
+            found = logits[batch.counted].float().log_softmax(-1)
+            return (expected.exp() * (expected - found)).sum(-1)
+
+        return self._measure(mix, measure)
+
+    def gradient(
+        self, mix: Mix
+    ) -> tuple[Float64[np.ndarray, " passages"], Float64[np.ndarray, "passages modules"]]:
+        """The NLL, and its derivative by the weight of each module, from one backward pass.
+
+        Returns:
+            each passage's NLL, and `∂NLL/∂w`; the modules are those of `LiveModel.module_names`.
+        """
+        sums = np.zeros(len(self.texts))
+        slopes = np.zeros((len(self.texts), len(self.model.module_names)))
+        flat = torch.tensor(mix.flat(), dtype=torch.float32, device=self.model.device)
+        for batch in self.batches:
+            weights = flat.expand(len(batch.tokens), -1).clone().requires_grad_(True)
+            logits = self.model.forward_weighted(batch.tokens, batch.mask, weights)
+            losses = _by_row(_nll(logits, batch), batch)
+            (found,) = torch.autograd.grad(losses.sum(), weights)
+            numbers = batch.passages.numpy()
+            np.add.at(sums, numbers, losses.detach().double().cpu().numpy())
+            np.add.at(slopes, numbers, found.double().cpu().numpy())
+        return sums, slopes
+
+    def _logits(self, batch: Batch, mix: Mix) -> Tensor:
+        flat = torch.tensor(mix.flat(), dtype=torch.float32, device=self.model.device)
+        return self.model.forward_weighted(batch.tokens, batch.mask, flat)
+
+    def _measure(
+        self, mix: Mix, measure: Callable[[Tensor, Batch], Tensor]
+    ) -> Float64[np.ndarray, " passages"]:
+        sums = np.zeros(len(self.texts))
+        with torch.no_grad():
+            for batch in self.batches:
+                found = _by_row(measure(self._logits(batch, mix), batch), batch)
+                np.add.at(sums, batch.passages.numpy(), found.double().cpu().numpy())
+        return sums
+
+
+def tokens_and_labels(model: LiveModel, passage: Passage) -> tuple[list[int], list[int]]:
+    """A passage's tokens, and the label of each: itself where it counts.
+
+    A prompt goes through the model's chat template where it has one, and does not count; an
+    answer ends with the model's end token, which counts.
+    """
+    tokenizer: Any = model.tokenizer
+    if not passage.prompt:
+        tokens = model.tokens(passage.text)[0].tolist()
+        return tokens, tokens
+    kind = CHAT if CHAT in formats(tokenizer) else PLAIN
+    before = model.tokens(formatted(passage.prompt, kind, tokenizer))[0].tolist()
+    after = tokenizer(passage.text, add_special_tokens=False).input_ids
+    if tokenizer.eos_token_id is not None:
+        after = [*after, tokenizer.eos_token_id]
+    return before + after, [UNCOUNTED] * len(before) + after
+
+
+def _windows(
+    tokens: Sequence[int], labels: Sequence[int], window: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Cut a text into windows in which each token counts once."""
+    counted_until = 0
+    for start in range(0, max(1, len(tokens)), max(1, window // 2)):
+        stop = min(start + window, len(tokens))
+        mine = [UNCOUNTED] * (max(counted_until, start) - start)
+        mine += labels[start + len(mine) : stop]
+        if any(label != UNCOUNTED for label in mine[1:]):
+            yield list(tokens[start:stop]), mine
+        counted_until = stop
+        if stop == len(tokens):
+            return
+
+
+def _padded(windows: Sequence[tuple[int, list[int], list[int]]]) -> Batch:
+    width = max(len(tokens) for _, tokens, _ in windows)
+    return Batch(
+        torch.tensor([number for number, _, _ in windows]),
+        torch.tensor([tokens + [0] * (width - len(tokens)) for _, tokens, _ in windows]),
+        torch.tensor([[1] * len(t) + [0] * (width - len(t)) for _, t, _ in windows]),
+        torch.tensor([labels + [UNCOUNTED] * (width - len(labels)) for *_, labels in windows]),
+    )
+
+
+def _nll(logits: Tensor, batch: Batch) -> Tensor:
+    """The NLL of each token that counts; the logits are those of all positions but the last."""
+    wanted = batch.labels[:, 1:][batch.counted].to(logits.device)
+    found = logits[batch.counted.to(logits.device)].float()
+    return torch.nn.functional.cross_entropy(found, wanted, reduction="none")
+
+
+def _by_row(values: Tensor, batch: Batch) -> Tensor:
+    """Sum numbers of tokens that count over each row."""
+    rows = batch.counted.nonzero()[:, 0].to(values.device)
+    return torch.zeros(len(batch.tokens), device=values.device).index_add(0, rows, values)

@@ -1,0 +1,111 @@
+"""NLL, KL and gradients of passages, against plain transformers and finite differences."""
+
+import numpy as np
+import pytest
+import torch
+
+from labkit.errors import LabkitError
+from labkit.gradients.gradient import Gradient
+from labkit.probing.scores import UNCOUNTED, Reader, _windows, tokens_and_labels
+from labkit.probing.texts import Passage, Texts
+
+TEXTS = Texts("t", ["In the beginning.", "A", "And the earth was void", "So: so."])
+MERGE = Gradient.parse("0,0.5,1,-0.5")
+
+
+def texts_of(model):
+    return Texts("t", [one for one in TEXTS if model.tokens(one.text).shape[1] > 1])
+
+
+def by_plain_model(model, tokens):
+    with torch.inference_mode():
+        logs = model(tokens).logits[0, :-1].double().log_softmax(-1)
+    return -logs.gather(1, tokens[0, 1:, None]).sum().item(), logs
+
+
+def test_nll_and_kl_are_those_of_plain_models(loud, plain_models):
+    texts = texts_of(loud)
+    reader = Reader(loud, texts, rows=2)
+    found = {
+        "base": reader.nll(loud.mix(0.0)),
+        "merged": reader.nll(loud.mix(MERGE)),
+        "full": reader.nll(loud.mix(1.0)),
+    }
+    kl = reader.kl_from_base(loud.mix(MERGE))
+    for number, passage in enumerate(texts):
+        tokens = loud.tokens(passage.text)
+        assert reader.counts[number] == tokens.shape[1] - 1
+        logs = {}
+        for name, model in plain_models.items():
+            expected, logs[name] = by_plain_model(model, tokens)
+            assert found[name][number] == pytest.approx(expected, rel=1e-4), name
+        expected = (logs["base"].exp() * (logs["base"] - logs["merged"])).sum().item()
+        assert kl[number] == pytest.approx(expected, rel=1e-3)
+
+
+def test_padding_changes_nothing(loud):
+    texts = texts_of(loud)
+    together = Reader(loud, texts, rows=8).nll(loud.mix(MERGE))
+    alone = Reader(loud, texts, rows=1).nll(loud.mix(MERGE))
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_gradients_are_those_of_finite_differences(loud):
+    reader = Reader(loud, texts_of(loud))
+    weights = [0.2, 0.7, -0.3, 1.0]
+    sums, slopes = reader.gradient(loud.mix(Gradient(weights)))
+    np.testing.assert_allclose(sums, reader.nll(loud.mix(Gradient(weights))), rtol=1e-5)
+    layers = np.array([loud.layer_of(adapter, name) for adapter, name in loud.module_names])
+    step = 0.001
+    for layer in range(4):
+        above, below = list(weights), list(weights)
+        above[layer] += step
+        below[layer] -= step
+        up, down = (reader.nll(loud.mix(Gradient(one))) for one in (above, below))
+        slope = slopes[:, layers == layer].sum(axis=1)
+        np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=0.005, atol=0.05)
+
+
+def test_nothing_is_left_in_the_model(loud):
+    before = "".join(loud.generate("In", 12))
+    Reader(loud, texts_of(loud)).gradient(loud.mix(MERGE))
+    scalings = [s for modules in loud.loras for m, k, _ in modules.values() for s in [m.scaling[k]]]
+    assert all(isinstance(scaling, float) for scaling in scalings)
+    assert "".join(loud.generate("In", 12)) == before
+
+
+def test_long_texts_are_read_in_windows_and_each_token_counts_once():
+    tokens = list(range(100, 137))
+    for window in (2, 3, 8, 20, 36, 37, 64):
+        cuts = list(_windows(tokens, tokens, window))
+        counted = [label for _, labels in cuts for label in labels[1:] if label != UNCOUNTED]
+        assert sorted(counted) == tokens[1:], window
+        assert all(len(cut) <= window for cut, _ in cuts)
+    long, short = list(_windows(tokens, tokens, 20)), list(_windows(tokens, tokens, 64))
+    assert len(long) == 3
+    assert short == [(tokens, tokens)]
+    # Behind the first window, a token has half a window before it at least.
+    assert all(labels[: 10 - 1] == [UNCOUNTED] * 9 for _, labels in long[1:])
+
+
+def test_windows_of_a_model(loud):
+    texts = Texts("long", ["In the beginning God created the heaven and the earth. " * 3])
+    whole = Reader(loud, texts)
+    cut = Reader(loud, texts, window=40)
+    assert len(cut.batches[0].tokens) > 1
+    assert cut.counts == whole.counts
+    assert cut.nll(loud.mix(1.0)) == pytest.approx(whole.nll(loud.mix(1.0)), rel=0.25)
+
+
+def test_of_a_prompt_and_its_answer_the_answer_counts(loud):
+    tokens, labels = tokens_and_labels(loud, Passage("yes", "Is it so?"))
+    counted = [label for label in labels if label != UNCOUNTED]
+    assert loud.tokenizer.decode(counted).startswith("yes")
+    assert len(tokens) == len(labels)
+    assert labels[: len(tokens) - len(counted)] == [UNCOUNTED] * (len(tokens) - len(counted))
+    assert "Is it so?" in loud.tokenizer.decode(tokens)
+
+
+def test_a_passage_with_nothing_to_predict(loud):
+    with pytest.raises(LabkitError, match="passage 1 of 't' has nothing to predict"):
+        Reader(loud, Texts("t", ["In the", "A"]))
