@@ -66,7 +66,7 @@ def names_of_labkit(node):
 
 
 def is_public(parts):
-    if not parts or parts == ["__version__"]:
+    if not parts or parts in (["__version__"], ["__file__"]):
         return True
     if parts[0] in NAMESPACES:
         return len(parts) == 1 or parts[1] in getattr(labkit, parts[0]).__all__
