@@ -1,4 +1,4 @@
 """`Lab`: the whole bench in one cell, with its panel, its answers and its pages of HTML.
 
-May import everything above but `demonstration` and `cli`.
+May import all folders above it in CONTRIBUTING.md's table.
 """

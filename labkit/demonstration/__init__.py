@@ -1,5 +1,5 @@
-"""The embedded default: the demo's base model, its two adapters, and how they were made.
+"""The demo: its base model, its two adapters, their texts, and how they were made.
 
-`train.py` and `measure.py` are scripts; `data/` is what they read. May import `figures` and what
-is above it.
+`train.py` and `measure.py` are scripts; `data/` is what they read. May import all folders above it
+in CONTRIBUTING.md's table.
 """

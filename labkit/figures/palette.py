@@ -28,18 +28,26 @@ MODULE_COLORS = (
 )  # fmt: skip
 """Of Okabe and Ito (Color Universal Design, 2008), for colour-blind readers; the grey is ours."""
 
+SEQUENTIAL = "cividis"
+"""matplotlib's colormap of ordered values, made for colour-blind readers."""
+SIGNED = "PuOr"
+"""The colormap of values of both signs."""
+MANY = "viridis"
+"""The colormap that gives each of many modules its colour."""
+
 
 @dataclass(frozen=True)
 class Theme:
-    """Paper, ink and grid of a figure."""
+    """Paper, ink and grid of a figure, and the colormap of its lines."""
 
     paper: str
     ink: str
     grid: str
+    lines: str
 
 
-LIGHT = Theme(PAPER, INK, "#d9dce4")
-DARK = Theme(INK, LIGHT_INK, "#45475a")
+LIGHT = Theme(PAPER, INK, "#d9dce4", SEQUENTIAL)
+DARK = Theme(INK, LIGHT_INK, "#45475a", "viridis")
 
 
 def theme_for(dark: bool) -> Theme:

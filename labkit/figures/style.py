@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.errors import LabkitError, shown
-from labkit.figures.palette import MODULE_COLORS, Theme, theme_for
+from labkit.figures.palette import MANY, MODULE_COLORS, Theme, theme_for
 from labkit.surveys.adding_up import OUTSIDE
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def module_colors(modules: Sequence[str]) -> dict[str, Any]:
 
     if len(modules) <= len(MODULE_COLORS):
         return dict(zip(modules, MODULE_COLORS, strict=False))
-    many = colormaps["viridis"](np.linspace(0, 1, len(modules)))
+    many = colormaps[MANY](np.linspace(0, 1, len(modules)))
     return {module: tuple(color) for module, color in zip(modules, many, strict=True)}
 
 

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labkit.errors import LabkitError, shown
-from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, INK, theme_for
+from labkit.figures.palette import (
+    ADAPTER_COLOR,
+    BASE_COLOR,
+    INK,
+    SEQUENTIAL,
+    SIGNED,
+    theme_for,
+)
 from labkit.figures.style import (
     grid_of,
     layer_axis,
@@ -102,7 +109,7 @@ def singular_values(table: pd.DataFrame, *, relative: bool = True, dark: bool = 
     figure, panels = new_figure((7.2, 0.6 + 1.75 * rows), dark, rows, columns, share=True)
     last = int(table["layer"].max()) if table["layer"].notna().any() else 0
     depth = Normalize(0, max(last, 1))
-    colors = colormaps["cividis" if not dark else "viridis"]
+    colors = colormaps[theme.lines]
     for axes, module in zip(panels, modules, strict=False):
         for layer, line in table[table["module"] == module].groupby("layer", dropna=False):
             outside = bool(pd.isna(layer))
@@ -384,7 +391,7 @@ def _map(
         np.ma.masked_invalid(grid),
         aspect="auto",
         interpolation="nearest",
-        cmap="PuOr" if signed else "cividis",
+        cmap=SIGNED if signed else SEQUENTIAL,
         vmin=limits[0],
         vmax=limits[1],
     )

@@ -1,5 +1,5 @@
-"""The promise: a recipe, its plan and ledger, the formula of the merge, and the rounding.
+"""What is merged, and how: a recipe, the plan that it becomes, the formula, and the rounding.
 
-Nothing here writes a file but `recipe.yaml`. May import `models` and what is above it; `Plan.write`
-alone reaches down, to `writing`.
+A plan says what happens to every tensor before a byte is written (its ledger). May import `models`
+and the folders above it in CONTRIBUTING.md's table; `Plan.write` alone calls one below, `writing`.
 """

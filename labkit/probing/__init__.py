@@ -1,4 +1,6 @@
-"""What is measured from a model's behaviour: next tokens, NLL, KL.
+"""What is measured from a model's behaviour: how likely texts are, and which layers matter for it.
 
-May import `inference` and what is above it.
+Negative log-likelihoods (NLL) of texts, divergences from the base (KL), next tokens, sensitivities
+and attributions of layers, all with intervals. May import `inference` and the folders above it in
+CONTRIBUTING.md's table.
 """

@@ -1,4 +1,5 @@
-"""What goes out to other programs and people: bake, recipes of other tools, push.
+"""What goes out to other programs and people: adapters, recipes of other tools, uploads.
 
-May import `writing` and what is above it.
+A bake writes an adapter that has the layer weights inside it. May import `writing` and the folders
+above it in CONTRIBUTING.md's table.
 """

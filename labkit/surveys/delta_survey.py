@@ -13,7 +13,7 @@ from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.surveys.adding_up import totals
 from labkit.surveys.base_norms import base_norms
-from labkit.surveys.columns import SURVEY, MeasuredDelta, columns_that_need, derive
+from labkit.surveys.columns import MeasuredDelta, columns_that_need, derive
 from labkit.surveys.rounding_loss import survival
 from labkit.surveys.surveyed_tensors import tensors_to_survey
 
@@ -181,4 +181,8 @@ def layer_norms(
 
 
 def _row(measured: MeasuredDelta) -> dict[str, Any]:
-    return {column.name: column.measure(measured) for column in SURVEY if column.measure}
+    return {
+        column.name: column.measure(measured)
+        for column in columns_that_need("delta")
+        if column.measure
+    }

@@ -1,4 +1,4 @@
 """Carries a plan out: the engine that streams a model, side files, receipt, card, `verify`.
 
-May import `figures` and what is above it.
+May import `figures` and the folders above it in CONTRIBUTING.md's table.
 """
