@@ -21,7 +21,7 @@ from labkit.inference.live_model import LiveModel, Mix
 from labkit.inference.prompts import CHAT, PLAIN, formats, formatted
 from labkit.probing.texts import Passage, Texts
 
-ROWS = 8
+ROWS = 4
 """Passages of a batch."""
 WINDOW = 512
 """Tokens that are read at once, at most."""
