@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +40,8 @@ from labkit.writing.receipt import Receipt, TensorReceipt
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
 
+SECONDS_TO_DRAW = 10.0
+"""How long an interrupted merge waits for its picture's thread."""
 SPARE_BYTES = 16 << 20
 """Free disk to leave for the small files and the file system's own use."""
 
@@ -74,9 +79,7 @@ def write(
     others = side_files(plan)
     began = time.time()
     try:
-        # Drawing takes a second that the merging has to spare.
-        with building(out) as folder, ThreadPoolExecutor(1) as artist:
-            picture = artist.submit(_picture, plan)
+        with building(out) as folder, _drawing(plan) as picture:
             with bar_of(sum(file.size for file in files), progress) as bar:
                 engine = Engine(plan, chosen, bar)
                 writer = ModelWriter(engine, folder, link, hashes)
@@ -119,6 +122,29 @@ def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
             f"the merge writes {needed / 1e9:.2f} GB, and {shown(parent)} has {free / 1e9:.2f} GB "
             "free; make room, or choose a folder on another disk"
         )
+
+
+@contextmanager
+def _drawing(plan: Plan) -> Iterator[Future[bytes]]:
+    """Draw the picture in a thread of its own: it takes a second that the merging has to spare.
+
+    If the merge is interrupted, this waits for the thread for a while only: Ctrl-C in the midst of
+    an import can leave Python's lock of imports taken for good, and the thread then waits for ever.
+    """
+    picture: Future[bytes] = Future()
+
+    def draw() -> None:
+        try:
+            picture.set_result(_picture(plan))
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
+            picture.set_exception(error)
+
+    thread = threading.Thread(target=draw, name="labkit-picture", daemon=True)
+    thread.start()
+    try:
+        yield picture
+    finally:
+        thread.join(SECONDS_TO_DRAW)
 
 
 def _picture(plan: Plan) -> bytes:

@@ -152,6 +152,31 @@ def test_what_is_infinite_or_too_large(make, dtype, dice):
     assert np.array_equal(bits(out)[rest], bits(round_once(exact, dtype))[rest])
 
 
+@pytest.mark.parametrize("make", MERGERS)
+@pytest.mark.parametrize("base_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_finite_stays_so_whatever_is_added(make, base_dtype, dtype):
+    numbers = np.array([[math.inf, -math.inf, math.nan, 1.0]])
+    base = round_once(numbers, base_dtype)
+    out = np.empty((1, 4), ARRAYS[dtype])
+    update = LowRank(np.array([[1000.0]]), np.array([[-1.0, 1.0, -1.0, 0.0]]))
+    _, squared, _ = make().merge(base, base_dtype, update, 0, dtype, out)
+    np.testing.assert_array_equal(wide(out, dtype), numbers)
+    assert not math.isfinite(squared)
+
+
+@pytest.mark.parametrize("make", MERGERS)
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_sums_of_squares_that_a_float32_cannot_hold(make, scale, dice):
+    base = np.zeros((4, 100), np.uint16)
+    update = some(dice, 4, 100, 4, 1.0).times(scale)
+    out = np.empty_like(base)
+    _, squared, missing = make().merge(base, "BF16", update, 0, "BF16", out)
+    change = wide(out, "BF16")
+    assert squared == pytest.approx(np.square(change).sum(), abs=0)
+    assert missing == pytest.approx(np.square(change - update.dense()).sum(), rel=1e-4, abs=0)
+
+
 def test_blocks_of_any_size_give_the_same_bytes(dice):
     base = round_once(dice.standard_normal((64, 48)), "BF16")
     update = some(dice, 64, 48, 3, 1)

@@ -31,16 +31,14 @@ def plan(tiny_base, tiny_adapter, monkeypatch):
     return lk.plan(tiny_base, tiny_adapter, [0, 0.5, 1, -0.25])
 
 
-def run(plan, store, finish=lambda _: None, files=None):
-    """Stream files, all by default; give back the engine."""
-    engine = Engine(plan, "cpu", Bar())
+def run(engine, store, finish=lambda _: None, files=None):
+    """Stream files; all by default."""
 
     def carry_out(file):
         with closing(SourceFile(file.source.path)) as source:
             engine.stream(file, source, store, finish)
 
-    engine.run(files or output_files(plan, "cpu"), carry_out)
-    return engine
+    engine.run(files or output_files(engine.plan, "cpu"), carry_out)
 
 
 def labkits_threads():
@@ -54,7 +52,8 @@ def test_pieces_are_finished_in_their_order_in_few_slots(plan):
         finished.append(made.piece)
         slots.add(id(made.slot))
 
-    engine = run(plan, stored.append, finish)
+    engine = Engine(plan, "cpu", Bar())
+    run(engine, stored.append, finish)
     files = output_files(plan, "cpu")
     assert len(finished) > 4 * pieces_at_once("cpu")
     for file in files:
@@ -78,8 +77,29 @@ def test_the_first_error_of_a_file_is_raised_and_ends_all_threads(plan):
             raise ValueError("a later one")
 
     with pytest.raises(ValueError, match="the first"):
-        run(plan, store, files=output_files(plan, "cpu")[:1])
+        run(Engine(plan, "cpu", Bar()), store, files=output_files(plan, "cpu")[:1])
     assert not labkits_threads()
+
+
+def test_no_piece_is_begun_after_the_bar_has_raised(plan):
+    class EnoughError(Exception):
+        pass
+
+    class BarThatRaises:
+        def update(self, count):
+            raise EnoughError
+
+    made = []
+
+    def store(piece):
+        made.append(piece)
+        threading.Event().wait(0.002)
+
+    engine = Engine(plan, "cpu", BarThatRaises())
+    with pytest.raises(EnoughError):
+        run(engine, store)
+    assert engine.stopped.is_set()
+    assert len(made) < sum(len(file.pieces) for file in output_files(plan, "cpu")) / 2
 
 
 def test_a_bar_that_raises_ends_the_run(plan, tmp_path):
@@ -101,8 +121,9 @@ def test_a_bar_that_raises_ends_the_run(plan, tmp_path):
 
 
 @pytest.mark.parametrize("link", [False, True])
-def test_a_bar_is_told_of_every_byte(plan, tmp_path, link):
+def test_a_bar_is_told_of_every_byte(tiny_base, tiny_adapter, tmp_path, link):
     told = []
+    plan = lk.plan(tiny_base, tiny_adapter, "0x3,1")
     plan.write(tmp_path / "merged", device="cpu", link=link, progress=lambda *now: told.append(now))
     total = sum(file.size for file in output_files(plan, "cpu"))
     assert told[-1] == (total, total)

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -234,6 +235,11 @@ def test_the_receipt(plan, out):
             == hashlib.sha256(file.path.read_bytes()).hexdigest()
         )
     assert "21 changed, 17 with the base's own bytes" in repr(receipt)
+    # The recipe names the base's files in order, whichever was finished first.
+    sums = next(iter(lk.Recipe.load(out / "recipe.yaml").sha256.values()))
+    names = [file.path.name for file in plan.base.files]
+    assert len(names) > 1
+    assert list(sums)[: len(names)] == names
 
 
 MEASURE = """
@@ -348,6 +354,24 @@ def test_an_interrupted_merge_leaves_nothing(plan, out, monkeypatch, error):
         write(plan, out)
     if expected is lk.LabkitError:
         assert "the disk became full" in str(caught.value)
+    assert os.listdir(out.parent) == []
+
+
+def test_an_interrupted_merge_does_not_wait_for_ever_for_its_picture(plan, out, monkeypatch):
+    """An interrupted import can leave the thread that draws waiting for a lock that nobody has."""
+    ended = threading.Event()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labkit.writing.write, "SECONDS_TO_DRAW", 0.05)
+    monkeypatch.setattr(labkit.writing.write, "_picture", lambda _: ended.wait())
+    monkeypatch.setattr(labkit.writing.engine.Engine, "merge", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(plan, out)
+    finally:
+        ended.set()
     assert os.listdir(out.parent) == []
 
 
