@@ -52,9 +52,12 @@ def test_at_weight_1_exactly_the_adapters_numbers_are_left(stored):
 def test_weights_multiply(stored):
     base, saved = some(4, 3), some(5, 3)
     whole = WholeReplacement(stored("saved", saved), stored("base", base), 0.5).times(-3.0)
-    assert whole.weight == -1.5
-    rows = RowReplacement(np.array([1]), some(1, 3), stored("base", base), 0.5).times(-3.0)
-    assert rows.weight == -1.5
+    expected = np.concatenate([-1.5 * (saved[:4] - base), saved[4:]])
+    np.testing.assert_allclose(added_by(whole, with_new_rows(base, 1)), expected, atol=1e-12)
+    rows = RowReplacement(np.array([1]), saved[:1], stored("base", base), 0.5).times(-3.0)
+    found = added_by(rows, base)
+    np.testing.assert_allclose(found[1], -1.5 * (saved[0] - base[1]), atol=1e-12)
+    assert rows.norm() == pytest.approx(1.5 * np.linalg.norm(saved[0] - base[1]))
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

@@ -28,6 +28,8 @@ def test_it_adds_what_its_parts_add(stored):
     np.testing.assert_allclose(added_by(total, base), expected, atol=1e-12)
     np.testing.assert_allclose(added_by(total.times(-2.0), base), -2 * expected, atol=1e-12)
     assert total.norm() == pytest.approx(np.linalg.norm(expected), rel=1e-12)
+    assert total.times(-2.0).norm() == pytest.approx(2 * np.linalg.norm(expected), rel=1e-12)
+    assert total.to("cpu").base is place
     # What replaces numbers comes first, then what scales them, one product, and blocks of rows.
     kinds = [WholeReplacement, RowReplacement, Scaling, LowRank, RowBlock]
     assert [type(part) for part in total.parts] == kinds
@@ -45,6 +47,16 @@ def test_products_alone_are_one_product(stored):
     np.testing.assert_allclose(found.dense(), one.dense() + two.dense())
 
 
+def test_without_products(stored):
+    base = some(3, 4)
+    place = stored("base", base)
+    parts = [Scaling(some(3), False, place), RowReplacement(np.array([2]), some(1, 4), place)]
+    total = total_of(parts, place, 3)
+    assert [type(part) for part in total.parts] == [RowReplacement, Scaling]
+    expected = sum(added_by(part, base) for part in parts)
+    np.testing.assert_allclose(added_by(total, base), expected, atol=1e-12)
+
+
 def test_new_rows_count(stored):
     base, saved = some(4, 3), some(6, 3)
     place = stored("base", base)
@@ -60,6 +72,7 @@ def test_new_rows_count(stored):
 
 
 def test_a_norm_of_many_blocks(stored):
+    assert NORM_ELEMENTS == 131072  # the last bits of norms, and of DoRA's bytes, hang on it
     rows = 3 * NORM_ELEMENTS // 200 + 7
     base, factors = some(rows, 200), some(rows)
     scaling = Scaling(factors, False, stored("base", base))
