@@ -39,9 +39,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     "labkit/deltas": ("tests/deltas",),
     "labkit/merging/rounding.py": ("tests/merging/test_rounding.py",),
     "labkit/merging/rounding_on_device.py": ("tests/merging/test_rounding.py",),
+    "labkit/merging/planning.py": ("tests/merging/test_plan_numbers.py",
+                                   "tests/merging/test_planning.py"),
     "labkit/writing/card.py": ("tests/writing/test_card_numbers.py", "tests/writing/test_card.py"),
-    "labkit/writing/write.py": ("tests/writing/test_write.py", "tests/merging/test_planning.py"),
-}
+    "labkit/writing/write.py": ("tests/merging/test_plan_numbers.py", "tests/writing/test_write.py"),
+}  # fmt: skip
 """The tests of a module, where they are not those of its name."""
 FAILED, ENDLESS = "killed", "killed by its time"
 SURVIVED = "survived"
