@@ -1,5 +1,6 @@
 """The numbers that a plan tells before a byte is written, against files on disk and by hand."""
 
+import inspect
 import json
 import shutil
 
@@ -183,10 +184,32 @@ def test_modules_of_some_layers_only_are_noted(tiny_base, tiny_adapter, tmp_path
 
 
 def test_untying_what_is_apart_is_noted(tmp_path):
+    for name, noted_of in (("llama", True), ("qwen2", False)):
+        with quiet():
+            base = make_architecture(tmp_path / name, name)
+            adapter = train(tmp_path / f"{name}-lora", base, target_modules=["q_proj"])
+        for untie in (True, False):
+            recipe = lk.Recipe(str(base), [lk.Term(str(adapter), "1x3")], untie=untie)
+            expected = ("untie changes nothing: the base keeps its head apart already",)
+            assert lk.plan(recipe).notes == (expected if untie and noted_of else ())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_vocabulary_that_shrinks_is_noted(architecture, tmp_path):
     with quiet():
-        base = make_architecture(tmp_path / "base", "llama")
-        adapter = train(tmp_path / "lora", base, target_modules=["q_proj"])
-    recipe = lk.Recipe(str(base), [lk.Term(str(adapter), "1x3")], untie=True)
-    assert lk.plan(recipe).notes == (
-        "untie changes nothing: the base keeps its head apart already",
-    )
+        base = make_architecture(tmp_path / "base", architecture)
+        adapter = train(tmp_path / "lora", base, resize=80, target_modules=["q_proj"])
+    plan = lk.plan(base, adapter, "1x3", rest=1.0)
+    assert plan.notes == ("the vocabulary shrinks from 96 to 80 tokens, as the adapter has it",)
+    assert plan.vocabulary_size == 80
+
+
+def test_what_counts_where_nothing_is_said():
+    given = {
+        name: parameter.default
+        for name, parameter in inspect.signature(Plan.write).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert given == {
+        "device": "auto", "link": False, "overwrite": False, "hashes": True, "progress": True,
+    }  # fmt: skip
