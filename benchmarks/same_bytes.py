@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -313,9 +313,7 @@ COMMANDS = (
 
 def carry_out(inputs: Path, out: Path, tree: Path) -> None:
     """Do every case; its results are the folder `out`/NAME."""
-    import labkit
-
-    found = Path(labkit.__file__).resolve()
+    found = Path(importlib.util.find_spec("labkit").origin).resolve()
     if tree.resolve() not in found.parents:
         sys.exit(f"labkit is imported from {found}, and not from {tree}")
     os.chdir(inputs)
