@@ -20,7 +20,7 @@ def test_it_adds_what_its_parts_add(stored):
         LowRank(some(6, 2), some(2, 4)),
         Scaling(some(6), False, place),
         LowRank(some(6, 1), some(1, 4)),
-        WholeReplacement(stored("saved", some(6, 4)), place, 0.5),
+        WholeReplacement(stored("saved", some(6, 4)), place, weight=0.5),
         RowReplacement(np.array([4]), some(1, 4), place, 0.25),
     ]
     total = total_of(parts, place, 6)
@@ -60,7 +60,10 @@ def test_without_products(stored):
 def test_new_rows_count(stored):
     base, saved = some(4, 3), some(6, 3)
     place = stored("base", base)
-    parts = [WholeReplacement(stored("saved", saved), place, 0.5), LowRank(some(6, 1), some(1, 3))]
+    parts = [
+        WholeReplacement(stored("saved", saved), place, weight=0.5),
+        LowRank(some(6, 1), some(1, 3)),
+    ]
     total = total_of(parts, place, 6)
     assert total.row_count == 6
     assert total.times(2.0).row_count == 6
