@@ -36,11 +36,14 @@ PARTS = ("labkit", "tests", "benchmarks", "notebooks", "recipes", "docs", "pypro
          "environment.yml", "README.md", "CHANGELOG.md")  # fmt: skip
 """What tests need of a tree."""
 TESTS: dict[str, tuple[str, ...]] = {
+    "labkit/deltas": ("tests/deltas",),
     "labkit/merging/rounding.py": ("tests/merging/test_rounding.py",),
     "labkit/merging/rounding_on_device.py": ("tests/merging/test_rounding.py",),
+    "labkit/merging/planning.py": ("tests/merging/test_plan_numbers.py",
+                                   "tests/merging/test_planning.py"),
     "labkit/writing/card.py": ("tests/writing/test_card_numbers.py", "tests/writing/test_card.py"),
     "labkit/writing/write.py": ("tests/writing/test_write.py", "tests/merging/test_planning.py"),
-}
+}  # fmt: skip
 """The tests of a module, where they are not those of its name."""
 FAILED, ENDLESS = "killed", "killed by its time"
 SURVIVED = "survived"
@@ -240,7 +243,8 @@ def tests_of(module: str) -> list[str]:
     """The test files of a module, those that are there."""
     path = Path(module)
     own = Path("tests", *path.parts[1:-1], f"test_{path.name}")
-    named = [name for name in TESTS.get(module, (str(own),)) if (ROOT / name).exists()]
+    chosen = TESTS.get(module) or TESTS.get(str(path.parent)) or (str(own),)
+    named = [name for name in chosen if (ROOT / name).exists()]
     # A module without tests of its name has those of its folder.
     return named or [
         str(p.relative_to(ROOT)) for p in sorted((ROOT / own.parent).glob("test_*.py"))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -305,7 +305,7 @@ COMMANDS = (
       for layers in (3, 40)),
     "recipe|preset|NONE|--layers|3", "verify|llama", "verify|nowhere", "demo|x", "oops",
 )  # fmt: skip
-"""Lines of the command line, words apart by |; OUT is the case's own folder."""
+"""Lines of the command line, words apart by |; OUT/ is the case's own folder."""
 
 
 # What is done with them, by the tree that this process imports.
@@ -313,9 +313,7 @@ COMMANDS = (
 
 def carry_out(inputs: Path, out: Path, tree: Path) -> None:
     """Do every case; its results are the folder `out`/NAME."""
-    import labkit
-
-    found = Path(labkit.__file__).resolve()
+    found = Path(importlib.util.find_spec("labkit").origin).resolve()
     if tree.resolve() not in found.parents:
         sys.exit(f"labkit is imported from {found}, and not from {tree}")
     os.chdir(inputs)
@@ -481,7 +479,7 @@ def write_merge(make: Callable[[], Any], case: dict[str, Any], results: Results)
 
 def do_command(case: dict[str, Any], results: Results) -> None:
     """Run a line of the command line, in this process; keep what it prints and its status."""
-    words = [word.replace("OUT", str(results.folder)) for word in case["words"]]
+    words = [word.replace("OUT/", f"{results.folder}/") for word in case["words"]]
     printed, said = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, ["labkit", *words]
     status: Any = 0

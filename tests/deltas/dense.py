@@ -31,6 +31,9 @@ def added_by(delta, base, start=0):
     summed = np.full(base.shape, np.nan)
     delta.write_sum_to(summed, base, start)
     np.testing.assert_allclose(summed, base + total, atol=1e-12)
+    summed_by_torch = torch.full(base.shape, torch.nan, dtype=torch.float64)
+    delta.to("cpu").write_sum_to(summed_by_torch, torch.tensor(base), start)
+    np.testing.assert_allclose(summed_by_torch.numpy(), base + total, atol=1e-12)
     return total
 
 

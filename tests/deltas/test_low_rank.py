@@ -3,6 +3,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from labkit.deltas.low_rank import LowRank
+from tests.deltas.dense import added_by
 
 
 def some(rows=12, columns=20, rank=3):
@@ -34,6 +35,29 @@ def test_deltas_are_added_and_never_factors():
     summed = LowRank.weighted_sum([(0.5, one), (-2.0, two)])
     np.testing.assert_allclose(summed.dense(), 0.5 * one.dense() - 2 * two.dense())
     assert summed.rank == 8
+
+
+def test_every_way_to_add_is_the_dense_product():
+    delta = some()
+    dense = delta.dense()
+    base = np.random.default_rng(1).standard_normal((12, 20))
+    np.testing.assert_allclose(added_by(delta, base), dense, atol=1e-12)
+    np.testing.assert_allclose(added_by(delta, base[3:8], 3), dense[3:8], atol=1e-12)
+
+
+def test_one_delta_alone_is_its_own_sum():
+    delta = some()
+    assert LowRank.stacked([delta]) is delta
+    np.testing.assert_allclose(LowRank.weighted_sum([(3.0, delta)]).dense(), 3 * delta.dense())
+
+
+def test_the_decomposition_is_the_dense_products():
+    delta = some()
+    u, values, v = delta.svd()
+    np.testing.assert_allclose(u * values @ v.T, delta.dense(), atol=1e-12)
+    for basis in (u, v):
+        np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-12)
+    assert values.tolist() == sorted(values.tolist(), reverse=True)
 
 
 def test_rank_above_the_size_of_the_matrix():

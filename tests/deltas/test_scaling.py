@@ -18,3 +18,5 @@ def test_it_scales_the_bases_own_numbers(stored, of_columns, start):
     np.testing.assert_allclose(found, expected[start:], atol=1e-12)
     np.testing.assert_allclose(added_by(scaling.times(-0.5), base), -0.5 * expected, atol=1e-12)
     assert scaling.norm() == pytest.approx(np.linalg.norm(expected), rel=1e-12)
+    assert scaling.times(-0.5).norm() == pytest.approx(0.5 * np.linalg.norm(expected), rel=1e-12)
+    assert scaling.to("cpu").base is scaling.base

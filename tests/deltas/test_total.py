@@ -20,7 +20,7 @@ def test_it_adds_what_its_parts_add(stored):
         LowRank(some(6, 2), some(2, 4)),
         Scaling(some(6), False, place),
         LowRank(some(6, 1), some(1, 4)),
-        WholeReplacement(stored("saved", some(6, 4)), place, 0.5),
+        WholeReplacement(stored("saved", some(6, 4)), place, weight=0.5),
         RowReplacement(np.array([4]), some(1, 4), place, 0.25),
     ]
     total = total_of(parts, place, 6)
@@ -28,6 +28,8 @@ def test_it_adds_what_its_parts_add(stored):
     np.testing.assert_allclose(added_by(total, base), expected, atol=1e-12)
     np.testing.assert_allclose(added_by(total.times(-2.0), base), -2 * expected, atol=1e-12)
     assert total.norm() == pytest.approx(np.linalg.norm(expected), rel=1e-12)
+    assert total.times(-2.0).norm() == pytest.approx(2 * np.linalg.norm(expected), rel=1e-12)
+    assert total.to("cpu").base is place
     # What replaces numbers comes first, then what scales them, one product, and blocks of rows.
     kinds = [WholeReplacement, RowReplacement, Scaling, LowRank, RowBlock]
     assert [type(part) for part in total.parts] == kinds
@@ -45,10 +47,23 @@ def test_products_alone_are_one_product(stored):
     np.testing.assert_allclose(found.dense(), one.dense() + two.dense())
 
 
+def test_without_products(stored):
+    base = some(3, 4)
+    place = stored("base", base)
+    parts = [Scaling(some(3), False, place), RowReplacement(np.array([2]), some(1, 4), place)]
+    total = total_of(parts, place, 3)
+    assert [type(part) for part in total.parts] == [RowReplacement, Scaling]
+    expected = sum(added_by(part, base) for part in parts)
+    np.testing.assert_allclose(added_by(total, base), expected, atol=1e-12)
+
+
 def test_new_rows_count(stored):
     base, saved = some(4, 3), some(6, 3)
     place = stored("base", base)
-    parts = [WholeReplacement(stored("saved", saved), place, 0.5), LowRank(some(6, 1), some(1, 3))]
+    parts = [
+        WholeReplacement(stored("saved", saved), place, weight=0.5),
+        LowRank(some(6, 1), some(1, 3)),
+    ]
     total = total_of(parts, place, 6)
     assert total.row_count == 6
     assert total.times(2.0).row_count == 6
@@ -60,6 +75,7 @@ def test_new_rows_count(stored):
 
 
 def test_a_norm_of_many_blocks(stored):
+    assert NORM_ELEMENTS == 131072  # the last bits of norms, and of DoRA's bytes, hang on it
     rows = 3 * NORM_ELEMENTS // 200 + 7
     base, factors = some(rows, 200), some(rows)
     scaling = Scaling(factors, False, stored("base", base))
