@@ -19,7 +19,7 @@ def test_what_is_open_is_not_opened_again(tiny_base, tiny_adapter):
 def test_names_that_cannot_be(tmp_path):
     def said(reference):
         with pytest.raises(LabkitError) as caught:
-            locate(reference, "base model", ["*.json"])
+            locate(reference, "base model", lambda _, names, fetch: names)
         assert str(caught.value).isprintable()
         return str(caught.value)
 
