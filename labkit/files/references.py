@@ -19,6 +19,7 @@ HUB_ID = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(@(?P<revision>[\w./-]+))?(:(?P<subfolder>[^:\x00-\x1f\x7f]+))?"
 )
+SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_ADDRESS = re.compile(
     r"https?://(www\.)?(huggingface\.co|hf\.co)/(?P<repository>[^/?#]+/[^/?#]+)"
     r"(/tree/(?P<revision>[^/?#]+)(/(?P<subfolder>[^?#]+))?)?/?"
@@ -156,6 +157,29 @@ def locate(reference: str | Path, what: str, choose: Choose) -> Located:
         ) from error
     commit = folder.parents[len(PurePosixPath(prefix).parts) - 1] if prefix else folder
     return Located(text, folder, repository.split("/")[1], repository, commit.name)
+
+
+def require_as_on_hub(path: Path, sha256: str) -> None:
+    """Check that a large file in the hub's cache is the one that the hub has.
+
+    The cache names a large file by its SHA-256, and never looks at it again: one that was damaged
+    on the way or on the disk, at the right size, would stay for good. Small files are named by what
+    git calls them, and are not checked.
+
+    Args:
+        path: a file that was read; any other than a link into the cache is passed over.
+        sha256: its SHA-256, which a merge takes of all that it reads.
+
+    Raises:
+        LabkitError: the file is not what its name says.
+    """
+    blob = Path(os.path.realpath(path))
+    named = path.is_symlink() and SHA256.fullmatch(blob.name)
+    if named and blob.name != sha256:
+        raise LabkitError(
+            f"{shown(path)} is not the file that the hub has (SHA-256 {blob.name[:12]}…, here "
+            f"{sha256[:12]}…): its download is damaged; remove {shown(blob)}, and start again"
+        )
 
 
 def _list_files(repository: str, revision: str | None) -> list[str]:
