@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 
 from labkit.errors import LabkitError, shown
 from labkit.files.references import Fetch
@@ -32,40 +33,60 @@ ADAPTER_SETS = (ADAPTER_WEIGHTS, MLX_WEIGHTS, PICKLED_ADAPTER)
 EXTRA_WEIGHTS = ("non_lora_trainables.bin", "trainable_params.bin")
 """Files that LLaVA and LongLoRA write beside an adapter, with what else they trained."""
 
-CONFIGS = (
-    CONFIG, "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "audio_tokenizer_config.json", "configuration.json",
+CONFIGS = (CONFIG, "generation_config.json", "configuration.json", "*processor_config.json",
+           "audio_tokenizer_config.json")  # fmt: skip
+"""The model's configs, and those of what turns pictures and sound into its input."""
+TEMPLATES = "additional_chat_templates"
+"""The folder in which transformers keeps chat templates beside the first."""
+VOCABULARY = (
+    "tokenizer.json", "tokenizer.model.v*", "tekken.json", "vocab.*", "merges.txt", "encoder.json",
+    "dict.txt", "*.model", "*.tiktoken", "*.bpe", "*.spm", "vocab-*.json", "*_vocab.json",
+    "bpe.codes", "byte_maps.json", "emoji.json", "normalizer.json", "prophetnet.tokenizer",
+    "word_pronunciation.json", "word_shape.json",
 )  # fmt: skip
-"""What transformers reads beside the weights (`transformers.utils`), and ModelScope's own."""
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
-    "vocab.json", "vocab.txt", "vocab.bpe", "vocab-src.json", "vocab-tgt.json", "merges.txt",
-    "target_vocab.json", "entity_vocab.json", "encoder.json", "normalizer.json", "emoji.json",
-    "word_shape.json", "word_pronunciation.json", "byte_maps.json", "dict.txt", "bpe.codes",
-    "prophetnet.tokenizer", "tokenizer.model", "tokenizer.model.v*", "tekken.json", "*.tiktoken",
-    "*.bpe", "*.spm", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model",
-    "spm.model", "spm_char.model",
-)  # fmt: skip
-"""The files of a tokenizer: all `vocab_files_names` of transformers' tokenizers, and those of
-tokenizers that come with code of their own."""
+"""The tokens of a tokenizer, in any library's form: all that transformers' tokenizers name
+(`vocab_files_names`), and those of tokenizers that come with code of their own."""
+CHAT_TEMPLATES = ("chat_template.*", f"{TEMPLATES}/*.jinja")
+TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+             *VOCABULARY, *CHAT_TEMPLATES)  # fmt: skip
 CODE = ("*.py",)
 """The code of models that transformers does not know; it is copied, and labkit never runs it."""
-LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+LEGAL_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY", "MODEL_LICENSE")
+LEGAL_SUFFIXES = ("", ".txt", ".md", ".rst", ".html", ".pdf")
 CARD = "README.md"
 
-BESIDE_MODEL = (*CONFIGS, *TOKENIZER, *CODE, *LEGAL, CARD)
-BESIDE_ADAPTER = (*TOKENIZER, *LEGAL, CARD)
 
+def is_one_of(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file's name, as counted from its model's folder, fits one of some patterns.
 
-def fits(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a file's name in its folder is one of those that the patterns stand for.
-
-    A `*` does not lead into another folder.
+    A `*` does not lead into another folder, and hidden files fit none.
     """
-    return any(
+    return not name.startswith(".") and any(
         fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns
     )
+
+
+def is_of_tokenizer(name: str) -> bool:
+    """Whether a file's name, as counted from its model's folder, is one that tokenizers have."""
+    return is_one_of(name, TOKENIZER)
+
+
+def is_legal(name: str) -> bool:
+    """Whether a file's name is that of a licence's text."""
+    path = PurePosixPath(name)
+    suffix = path.suffix.lower()
+    known = suffix in LEGAL_SUFFIXES or suffix[1:].isdigit()
+    return path.name == name and name.startswith(LEGAL_NAMES) and known
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file of this name may go along with a model; code goes only if a config names it.
+
+    Args:
+        name: the name as counted from the model's folder, such as
+            `additional_chat_templates/tools.jinja`.
+    """
+    return is_one_of(name, CONFIGS) or is_of_tokenizer(name) or is_legal(name)
 
 
 def model_downloads(reference: str, names: Sequence[str], fetch: Fetch) -> list[str]:
@@ -81,7 +102,7 @@ def model_downloads(reference: str, names: Sequence[str], fetch: Fetch) -> list[
             f"the hub's {shown(reference)} holds no {CONFIG}, but its folder {shown(deeper[0])!r} "
             f"does; name {shown(below(reference, deeper[0]))}"
         )
-    beside = [name for name in names if fits(name, BESIDE_MODEL)]
+    beside = [name for name in names if is_side_file(name) or is_one_of(name, CODE) or name == CARD]
     chosen = next((name for name in SETS if name in there), None)
     if chosen in (INDEX, PICKLED_INDEX):
         listed = read_json(fetch([chosen]) / chosen).get("weight_map")
@@ -90,7 +111,7 @@ def model_downloads(reference: str, names: Sequence[str], fetch: Fetch) -> list[
     if chosen is None:
         # As in a folder here, a single file of another name is the model. All the usual names are
         # asked for, so that the hub's library says which of them the cache lacks.
-        single = [name for name in names if fits(name, ["*.safetensors"])]
+        single = [name for name in names if is_one_of(name, ["*.safetensors"])]
         return [*beside, *(single if len(single) == 1 else SETS)]
     return [*beside, chosen]
 
@@ -108,7 +129,11 @@ def adapter_downloads(reference: str, names: Sequence[str], _: Fetch) -> list[st
             f"folders do: name one of them, {shown(', '.join(deeper))} (such as "
             f"{shown(below(reference, deeper[0]))})"
         )
-    beside = [name for name in names if fits(name, (*BESIDE_ADAPTER, *EXTRA_WEIGHTS))]
+    beside = [
+        name
+        for name in names
+        if is_of_tokenizer(name) or is_legal(name) or name in (*EXTRA_WEIGHTS, CARD)
+    ]
     weights = next((name for name in ADAPTER_SETS if name in names), ADAPTER_WEIGHTS)
     return [ADAPTER_CONFIG, weights, *beside]
 

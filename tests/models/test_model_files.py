@@ -7,7 +7,13 @@ import json
 import pytest
 
 from labkit import LabkitError
-from labkit.models.model_files import adapter_downloads, model_downloads
+from labkit.models.model_files import (
+    adapter_downloads,
+    is_legal,
+    is_of_tokenizer,
+    is_side_file,
+    model_downloads,
+)
 
 BESIDE = [
     "LICENSE.txt", "NOTICE", "README.md", "USE_POLICY.md", "additional_chat_templates/tool.jinja",
@@ -99,3 +105,22 @@ def test_what_lies_deeper_is_named():
     assert str(caught.value) == (
         "the hub's o/m holds no config.json, but its folder 'final' does; name o/m:final"
     )
+
+
+def test_what_goes_along_with_a_model():
+    code = {"modeling_x.py", "configuration_x.py", "README.md"}
+    assert {name for name in BESIDE if is_side_file(name)} == set(BESIDE) - code
+    assert not any(map(is_side_file, NEVER))
+    for name in ("LICENSE", "LICENSE.txt", "LICENCE-2.0", "NOTICE.md", "MODEL_LICENSE.pdf"):
+        assert is_legal(name)
+    for name in ("LICENSE.json", "deep/LICENSE", "license_keys.txt", "LICENSE.key"):
+        assert not is_legal(name)
+    for name in ("spiece.model", "vocab.txt", "entity_vocab.json", "tekken.json", "o200k.tiktoken"):
+        assert is_of_tokenizer(name)
+    for name in (
+        "deep/spiece.model",
+        ".vocab.json",
+        "a.txt",
+        "additional_chat_templates/x/y.jinja",
+    ):
+        assert not is_of_tokenizer(name)
