@@ -182,12 +182,17 @@ def test_a_link_out_of_the_folder_is_refused_and_the_hubs_cache_is_not(tmp_path,
         (linked / path.name).symlink_to(elsewhere / path.name)
         shutil.copy(path, cache / "blobs" / f"blob{number}")
         (snapshot / path.name).symlink_to(f"../../blobs/blob{number}")
+    out = tmp_path / "out"
+    # A folder of links to a model's own files is one that people make.
+    for source in (snapshot, linked):
+        plan(source, adapter, Gradient([1, 1])).write(out, progress=False, overwrite=True)
+        assert not any(path.is_symlink() for path in out.iterdir())
+    for path in linked.glob("*.safetensors"):
+        path.unlink()
+        path.symlink_to(shutil.copy(elsewhere / path.name, tmp_path / "secret"))
     text = refusal(lambda: Checkpoint(linked))
     assert "is a link to" in text
     assert "outside its folder; put the file itself there" in text
-    out = tmp_path / "out"
-    plan(snapshot, adapter, Gradient([1, 1])).write(out, progress=False)
-    assert not any(path.is_symlink() for path in out.iterdir())
 
 
 def test_a_tokenizer_that_is_a_link_to_a_secret_is_not_copied(tmp_path, broken_base, adapter):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 from labkit.errors import shown
+from labkit.figures.fonts import drawable
 from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, INK, PAPER
 
 if TYPE_CHECKING:
@@ -49,14 +51,14 @@ def gradient_picture(
     axes.set_xlabel("layer", fontsize=12, color=INK)
     axes.set_ylabel("layer weight", fontsize=12, color=INK)
     axes.tick_params(labelsize=11, colors=INK)
-    names = [shown(base_name, 44), shown(adapter_name, 44)]
+    names = [_label(base_name, "base model"), _label(adapter_name, "LoRA")]
     legend = figure.legend(
         handles=[
             Patch(facecolor=color, edgecolor=INK, linewidth=0.8, label=name)
             for color, name in zip((BASE_COLOR, ADAPTER_COLOR), names, strict=True)
         ],
         loc="outside lower center",
-        ncols=2 if sum(map(len, names)) <= 36 else 1,
+        ncols=2 if sum(map(_width, names)) <= 36 else 1,
         frameon=False,
         fontsize=12,
         labelcolor=INK,
@@ -64,3 +66,20 @@ def gradient_picture(
     for text in legend.get_texts():
         text.set_parse_math(False)  # a model's name may hold dollar signs
     return figure
+
+
+def _label(name: str, otherwise: str) -> str:
+    """A name for the legend, or what it names where no font on this machine has its letters."""
+    label = drawable(shown(name, 44))
+    if label != shown(name, 44) and not any(map(str.isalnum, label)):
+        return otherwise
+    if _width(label) > max(44, len(label)):
+        while _width(label) > 42:
+            label = label[:-1]
+        label += "…"
+    return label
+
+
+def _width(name: str) -> int:
+    """How many letters of the usual width a name is wide; Chinese ones are twice as wide."""
+    return len(name) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in name)

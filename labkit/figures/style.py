@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.errors import LabkitError, shown
+from labkit.figures.fonts import drawable
 from labkit.figures.palette import MANY, MODULE_COLORS, Theme, theme_for
 from labkit.surveys.adding_up import OUTSIDE
 
@@ -124,4 +125,4 @@ def style_bar(bar: Any, label: str, theme: Theme) -> None:
 def safe_name(name: str) -> str:
     """Make a name safe to draw, and short."""
     # A name from a file may hold dollar signs, which would start a formula.
-    return shown(name, 30).replace("$", r"\$")
+    return drawable(shown(name, 30)).replace("$", r"\$")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ LARGEST_JSON = 50_000_000
 """Bytes of a config or an index. The index of the largest open models has 15 million."""
 MOST_VALUES = 1_000_000
 """Values in a config or an index; short ones would take fifty times their bytes of memory."""
+
+WEIGHTS = (".safetensors", ".bin")
+"""The endings of files of weights."""
+BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+"""How the hub's cache names a file: its SHA-1 as git takes it, or the SHA-256 of a large file."""
+MOST_LINKS = 40
+"""Links in a row that the system follows."""
 
 
 def require_plain(path: Path) -> os.stat_result:
@@ -103,25 +111,56 @@ def _bytes(path: Path, largest: int, what: str) -> bytes:
 
 
 def require_inside(path: Path) -> None:
-    """Check that a file of a folder lies in the folder, or in the hub cache that the folder is of.
+    """Check that a file lies in its folder, or that a link out of it leads to a model's file.
 
-    The hub's cache keeps a snapshot's files as links to its `blobs` folder. Any other link out of a
-    folder that came from somewhere else may lead anywhere: to a key, to a device.
+    A folder that came from somewhere else may hold links that lead anywhere: to a key, to a device.
+    What is copied or published from such a folder would give away what the link leads to. So a link
+    may leave its folder in three ways only, which people and programs do use:
+
+    - From a snapshot of the hub's cache to a file of its `blobs`; where those lie elsewhere, to one
+      that is named by its hash, as no key is.
+    - From a file of weights to a file with the same ending. Weights are never copied before their
+      header has been read and found to describe the whole file.
+    - From any other file to one of the same name in a folder that holds weights: people make a
+      model's folder anew out of links to the files of another one. Whoever made the links would
+      have to know where a model lies here, and could reach nothing but that model's own files.
+
+    Links that lead to links are followed, and each must lead in one of these ways.
 
     Raises:
-        LabkitError: the file is a link that leads out of the folder.
+        LabkitError: the file is a link that leads out of the folder otherwise.
     """
-    if not path.is_symlink():
-        return
-    # Other than `resolve`, it takes a circle of links as it is; whoever opens that is told.
-    folder, real = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
-    if folder == real.parent or folder in real.parents:
-        return
-    for parent in (folder, *folder.parents):
-        if parent.name == "snapshots" and real.parent == parent.parent / "blobs":
+    link = path
+    for _ in range(MOST_LINKS):  # whoever opens a circle of links is told
+        if not link.is_symlink():
             return
-    raise LabkitError(
-        f"{shown(path)} is a link to {shown(real)}, outside its folder; put the file itself there"
+        folder = Path(os.path.realpath(link.parent))
+        target = folder / os.readlink(link)
+        # The folders on the way may be links themselves.
+        target = Path(os.path.realpath(target.parent)) / target.name
+        if not _may_lead(link.name, folder, target):
+            raise LabkitError(
+                f"{shown(path)} is a link to {shown(target)}, outside its folder; put the file "
+                "itself there"
+            )
+        link = target
+
+
+def _may_lead(name: str, folder: Path, target: Path) -> bool:
+    if folder == target.parent or folder in target.parents:
+        return True
+    for parent in (folder, *folder.parents):
+        if parent.name == "snapshots" and (
+            target.parent == parent.parent / "blobs" or BLOB.fullmatch(target.name)
+        ):
+            return True
+    ending = Path(name).suffix
+    if ending in WEIGHTS:
+        return target.suffix == ending
+    if BLOB.fullmatch(name):  # a blob that lies elsewhere
+        return folder.name == "blobs" and target.name == name
+    return target.name == name and any(
+        found for ending in WEIGHTS for found in target.parent.glob(f"*{ending}")
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from labkit.errors import LabkitError, shown
-from labkit.models.adapter import WEIGHTS, Adapter
+from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.model_files import ADAPTER_WEIGHTS
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the base model's modules."""
@@ -24,9 +25,9 @@ def require_exact(adapter: Adapter) -> None:
             file that PEFT does not read as safetensors.
     """
     adapter.require_plain("a live model")
-    if adapter.file.path.name != WEIGHTS:
+    if adapter.file.path.name != ADAPTER_WEIGHTS:
         raise LabkitError(
-            f"a live model reads {WEIGHTS} only, and {shown(adapter.name)} holds "
+            f"a live model reads {ADAPTER_WEIGHTS} only, and {shown(adapter.name)} holds "
             f"{shown(adapter.file.path.name)}; convert it, or merge it instead (labkit merge)"
         )
 

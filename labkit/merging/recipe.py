@@ -270,7 +270,7 @@ class Recipe:
         if source.revision:
             entry["revision"] = source.revision
         if self.sha256.get(source.reference):
-            entry["sha256"] = dict(self.sha256[source.reference])
+            entry["sha256"] = dict(sorted(self.sha256[source.reference].items()))
         return entry
 
     def _written(self, term: Term, folder: Path | None) -> dict[str, Any]:

@@ -16,22 +16,21 @@ from labkit.models.adapter_file import read_parts
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.kinds.lora import LoraModule
 from labkit.models.kinds.part import Part
+from labkit.models.model_files import (
+    ADAPTER_SETS,
+    ADAPTER_WEIGHTS,
+    EXTRA_WEIGHTS,
+    PICKLED_ADAPTER,
+    adapter_downloads,
+)
 from labkit.models.source import Source
 
-WEIGHTS = "adapter_model.safetensors"
-PICKLED = "adapter_model.bin"
-MLX_WEIGHTS = "adapters.safetensors"
 NOT_NAMED = "target_modules does not name it"
 TIED = "the head is tied to the embedding, whose change it gets (ensure_weight_tying)"
-EXTRA = ("non_lora_trainables.bin", "trainable_params.bin")
-"""Files that LLaVA and LongLoRA write beside an adapter, with what else they trained."""
 COMPUTED = ("inv_freq", "position_ids")
 """Tensors that whole states hold and models compute by themselves."""
 HEADS_OF_TASKS = ("score", "classifier", "v_head", "qa_outputs")
 """The heads of reward models, classifiers, TRL's value head, and question answering."""
-DOWNLOADS = (CONFIG, WEIGHTS, PICKLED, MLX_WEIGHTS, "tokenizer*", "special_tokens_map.json",
-             "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-             *EXTRA, "README.md")  # fmt: skip
 
 
 class Adapter(Source):
@@ -52,7 +51,7 @@ class Adapter(Source):
             LabkitError: nothing there, damaged files, a kind of adapter that labkit does not merge,
                 or factors that do not fit each other or the config.
         """
-        self._located: Located = locate(reference, "adapter", DOWNLOADS)
+        self._located: Located = locate(reference, "adapter", adapter_downloads)
         if not (self.folder / CONFIG).is_file():
             raise LabkitError(_no_config(self.folder))
         self.config: dict[str, Any] = read_json(self.folder / CONFIG)
@@ -251,7 +250,7 @@ def _no_config(folder: Path) -> str:
 
 
 def _open_extra(folder: Path) -> Iterator[TensorFile]:
-    for name in EXTRA:
+    for name in EXTRA_WEIGHTS:
         if (folder / name).is_file():
             from labkit.files.pickled import open_pickled
 
@@ -259,11 +258,13 @@ def _open_extra(folder: Path) -> Iterator[TensorFile]:
 
 
 def _open_weights(folder: Path) -> TensorFile:
-    for name in (WEIGHTS, MLX_WEIGHTS):
+    for name in ADAPTER_SETS:
         if (folder / name).exists():
-            return open_tensor_file(folder / name)
-    if (folder / PICKLED).exists():
-        from labkit.files.pickled import open_pickled
+            if name != PICKLED_ADAPTER:
+                return open_tensor_file(folder / name)
+            from labkit.files.pickled import open_pickled
 
-        return open_pickled(folder / PICKLED)
-    raise LabkitError(f"{shown(folder)} holds no {WEIGHTS}; name the folder of a LoRA adapter")
+            return open_pickled(folder / name)
+    raise LabkitError(
+        f"{shown(folder)} holds no {ADAPTER_WEIGHTS}; name the folder of a LoRA adapter"
+    )

@@ -12,19 +12,18 @@ from labkit.errors import LabkitError, shown
 from labkit.files.references import Located, Opened, locate
 from labkit.files.small_files import read_json, require_inside, require_same_json
 from labkit.files.tensor_file import FLOATS, StoredTensor, TensorFile, open_tensor_file
+from labkit.models.model_files import (
+    INDEX,
+    PICKLED_INDEX,
+    SETS,
+    SINGLE,
+    model_downloads,
+)
 from labkit.models.names import STACKS, canonical, split_layer, without_wrappers
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-PICKLED_INDEX = "pytorch_model.bin.index.json"
-PICKLED_SINGLE = "pytorch_model.bin"
-SETS = (SINGLE, INDEX, PICKLED_SINGLE, PICKLED_INDEX)
-"""The ways in which a folder can hold a whole model, in the order in which transformers looks."""
-DOWNLOADS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*",
-             "README.md")  # fmt: skip
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 """What architectures call their input embedding: Llama and most, GPT-2, BLOOM and Falcon, NeoX."""
 HEADS = ("lm_head", "output")
@@ -56,7 +55,7 @@ class Checkpoint(Opened):
             LabkitError: nothing there, files that are missing or damaged, or a config whose number
                 of layers the tensors' names do not show.
         """
-        self._located: Located = locate(reference, "base model", DOWNLOADS)
+        self._located: Located = locate(reference, "base model", model_downloads)
         if not (self.folder / "config.json").is_file():
             raise LabkitError(_no_config(self.folder))
         self.config: dict[str, Any] = read_json(self.folder / "config.json")

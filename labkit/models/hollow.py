@@ -14,7 +14,8 @@ from labkit.files.paths import user_path
 from labkit.files.tensor_file import FLOAT_CODES, header_for
 from labkit.models.adapter import Adapter
 from labkit.models.adapter_config import CONFIG
-from labkit.models.checkpoint import SINGLE, Checkpoint
+from labkit.models.checkpoint import Checkpoint
+from labkit.models.model_files import SINGLE
 
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 """The dtypes that it can have, and the bytes of an element."""

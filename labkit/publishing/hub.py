@@ -20,7 +20,7 @@ from labkit.files.references import HUB_ID
 from labkit.files.small_files import read_json, read_text
 from labkit.merging.recipe import FILE_NAME
 from labkit.models.adapter_config import CONFIG as ADAPTER_CONFIG
-from labkit.models.checkpoint import INDEX, SINGLE
+from labkit.models.model_files import INDEX, SINGLE
 from labkit.summary import Summary
 from labkit.writing.front_matter import CARD
 from labkit.writing.layout import LEGAL_NAMES, OWN_FILES, TOKENIZER_FILES

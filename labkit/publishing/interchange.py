@@ -1,11 +1,4 @@
-"""Recipes from and for other tools: the 2023 script's command line, and mergekit's YAML.
-
-mergekit (arcee-ai/mergekit, `mergekit/config.py` and `mergekit/plan.py`) gives layer `i` of `L` the
-depth `i / (L - 1)` and interpolates a list of numbers over it; what comes before the layers has
-depth 0, and what comes after them depth 1. Its `task_arithmetic` adds `Σ w·(W_model - W_base)`; a
-model written `base+lora` is the base with the whole LoRA. So that is the same merge, computed from
-weights that were rounded once more on the way.
-"""
+"""Recipes from and for other tools: the 2023 script's command line, and mergekit's YAML."""
 
 from __future__ import annotations
 
@@ -18,18 +11,13 @@ from typing import Any, NoReturn
 import yaml
 
 from labkit.errors import LabkitError, shown
-from labkit.files.paths import user_path
-from labkit.files.small_files import read_text
 from labkit.gradients.gradient import Gradient
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term, pattern_matches
-from labkit.merging.recipe_file import Entry, compose
-from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.publishing.mergekit_recipe import from_mergekit
 
 SCRIPT = "apply-lora-weight-ltl.py"
-MERGEKIT_KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype",
-                 "tokenizer_source", "tokenizer", "chat_template")  # fmt: skip
 
 
 def import_recipe(text_or_file: str | Path) -> Recipe:
@@ -73,139 +61,6 @@ class _Arguments(argparse.ArgumentParser):
         raise LabkitError(f"the command line of {SCRIPT}: {shown(message)}")
 
 
-def from_mergekit(path: Path) -> Recipe:
-    """Read mergekit's YAML, where it describes LoRAs that are added to one base by layer.
-
-    That is `merge_method: task_arithmetic` of models written as `base+lora`.
-
-    Raises:
-        LabkitError: another merge; with the line and key.
-    """
-    root = compose(read_text(path, "merge configuration"), shown(path))
-    entries = root.members("mergekit's configuration", MERGEKIT_KEYS)
-    if "merge_method" not in entries or "models" not in entries:
-        raise root.error("merge_method and models are needed; expected mergekit's configuration")
-    method = entries["merge_method"].text("a merge method")
-    if method != "task_arithmetic":
-        raise entries["merge_method"].error(
-            f"{shown(method)!r} is a merge that labkit does not make; expected task_arithmetic, "
-            "which adds what each model changes"
-        )
-    if "base_model" not in entries:
-        raise root.error("base_model is missing; task_arithmetic counts from it")
-    name = entries["base_model"].text("a model")
-    base = entries["base_model"].attempt(Checkpoint, _place(name, path))
-    shared = _parameters(entries.get("parameters"), ("weight", "normalize", "lambda"))
-    _refuse_scaling(shared)
-    terms, rests = [], set[float]()
-    for entry in entries["models"].items("a list of models"):
-        members = entry.members("model and parameters", ("model", "parameters"))
-        if "model" not in members:
-            raise entry.error("has no model")
-        model = members["model"].text("a model")
-        if model == name:
-            continue  # the base itself adds nothing
-        reference, plus, lora = model.partition("+")
-        if reference != name or not (plus and lora):
-            raise members["model"].error(
-                f"{shown(model)!r} is not {shown(name)}+LORA; labkit adds LoRAs to one base"
-            )
-        weight = _parameters(members.get("parameters"), ("weight",)).get("weight")
-        weight = weight or shared.get("weight")
-        if weight is None:
-            raise entry.error("has no weight")
-        gradient, patterns = _gradients(weight, base.layers)
-        adapter = members["model"].attempt(Adapter, _place(lora, path))
-        # A filter that names no module of this LoRA is nothing unusual there.
-        chosen = {
-            pattern: each
-            for pattern, each in patterns.items()
-            if any(pattern_matches(pattern, module) for module in adapter.modules)
-        }
-        term = Term(adapter, gradient, chosen)
-        terms.append(term)
-        for module in term.adapter.modules:
-            if base.layer_of(module) is None:
-                # mergekit gives what lies before the layers depth 0, and what lies after depth 1.
-                rests.add(term.gradient_for(module)[0 if "embed" in module else -1])
-    if not terms:
-        raise entries["models"].error("no model has a LoRA; expected base+lora")
-    dtype = entries.get("out_dtype") or entries.get("dtype")
-    if len(rests) > 1:
-        raise root.error(
-            "what the LoRAs change outside the layers has different weights "
-            f"({', '.join(map(str, sorted(rests)))}); labkit has one weight for all of it"
-        )
-    return (dtype or root).attempt(
-        lambda: Recipe(
-            base,
-            terms,
-            rests.pop() if rests else None,
-            dtype.text("a dtype") if dtype else "auto",
-        )
-    )
-
-
-def _place(name: str, path: Path) -> str:
-    here = user_path(name, path.parent)
-    return str(here.resolve()) if here.is_dir() else name
-
-
-def _parameters(entry: Entry | None, known: tuple[str, ...]) -> dict[str, Entry]:
-    return {} if entry is None else entry.members("parameters", known)
-
-
-def _refuse_scaling(shared: dict[str, Entry]) -> None:
-    for key, neutral in (("normalize", ("false", "False")), ("lambda", ("1", "1.0"))):
-        if key in shared and shared[key].text("a value") not in neutral:
-            raise shared[key].error(
-                f"is {shown(shared[key].node.value)}, which scales the weights again; expected "
-                f"{neutral[0]}: write the weights as they are to count"
-            )
-
-
-def _gradients(entry: Entry, layers: int) -> tuple[Gradient, dict[str, Gradient]]:
-    """Read a weight: a number, a list over depth, or lists with filters.
-
-    Returns:
-        the gradient, and those of module patterns.
-    """
-    patterns: dict[str, Gradient] = {}
-    conditions: list[tuple[str | None, Entry]] = [(None, entry)]
-    if isinstance(entry.node, yaml.SequenceNode):
-        items = entry.items("weights")
-        if any(isinstance(item.node, yaml.MappingNode) for item in items):
-            conditions = []
-            for item in items:
-                members = item.members("filter and value", ("filter", "value"))
-                if "value" not in members:
-                    raise item.error("has no value")
-                named = members["filter"].text("a filter") if "filter" in members else "*"
-                conditions.append((None if named == "*" else named, members["value"]))
-                if named == "*":
-                    break  # mergekit takes the first that applies
-    gradient = None
-    for part, value in conditions:
-        read = _depth_gradient(value, layers)
-        if part is None:
-            gradient = read
-        else:
-            # A filter is any part of a tensor's name; the first counts, as the last does here.
-            patterns = {f"*{part}*": read} | patterns
-    if gradient is None:
-        raise entry.error("has no value without a filter, which is needed for all other modules")
-    return gradient, patterns
-
-
-def _depth_gradient(entry: Entry, layers: int) -> Gradient:
-    if isinstance(entry.node, yaml.SequenceNode):
-        words = [item.text("a number") for item in entry.items("numbers")]
-    else:
-        words = [entry.text("a number or a list of numbers")]
-    anchors = entry.attempt(Gradient.parse, ",".join(words))
-    return Gradient.from_anchors(layers, list(anchors))
-
-
 def export_recipe(recipe: Recipe) -> str:
     """Write a recipe as mergekit's YAML, for the same merge there.
 
@@ -231,7 +86,8 @@ def export_recipe(recipe: Recipe) -> str:
     content["dtype"] = "float32"
     content["out_dtype"] = recipe.dtype if recipe.dtype != "auto" else _base_dtype(recipe)
     head = [
-        "# mergekit-yaml THIS_FILE merged",
+        # The LoRAs are merged into models of their own first, and those need a place.
+        "# mergekit-yaml THIS_FILE merged --lora-merge-cache merged-loras",
         *(f"# {shown(term.adapter.name)}: mean weight {term.weights.mean:.4g}, "
           f"{term.weights.runs()}" for term in recipe.terms),
         f"# {len(resolved.changes)} of {len(recipe.base.tensors)} tensors change",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.files.small_files import read_json, require_inside
 from labkit.files.tensor_file import StoredTensor, TensorFile, header_for
-from labkit.models.checkpoint import INDEX, LANGUAGE_CONFIGS
+from labkit.models.checkpoint import LANGUAGE_CONFIGS
+from labkit.models.model_files import INDEX
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan

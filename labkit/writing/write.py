@@ -29,6 +29,7 @@ from labkit.files.atomic_folder import (
 )
 from labkit.files.direct_io import hash_file
 from labkit.files.paths import user_path
+from labkit.files.references import require_as_on_hub
 from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.rounding import BUFFER_BYTES
@@ -93,6 +94,8 @@ def write(
             for term in plan.recipe.terms:
                 term.source.require_unchanged()
             read, written = _hashes(writer, others) if hashes else ({}, {})
+            for path, digest in read.items():
+                require_as_on_hub(Path(path), digest)
             receipt = _receipt(writer, out, began, read, written)
             _describe(plan, receipt, folder, read)
             (folder / "gradient.png").write_bytes(picture.result())

@@ -74,8 +74,9 @@ def ask(tmp_path):
     thread.start()
     ask_all = (
         "import sys, labkit.files.references as r, labkit.errors as e\n"
+        "def choose(_, names, fetch): return [name for name in names if name.endswith('.json')]\n"
         "for reference in sys.argv[1:]:\n"
-        "    try: print(r.locate(reference, 'base model', ['*.json']).folder)\n"
+        "    try: print(r.locate(reference, 'base model', choose).folder)\n"
         "    except e.LabkitError as error: print(error)\n"
     )
 

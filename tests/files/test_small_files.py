@@ -120,6 +120,67 @@ def test_links_stay_inside(tmp_path):
     assert "outside its folder" in refusal(require_inside, snapshot / "key")
 
 
+def test_links_of_a_cache_whose_blobs_lie_elsewhere(tmp_path):
+    disk, digest = tmp_path / "disk", "0123456789" * 4
+    disk.mkdir()
+    for name in (digest, "id_ed25519"):
+        (disk / name).write_text("text")
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "c"
+    (snapshot / "deep").mkdir(parents=True)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.symlink_to(disk)
+    (snapshot / "config.json").symlink_to(f"../../blobs/{digest}")
+    (snapshot / "deep" / "config.json").symlink_to(f"../../../blobs/{digest}")
+    (snapshot / "LICENSE").symlink_to("../../blobs/id_ed25519")
+    require_inside(snapshot / "config.json")
+    require_inside(snapshot / "deep" / "config.json")
+    assert f"is a link to {disk / 'id_ed25519'}, outside" in refusal(
+        require_inside, snapshot / "LICENSE"
+    )
+    # The blobs may be links one by one.
+    blobs.unlink()
+    blobs.mkdir()
+    (blobs / digest).symlink_to(disk / digest)
+    require_inside(snapshot / "config.json")
+    (blobs / digest).unlink()
+    (blobs / digest).symlink_to(disk / "id_ed25519")
+    assert "outside its folder" in refusal(require_inside, snapshot / "config.json")
+
+
+def test_a_folder_of_links_to_a_model(tmp_path):
+    model, farm = tmp_path / "model", tmp_path / "farm"
+    model.mkdir()
+    farm.mkdir()
+    for name in ("model.safetensors", "config.json", "LICENSE"):
+        (model / name).write_text("text")
+        (farm / name).symlink_to(model / name)
+        require_inside(farm / name)
+    again = tmp_path / "again"
+    again.mkdir()
+    for name in ("config.json", "LICENSE"):
+        (again / name).symlink_to(farm / name)  # links to links
+        require_inside(again / name)
+    (again / "model-1.safetensors").symlink_to(model / "model.safetensors")
+    require_inside(again / "model-1.safetensors")
+    # To a model's file under another name, to a file beside no weights, and to what is no weights.
+    (tmp_path / "key.pem").write_text("secret")
+    (tmp_path / "USE_POLICY.md").write_text("secret")
+    for name, target in (
+        ("NOTICE", model / "LICENSE"),
+        ("USE_POLICY.md", tmp_path / "USE_POLICY.md"),
+        ("model.bin", tmp_path / "key.pem"),
+        ("pytorch_model.bin", model / "model.safetensors"),
+    ):
+        (farm / name).symlink_to(target)
+        assert f"{farm / name} is a link to {target}, outside" in refusal(
+            require_inside, farm / name
+        )
+    (again / "USE_POLICY.md").symlink_to(farm / "USE_POLICY.md")
+    assert f"link to {tmp_path / 'USE_POLICY.md'}" in refusal(
+        require_inside, again / "USE_POLICY.md"
+    )
+
+
 def test_a_file_that_changes_is_noticed(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"a": 1}')

@@ -112,6 +112,9 @@ def test_the_seed_for_mergekit(tiny_base, tiny_adapter):
     recipe = lk.Recipe(str(tiny_base), [lk.Term(str(tiny_adapter), ramp, {"mlp": "1,0x3"})])
     text = export_recipe(recipe)
     content = yaml.safe_load(text)
+    assert text.splitlines()[0] == (
+        "# mergekit-yaml THIS_FILE merged --lora-merge-cache merged-loras"
+    )
     assert content["merge_method"] == "task_arithmetic"
     assert content["models"][0]["model"] == f"{tiny_base}+{tiny_adapter}"
     assert "value: [0, 0, 0.5, 1]" in text
@@ -135,7 +138,8 @@ def test_outside_the_layers(tmp_path, tiny_base, mergekit):
     assert weight_there(setting, "lm_head.weight", 1) == 0.25
     path = mergekit("weight: [0, 1]", model=f"{base}+{lora}")
     path.write_text(path.read_text().replace(str(tiny_base), str(base)))
-    assert import_recipe(path).rest == 1
+    # Since 0.1 mergekit gives what lies behind the layers depth 0, like what lies before them.
+    assert import_recipe(path).rest == 0
     path.write_text(text)
     assert import_recipe(path).rest == 0.25
 
@@ -148,7 +152,9 @@ def test_wrong_mergekit(mergekit, tiny_base):
     fails("line 1, merge_method: 'slerp' is a merge that labkit does not make; expected task_ar",
           head="merge_method: slerp")  # fmt: skip
     fails("line 1: merge_method and models are needed", head="dtype: float16")
-    fails("line 8, slices: is an unknown key; known are merge_method", more="slices: []\n")
+    fails("line 8, slices: stands beside models; expected one of the two", more="slices: []\n")
+    fails("line 8, layer_slices: is an unknown key; known are merge_method",
+          more="layer_slices: []\n")  # fmt: skip
     fails("line 9, parameters.normalize: is true, which scales the weights again; expected false",
           more="parameters:\n  normalize: true\n")  # fmt: skip
     fails("line 9, parameters.lambda: is 2, which scales the weights again; expected 1",

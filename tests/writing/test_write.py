@@ -141,6 +141,28 @@ def test_another_dtype(tiny_base, tiny_adapter, out, dtype):
     assert lk.verify(out, progress=False).tensors_computed == 21
 
 
+def test_a_damaged_download_is_not_merged(tiny_base, tiny_adapter, tmp_path, out):
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / "c"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for path in tiny_base.iterdir():
+        blob = cache / "blobs" / hash_file(path)
+        shutil.copy(path, blob)
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob.name}")
+    lk.plan(snapshot, tiny_adapter, "1x4").write(out, progress=False)
+    weights = next(snapshot.glob("*.safetensors")).resolve()
+    with weights.open("r+b") as file:  # one bit of the last number
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    again = tmp_path / "again"
+    with pytest.raises(lk.LabkitError, match=f"its download is damaged; remove {weights}, and st"):
+        lk.plan(snapshot, tiny_adapter, "1x4").write(again, progress=False)
+    assert not again.exists()
+
+
 def test_a_number_too_large_for_the_dtype_is_refused(tmp_path, tiny_adapter, out):
     from safetensors.torch import load_file, save_file
 

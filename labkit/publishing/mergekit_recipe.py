@@ -1,0 +1,412 @@
+"""Reads mergekit's YAML where it describes LoRAs that are added to one base by layer.
+
+By mergekit 0.1.4 (arcee-ai/mergekit, `mergekit/config.py`, `plan.py` and `merge_methods`), layer
+`i` of a slice of `n` layers has the depth `i / (n - 1)`, a single one depth 1, and a list of
+numbers is interpolated over it. What lies before and behind the layers has depth 0 (until 0.0.6,
+what lies behind them had depth 1). A model written `base+lora` is the base with the whole LoRA.
+
+So these are merges that labkit makes, computed there from weights rounded once more on the way:
+
+- `task_arithmetic` adds `Σ w·(W_model - W_base)`.
+- `linear` is `Σ w·W_model / Σ w`. With models that are all the same base, with and without LoRAs,
+  it adds `w / Σ w` of each LoRA.
+- `passthrough` takes one model as it is, or other ones for other layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from labkit.errors import shown
+from labkit.files.paths import user_path
+from labkit.files.small_files import read_text
+from labkit.gradients.gradient import Gradient
+from labkit.merging.recipe import Recipe, Term, pattern_matches
+from labkit.merging.recipe_file import Entry, compose
+from labkit.models.adapter import Adapter
+from labkit.models.checkpoint import Checkpoint
+
+KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype",
+        "tokenizer_source", "tokenizer", "chat_template")  # fmt: skip
+PARAMETERS = {
+    "task_arithmetic": ("weight", "normalize", "lambda", "int8_mask", "rescale"),
+    "linear": ("weight", "normalize", "int8_mask"),
+    "passthrough": ("scale", "int8_mask"),
+}
+"""Each method, and what it may be told for all models. `int8_mask` and `rescale` have no effect on
+these methods."""
+OWN_PARAMETER = {"task_arithmetic": "weight", "linear": "weight", "passthrough": "scale"}
+"""What each model may be told."""
+YES, NO, ONE = ("true", "True", "1", "1.0"), ("false", "False", "0", "0.0"), ("1", "1.0")
+NEVER = 0.0
+
+
+@dataclass(frozen=True)
+class Values:
+    """A number for each layer of a slice, and the one that counts outside the layers."""
+
+    outside: float
+    layers: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A weight as mergekit has it: `filters` are parts of names, the first that applies counts."""
+
+    default: Values
+    filters: Mapping[str, Values]
+
+    def for_filter(self, part: str) -> Values:
+        """What it says of tensors with a part of a name, if no other filter applies to them."""
+        return self.filters.get(part, self.default)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a slice: the base, or the base with a LoRA.
+
+    Attributes:
+        entry: where it is named.
+        lora: the LoRA's name; empty for the base itself.
+        parameters: what it is told, and what all are told, the nearest first.
+    """
+
+    entry: Entry
+    lora: str
+    parameters: tuple[Mapping[str, Entry], ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some layers in a row, and the models that they are merged from.
+
+    Attributes:
+        entry: where it stands.
+        layers: how many layers it has.
+        models: the models.
+        normalize: whether the weights are divided by their sum.
+    """
+
+    entry: Entry
+    layers: int
+    models: tuple[Model, ...]
+    normalize: bool
+
+
+def from_mergekit(path: Path) -> Recipe:
+    """Read mergekit's YAML, where it describes LoRAs that are added to one base by layer.
+
+    Raises:
+        LabkitError: another merge; with the line and key.
+    """
+    root = compose(read_text(path, "merge configuration"), shown(path))
+    entries = root.members("mergekit's configuration", KEYS)
+    if "merge_method" not in entries or not {"models", "slices"} & entries.keys():
+        raise root.error(
+            "merge_method and models are needed, or slices; expected mergekit's configuration"
+        )
+    if {"models", "slices"} <= entries.keys():
+        raise entries["slices"].error("stands beside models; expected one of the two, as there")
+    method = entries["merge_method"].text("a merge method")
+    if method not in PARAMETERS:
+        raise entries["merge_method"].error(
+            f"{shown(method)!r} is a merge that labkit does not make; expected task_arithmetic, "
+            "which adds what each model changes, or linear or passthrough of one base"
+        )
+    what = entries.get("models") or entries["slices"]
+    named = _base_entry(entries, method, what, root)
+    name = named.text("a model").partition("+")[0]
+    base = named.attempt(Checkpoint, _place(name, path))
+    slices = list(_slices(entries, method, name, base.layers))
+    settings = [_settings(part, method) for part in slices]
+    loras = {model.lora: model.entry for part in slices for model in part.models if model.lora}
+    if not loras:
+        raise what.error("no model has a LoRA; expected base+lora")
+    terms, rests = [], set[float]()
+    for lora, entry in loras.items():
+        adapter = entry.attempt(Adapter, _place(lora, path))
+        term, rest = _term(entry, base, adapter, [each.get(lora) for each in settings], slices)
+        terms.append(term)
+        rests |= rest
+    if len(rests) > 1:
+        raise root.error(
+            "what the LoRAs change outside the layers has different weights "
+            f"({', '.join(map(str, sorted(rests)))}); labkit has one weight for all of it"
+        )
+    dtype = entries.get("out_dtype") or entries.get("dtype")
+    return (dtype or root).attempt(
+        lambda: Recipe(
+            base,
+            terms,
+            rests.pop() if rests else None,
+            dtype.text("a dtype") if dtype else "auto",
+        )
+    )
+
+
+def _base_entry(entries: dict[str, Entry], method: str, what: Entry, root: Entry) -> Entry:
+    """Where the base is named: by base_model, or as a part of the first model."""
+    if "base_model" in entries:
+        if "+" in entries["base_model"].text("a model"):
+            raise entries["base_model"].error("is a model with a LoRA; expected a plain base")
+        return entries["base_model"]
+    if method == "task_arithmetic":
+        raise root.error("base_model is missing; task_arithmetic counts from it")
+    items = what.items("a list of models or slices")
+    first = items[0].members("a model or slice") if items else {}
+    if "sources" in first:
+        sources = first["sources"].items("a list of models")
+        first = sources[0].members("a model") if sources else {}
+    if "model" not in first:
+        raise what.error("no model has a LoRA; expected base+lora")
+    return first["model"]
+
+
+def _place(name: str, path: Path) -> str:
+    here = user_path(name, path.parent)
+    return str(here.resolve()) if here.is_dir() else name
+
+
+def _slices(entries: dict[str, Entry], method: str, base: str, layers: int) -> Iterator[Slice]:
+    """Read the slices; `models` are one slice with all layers."""
+    shared = _parameters(entries.get("parameters"), PARAMETERS[method])
+    if "models" in entries:
+        found = [
+            _model(entry, entry.members("model and parameters", ("model", "parameters")),
+                   method, base, (shared,))
+            for entry in entries["models"].items("a list of models")
+        ]  # fmt: skip
+        yield _slice(entries["models"], layers, found, method, (shared,))
+        return
+    stop = 0
+    for entry in entries["slices"].items("a list of slices"):
+        members = entry.members("a slice", ("sources", "base_model", "parameters"))
+        if "sources" not in members:
+            raise entry.error("has no sources")
+        if "base_model" in members and members["base_model"].text("a model") != base:
+            raise members["base_model"].error(f"is another base than {shown(base)}")
+        all_shared = (_parameters(members.get("parameters"), PARAMETERS[method]), shared)
+        found, stops = [], set()
+        for source in members["sources"].items("a list of models"):
+            told = source.members("a source", ("model", "layer_range", "parameters"))
+            if "layer_range" not in told:
+                raise source.error("has no layer_range")
+            stops.add(_stop(told["layer_range"], stop, layers))
+            found.append(_model(source, told, method, base, all_shared))
+        if len(stops) != 1:
+            raise members["sources"].error("have different layers; expected the same of each")
+        start, stop = stop, stops.pop()
+        yield _slice(entry, stop - start, found, method, all_shared)
+    if stop != layers:
+        raise entries["slices"].error(
+            f"the slices hold {stop} layers and the base has {layers}; labkit keeps all layers"
+        )
+
+
+def _stop(entry: Entry, start: int, layers: int) -> int:
+    """Where a source's layers end, if they are the next ones of the base."""
+    words = [item.text("a number") for item in entry.items("a list of two numbers")]
+    if len(words) == 2 and words[0] == str(start) and words[1].isascii() and words[1].isdecimal():
+        stop = int(words[1][:9])
+        if start < stop <= layers:
+            return stop
+    raise entry.error(
+        f"is [{shown(', '.join(words))}]; labkit keeps the base's {layers} layers as they stand, "
+        f"none left out, moved or repeated: expected a range that begins with {start}"
+    )
+
+
+def _model(
+    entry: Entry,
+    members: dict[str, Entry],
+    method: str,
+    base: str,
+    shared: tuple[Mapping[str, Entry], ...],
+) -> Model:
+    if "model" not in members:
+        raise entry.error("has no model")
+    name = members["model"].text("a model")
+    reference, plus, lora = name.partition("+")
+    if reference != base or bool(plus) != bool(lora):
+        raise members["model"].error(
+            f"{shown(name)!r} is not {shown(base)}+LORA; labkit adds LoRAs to one base"
+        )
+    own = _parameters(members.get("parameters"), (OWN_PARAMETER[method],))
+    return Model(members["model"], lora, (own, *shared))
+
+
+def _slice(
+    entry: Entry,
+    layers: int,
+    models: list[Model],
+    method: str,
+    shared: tuple[Mapping[str, Entry], ...],
+) -> Slice:
+    for index, model in enumerate(models):
+        if model.lora and model.lora in {earlier.lora for earlier in models[:index]}:
+            raise model.entry.error("stands here for the second time; remove one of the two")
+    if method == "passthrough" and len(models) != 1:
+        raise entry.error(f"passthrough takes one model, found {len(models)}")
+    normalize = method == "linear"
+    for told in reversed(shared):
+        if method == "linear" and "normalize" in told:
+            value = told["normalize"].text("true or false")
+            if value not in YES + NO:
+                raise told["normalize"].error(f"is {shown(value)}; expected true or false")
+            normalize = value in YES
+        else:
+            _require_neutral(told, "normalize", NO)
+        _require_neutral(told, "lambda", ONE)
+    return Slice(entry, layers, tuple(models), normalize)
+
+
+def _parameters(entry: Entry | None, known: tuple[str, ...]) -> dict[str, Entry]:
+    return {} if entry is None else entry.members("parameters", known)
+
+
+def _require_neutral(told: Mapping[str, Entry], key: str, neutral: tuple[str, ...]) -> None:
+    if key in told and told[key].text("a value") not in neutral:
+        raise told[key].error(
+            f"is {shown(told[key].node.value)}, which scales the weights again; expected "
+            f"{neutral[0]}: write the weights as they are to count"
+        )
+
+
+def _settings(part: Slice, method: str) -> dict[str, Setting]:
+    """How much of each LoRA a slice adds to the base."""
+    if method == "passthrough":
+        [model] = part.models
+        for parameters in model.parameters:
+            _require_neutral(parameters, "scale", ONE)
+        return {model.lora: Setting(Values(1.0, (1.0,) * part.layers), {})}
+    if method == "task_arithmetic":
+        added = [model for model in part.models if model.lora]  # the base itself adds nothing
+        return {model.lora: _setting(model, part.layers) for model in added}
+    told = [_setting(model, part.layers) for model in part.models]
+    lists = {tuple(setting.filters) for setting in told if setting.filters}
+    if len(lists) > 1:
+        raise part.entry.error("the models have different filters; give all of them the same ones")
+    made = {}
+    for index, model in enumerate(part.models):
+        if model.lora:
+            default = _share(part, [setting.default for setting in told], index)
+            filters = {
+                name: _share(part, [setting.for_filter(name) for setting in told], index)
+                for name in (next(iter(lists)) if lists else ())
+            }
+            made[model.lora] = Setting(default, filters)
+    return made
+
+
+def _share(part: Slice, told: list[Values], index: int) -> Values:
+    """The share of one of the models in all."""
+    shares = []
+    for weights in zip(*((values.outside, *values.layers) for values in told), strict=True):
+        whole = math.fsum(weights)
+        if part.normalize and abs(whole) < 1e-9:
+            raise part.entry.error("the weights add up to 0, by which mergekit divides them")
+        if not part.normalize and not math.isclose(whole, 1, rel_tol=1e-6):
+            raise part.entry.error(
+                f"the weights add up to {whole:.6g}, which scales the base itself; expected 1, or "
+                "normalize: true"
+            )
+        shares.append(weights[index] / whole if part.normalize else weights[index])
+    return Values(shares[0], tuple(shares[1:]))
+
+
+def _setting(model: Model, layers: int) -> Setting:
+    """Read a model's weight: a number, a list over depth, or lists with filters."""
+    filters: dict[str, Values] = {}
+    told = [parameters["weight"] for parameters in model.parameters if "weight" in parameters]
+    if not told:
+        raise model.entry.error("has no weight")
+    for entry in told:
+        for name, value in _conditions(entry):
+            if name is None:
+                return Setting(_values(value, layers), filters)
+            filters.setdefault(name, _values(value, layers))  # the first that applies counts
+    raise told[0].error("has no value without a filter, which is needed for all other modules")
+
+
+def _conditions(entry: Entry) -> Iterator[tuple[str | None, Entry]]:
+    """The filters of a weight, None for one that always applies, and their values."""
+    items = entry.items("weights") if isinstance(entry.node, yaml.SequenceNode) else [entry]
+    if not any(isinstance(item.node, yaml.MappingNode) for item in items):
+        yield None, entry
+        return
+    for item in items:
+        members = item.members("filter and value", ("filter", "value"))
+        if "value" not in members:
+            raise item.error("has no value")
+        named = members["filter"].text("a filter") if "filter" in members else "*"
+        yield None if named == "*" else named, members["value"]
+
+
+def _values(entry: Entry, layers: int) -> Values:
+    if isinstance(entry.node, yaml.SequenceNode):
+        words = [item.text("a number") for item in entry.items("numbers")]
+    else:
+        words = [entry.text("a number or a list of numbers")]
+    anchors = list(entry.attempt(Gradient.parse, ",".join(words)))
+    single = layers == 1  # mergekit takes depth 1 there
+    read = anchors[-1:] if single else Gradient.from_anchors(layers, anchors)
+    return Values(anchors[0], tuple(read))
+
+
+def _term(
+    entry: Entry,
+    base: Checkpoint,
+    adapter: Adapter,
+    settings: list[Setting | None],
+    slices: list[Slice],
+) -> tuple[Term, set[float]]:
+    """Join what the slices say of one LoRA.
+
+    Returns:
+        the term, and the weights of what the LoRA changes outside the layers.
+    """
+    absent = [Setting(Values(NEVER, (NEVER,) * part.layers), {}) for part in slices]
+    told = [setting or none for setting, none in zip(settings, absent, strict=True)]
+    lists = {tuple(setting.filters) for setting in told if setting.filters}
+    if len(lists) > 1:
+        raise entry.error("has different filters in different slices; give it the same ones")
+    filters = next(iter(lists)) if lists else ()
+    parts = [part for part in adapter.parts if adapter.why_skipped(part, base) is None]
+    names = {f"{part.name}.{part.parameter}": part.name for part in parts}
+    patterns = {
+        pattern: _joined([setting.for_filter(name) for setting in told])
+        # The first filter that applies counts there, and the last pattern here.
+        for name in reversed(filters)
+        if (pattern := _pattern(entry, name, names))
+    }
+    rests = set()
+    for tensor, module in names.items():
+        if base.layer_of(module) is None:
+            chosen = told[0 if "embed" in module else -1]
+            applied = next((name for name in filters if name in tensor), None)
+            values = chosen.default if applied is None else chosen.for_filter(applied)
+            rests.add(values.outside)
+    return Term(adapter, _joined([setting.default for setting in told]), patterns), rests
+
+
+def _joined(values: list[Values]) -> Gradient:
+    return Gradient(weight for each in values for weight in each.layers)
+
+
+def _pattern(entry: Entry, part: str, names: Mapping[str, str]) -> str | None:
+    """The module pattern for a filter; None if it names nothing of this LoRA, as may be."""
+    wanted = {module for tensor, module in names.items() if part in tensor}
+    if not wanted:
+        return None
+    for pattern in (f"*{part}*", f"*{part.removesuffix('.weight')}", "*"):
+        if {name for name in names.values() if pattern_matches(pattern, name)} == wanted:
+            return pattern
+    raise entry.error(
+        f"has the filter {shown(part)!r}, which no module pattern of labkit says; expected a part "
+        "of a module's name"
+    )
