@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from labkit.files.tensor_file import StoredTensor
 from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.kinds.part import CHECKED_ELEMENTS, Match, Part
+from labkit.models.source import Source
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,6 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
     matched: list[Contribution] = []
     taken: dict[tuple[object, ...], Part] = {}
     for part, matches in found:
-        for tensor in part.tensors:
-            check_numbers(tensor, source.describe(part))
         for match in matches:
             key = (type(part), match.tensor.name, match.expert, match.rows, match.block)
             if key in taken:
@@ -146,22 +146,24 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
             LedgerRow(source.name, t.name, "matched", first, base.layer_of(first), weight)
             for t in part.tensors
         ]
+    check_numbers([part for part, _ in found], source)
     return rows, matched
 
 
 def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contribution:
-    base = recipe.base
-    where = term.source.describe(part)
+    base, describe = recipe.base, term.source.describe
     _ = match.tensor.float_dtype  # refuses a tensor that is not stored in floating-point numbers
     transposed = part.orientation(match, base)
     if transposed is None:
-        raise LabkitError(f"{where} {part.misfit(match)}; the adapter was made for another model")
+        raise LabkitError(
+            f"{describe(part)} {part.misfit(match)}; the adapter was made for another model"
+        )
     layer = base.layer_of(match.tensor.name)
     if layer is not None:
         weight = term.gradient_for(part.name)[layer]
     elif recipe.rest is None:
         raise LabkitError(
-            f"{where} lies outside the layers, and no layer weight counts for it; say how much of "
+            f"{describe(part)} lies outside the layers, and no layer weight counts for it; say how much of "
             "it to add with rest (--rest 1 for all of it, --rest 0 for none)"
         )
     else:
@@ -170,14 +172,45 @@ def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contr
     return Contribution(part, replace(match, transposed=transposed), weight, for_head)
 
 
-def check_numbers(tensor: StoredTensor, where: str) -> None:
-    """Check that a tensor of an adapter holds finite numbers only.
+def check_numbers(parts: Sequence[Part], source: Source) -> None:
+    """Check that parts hold finite numbers only.
 
     Raises:
-        LabkitError: some are NaN or infinite.
+        LabkitError: some are NaN or infinite; it names the first part that holds such.
     """
-    bad = sum(not_finite(block) for _, block in tensor.blocks(CHECKED_ELEMENTS))
-    refuse_not_finite(bad, tensor, where)
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    bad = {tensor for run in _runs(tensors) if _not_finite_in(_as_one(run)) for tensor in run}
+    for part in parts:
+        for tensor in part.tensors:
+            if tensor in bad:
+                refuse_not_finite(_not_finite_in(tensor), tensor, source.describe(part))
+
+
+def _runs(tensors: Iterable[StoredTensor]) -> list[list[StoredTensor]]:
+    """Group tensors that follow each other in a file and have one dtype: thousands may be small."""
+    runs: list[list[StoredTensor]] = []
+    for tensor in sorted(tensors, key=lambda one: (str(one.file), one.start, one.stop)):
+        last = runs[-1][-1] if runs else None
+        if (
+            last is not None
+            and (last.file, last.stop, last.dtype) == (tensor.file, tensor.start, tensor.dtype)
+        ):
+            runs[-1].append(tensor)
+        else:
+            runs.append([tensor])
+    return runs
+
+
+def _as_one(run: Sequence[StoredTensor]) -> StoredTensor:
+    """Tensors that follow each other, as one to read."""
+    if len(run) == 1:
+        return run[0]
+    elements = sum(tensor.elements for tensor in run)
+    return replace(run[0], shape=(elements,), stop=run[-1].stop)
+
+
+def _not_finite_in(tensor: StoredTensor) -> int:
+    return sum(not_finite(block) for _, block in tensor.blocks(CHECKED_ELEMENTS))
 
 
 def not_finite(values: np.ndarray) -> int:

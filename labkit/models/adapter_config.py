@@ -95,6 +95,7 @@ class AdapterConfig:
         self._seconds_left = LONGEST_MATCH_SECONDS
         self._sets: dict[str, frozenset[str]] = {}
         self._patterns: dict[str, _Patterns] = {}
+        self._targeted: dict[tuple[str, str | None], bool] = {}
         self._refuse_other_kinds()
 
     mlx = False
@@ -121,6 +122,12 @@ class AdapterConfig:
             model_type: the base's; a config that names no modules means PEFT's usual ones of that
                 type, and where there are none, or no base is known, all that the file holds.
         """
+        asked = (module, model_type)
+        if asked not in self._targeted:
+            self._targeted[asked] = self._asks_for(module, model_type)
+        return self._targeted[asked]
+
+    def _asks_for(self, module: str, model_type: str | None) -> bool:
         excluded = self.get("exclude_modules")
         if excluded and self._selects(excluded, module, "exclude_modules"):
             return False
@@ -374,9 +381,10 @@ class _Patterns:
 def _ends_of(module: str) -> Iterator[str]:
     """A module's name, and what is behind each of its dots."""
     yield module
-    for position, character in enumerate(module):
-        if character == ".":
-            yield module[position + 1 :]
+    position = module.find(".")
+    while position >= 0:
+        yield module[position + 1 :]
+        position = module.find(".", position + 1)
 
 
 def _named_in(names: frozenset[str], module: str) -> bool:

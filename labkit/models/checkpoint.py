@@ -92,7 +92,10 @@ class Checkpoint(Opened):
     def layer_of(self, name: str) -> int | None:
         """Tell which decoder layer a tensor or module belongs to; None if outside the layers."""
         prefix, number, _ = split_layer(name)
-        if number is None or without_wrappers(prefix) != without_wrappers(self.layer_prefix):
+        if number is None:
+            return None
+        wrapped = prefix != self.layer_prefix
+        if wrapped and without_wrappers(prefix) != without_wrappers(self.layer_prefix):
             return None
         # Some models keep extra prediction layers behind the declared ones; those are no decoder
         # layers of the stack.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from labkit.errors import LabkitError, shown
@@ -32,16 +32,16 @@ class ModuleTensors:
         module: the module's name in the base.
         tensors: what each is ("lora_A", "magnitude", …) -> the tensor.
         config: the adapter's config.
-        where: how errors name the module.
     """
 
     module: str
     tensors: dict[str, StoredTensor]
     config: AdapterConfig
-    where: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.where = f"module {shown(self.module)!r} of {shown(self.config.name)}"
+    @property
+    def where(self) -> str:
+        """How errors name the module."""
+        return f"module {shown(self.module)!r} of {shown(self.config.name)}"
 
 
 def require_saved(where: str, *tensors: StoredTensor) -> None:
