@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -129,23 +131,14 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
             f"{'; …' if len(problems) > 3 else ''}; {source.wanted_base(base)}"
         )
     matched: list[Contribution] = []
-    taken: dict[tuple[object, ...], Part] = {}
     for part, matches in found:
-        for match in matches:
-            key = (type(part), match.tensor.name, match.expert, match.rows, match.block)
-            if key in taken:
-                raise LabkitError(
-                    f"{source.describe(part)} and {shown(taken[key].name)!r} both name the base's "
-                    f"{shown(match.tensor.name)!r}; the file seems to hold several adapters; save "
-                    "one by itself"
-                )
-            taken[key] = part
-            matched.append(_contribution(term, recipe, part, match))
+        matched += [_contribution(term, recipe, part, match) for match in matches]
         first, weight = matches[0].tensor.name, matched[-1].weight
         rows += [
             LedgerRow(source.name, t.name, "matched", first, base.layer_of(first), weight)
             for t in part.tensors
         ]
+    _require_one_adapter(matched, source)
     check_numbers([part for part, _ in found], source)
     return rows, matched
 
@@ -170,6 +163,29 @@ def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contr
         weight = float(recipe.rest)
     for_head = part.follows_tie or term.source.gives_head(base)
     return Contribution(part, replace(match, transposed=transposed), weight, for_head)
+
+
+def _require_one_adapter(matched: Sequence[Contribution], source: Source) -> None:
+    """Check that no two parts of one kind change the same rows of a tensor.
+
+    Raises:
+        LabkitError: two do, as where a file holds several adapters.
+    """
+    spans: dict[tuple[object, str], list[tuple[int, int, Part]]] = defaultdict(list)
+    for one in matched:
+        # All that has factors would be added up; one parameter can also have a change of each
+        # other kind.
+        kind = "factors" if one.part.rank else type(one.part)
+        first, last = one.match.block or (0, max(one.match.tensor.matrix_shape[0], 1))
+        spans[kind, one.match.tensor.name].append((first, last, one.part))
+    for (_, name), of_tensor in spans.items():
+        of_tensor.sort(key=lambda span: span[:2])
+        for (_, last, former), (first, _, latter) in pairwise(of_tensor):
+            if first < last:
+                raise LabkitError(
+                    f"{source.describe(latter)} and {shown(former.name)!r} both name the base's "
+                    f"{shown(name)!r}; the file seems to hold several adapters; save one by itself"
+                )
 
 
 def check_numbers(parts: Sequence[Part], source: Source) -> None:

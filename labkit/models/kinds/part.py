@@ -62,20 +62,23 @@ def require_saved(where: str, *tensors: StoredTensor) -> None:
 
 @dataclass(frozen=True)
 class Match:
-    """A tensor of the base that a part changes, or one slice of the part's.
+    """A tensor of the base that a part changes, and which of its rows are the part's.
 
     Attributes:
         tensor: the base's tensor.
-        expert: of a stack of experts, the one whose own tensor this is.
-        rows: of the part's rows, those that this tensor gets: first, and behind the last.
-        block: of a tensor that holds several matrices, the row at which the part's begins.
+        expert: the number of the expert that the tensor belongs to, where the part is a stack of
+            experts and the base keeps each in tensors of its own.
+        rows: of the part's rows, those that this tensor gets (the first, and the one after the
+            last), where the base splits what the part holds in one. None for all.
+        block: of the tensor's rows, those that the part changes (likewise), where the base holds
+            several modules in one tensor. None for all.
         transposed: the base stores this tensor as in × out.
     """
 
     tensor: StoredTensor
     expert: int | None = None
     rows: tuple[int, int] | None = None
-    block: int | None = None
+    block: tuple[int, int] | None = None
     transposed: bool = False
 
 
