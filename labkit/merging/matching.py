@@ -156,8 +156,8 @@ def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contr
         weight = term.gradient_for(part.name)[layer]
     elif recipe.rest is None:
         raise LabkitError(
-            f"{describe(part)} lies outside the layers, and no layer weight counts for it; say how much of "
-            "it to add with rest (--rest 1 for all of it, --rest 0 for none)"
+            f"{describe(part)} lies outside the layers, and no layer weight counts for it; say "
+            "how much of it to add with rest (--rest 1 for all of it, --rest 0 for none)"
         )
     else:
         weight = float(recipe.rest)
@@ -207,9 +207,10 @@ def _runs(tensors: Iterable[StoredTensor]) -> list[list[StoredTensor]]:
     runs: list[list[StoredTensor]] = []
     for tensor in sorted(tensors, key=lambda one: (str(one.file), one.start, one.stop)):
         last = runs[-1][-1] if runs else None
-        if (
-            last is not None
-            and (last.file, last.stop, last.dtype) == (tensor.file, tensor.start, tensor.dtype)
+        if last is not None and (last.file, last.stop, last.dtype) == (
+            tensor.file,
+            tensor.start,
+            tensor.dtype,
         ):
             runs[-1].append(tensor)
         else:

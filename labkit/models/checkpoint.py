@@ -351,8 +351,8 @@ def _declared_layers(config: dict[str, Any], folder: Path) -> int | None:
     if said:
         key, count = said[0]
         raise LabkitError(
-            f"{shown(folder / 'config.json')} has {key} {shown(count)}; expected a number of layers, "
-            "1 or more"
+            f"{shown(folder / 'config.json')} has {key} {shown(count)}; expected a number of "
+            "layers, 1 or more"
         )
     return None
 

@@ -117,7 +117,16 @@ class LoraModule(Part):
         straight, turned = found == expected, found == expected[::-1]
         if straight and turned:
             return base.config.get("model_type") in CONV1D_MODELS
-        return turned if straight or turned else None
+        if straight or turned:
+            return turned
+        # A head may know more tokens than the base's, which then grows.
+        grows = match.tensor.name in base.vocabulary and found[1:] == expected[1:]
+        return False if grows and expected[0] > found[0] else None
+
+    def vocabulary(self, tensor: StoredTensor) -> int | None:
+        """How many tokens a head's has."""
+        straight = len(tensor.shape) == 2 and tensor.shape[1] == self.shape[1]
+        return self.shape[0] if straight else None
 
     def misfit(self, match: Match) -> str:
         """Say which rows are meant, where the base's tensor holds other modules too."""
@@ -125,9 +134,9 @@ class LoraModule(Part):
             return super().misfit(match)
         first, last = match.block
         return (
-            f"changes a tensor of shape {self.shape}, but the base keeps that module in rows {first} "
-            f"to {last - 1} of {shown(match.tensor.name)!r}, which are {last - first} rows of width "
-            f"{match.tensor.shape[-1]}"
+            f"changes a tensor of shape {self.shape}, but the base keeps that module in rows "
+            f"{first} to {last - 1} of {shown(match.tensor.name)!r}, which are {last - first} rows "
+            f"of width {match.tensor.shape[-1]}"
         )
 
     def product(self) -> LowRank:

@@ -59,6 +59,16 @@ def test_the_formula(made, tmp_path, weight):
     compare(labkits(resolve(base, adapter, weight)), expected, expected, atol=1e-12)
 
 
+def test_new_tokens_are_refused(made, tmp_path):
+    """The norms run over rows that the base has not."""
+    base = made("llama")
+    adapter = train(
+        tmp_path / "a", base, resize=101, target_modules=["embed_tokens", "lm_head"], use_dora=True
+    )
+    with pytest.raises(LabkitError, match=r"changes a tensor of shape .*101.*another model"):
+        resolve(base, adapter)
+
+
 def test_errors(made, tmp_path):
     tensors, _ = factors(MODULE, 48, 32)
 

@@ -57,7 +57,9 @@ def test_other_sizes_are_refused(made, tmp_path):
     for tokens, width in ((90, 32), (96, 31)):
         tensors, _ = embedding_factors(tokens, width)
         adapter = write_adapter(tmp_path / "a", tensors, target_modules=["embed_tokens"])
-        with pytest.raises(LabkitError, match=r"changes a tensor of shape .*made for another model"):
+        with pytest.raises(
+            LabkitError, match=r"changes a tensor of shape .*made for another model"
+        ):
             resolve(made("llama"), adapter)
     half = {f"{EMBEDDING}.lora_embedding_A": np.ones((2, 96))}
     adapter = write_adapter(tmp_path / "a", half, target_modules=["embed_tokens"])

@@ -32,9 +32,7 @@ def test_as_peft(made, tmp_path, inner, on_disk, parameters):
     base = made("qwen3_moe", moe_intermediate_size=inner)
     if on_disk == "stacked":
         base = stacked(tmp_path / "base", base)
-    adapter = train(
-        tmp_path / "a", base, target_modules=["q_proj"], target_parameters=parameters
-    )
+    adapter = train(tmp_path / "a", base, target_modules=["q_proj"], target_parameters=parameters)
     found, expected = labkits(resolve(base, adapter)), pefts(base, adapter)
     if on_disk == "each":
         for layer in range(3):
@@ -100,7 +98,9 @@ def test_errors(made, tmp_path):
     assert "has factors for 2 parameters, but target_parameters in adapter_config.json names 1" in (
         error(target_parameters=PARAMETERS[:1])
     )
-    assert "expected A (experts·3) × in and B out × (3·experts)" in error(r=3)
+    assert "expected A (experts·3) × in and B out × (3·experts)" in error(
+        r=3, rank_pattern={"q_proj": 4}
+    )
     wrapped = STACK.format(1, "lora_{}.weight")
     half = write_adapter(
         tmp_path / "half",

@@ -67,7 +67,7 @@ def test_square_matrices_of_gpt2_are_transposed(made, tmp_path):
 
 
 def phi3_blocks():
-    """Where Phi-3's q, k, v, gate and up lie in its fused tensors, for 4 heads of 8 and 2 groups."""
+    """Where q, k, v, gate and up lie in Phi-3's fused tensors: 4 heads of width 8, 2 groups."""
     q, k, v = (0, 32), (32, 48), (48, 64)
     return {
         f"{ATTENTION}.q_proj": (f"{ATTENTION}.qkv_proj.weight", q),
@@ -126,9 +126,7 @@ def test_modules_that_do_not_fill_their_rows_are_refused(made, tmp_path):
 def test_two_changes_of_the_same_rows_are_refused(made, tmp_path):
     split, _ = factors(f"{ATTENTION}.k_proj", 16, 32)
     fused, _ = factors(f"{ATTENTION}.qkv_proj", 64, 32)
-    adapter = write_adapter(
-        tmp_path / "a", split | fused, target_modules=["k_proj", "qkv_proj"]
-    )
+    adapter = write_adapter(tmp_path / "a", split | fused, target_modules=["k_proj", "qkv_proj"])
     with pytest.raises(LabkitError, match=r"both name the base's .*qkv_proj.*several adapters"):
         resolve(made("phi3"), adapter)
 
@@ -224,8 +222,9 @@ def test_a_key_with_an_adapters_name_in_it_counts_once(made, tmp_path):
     adapter = write_adapter(tmp_path / "a", tensors, target_modules=["up_proj"])
     retensored(
         adapter,
-        lambda stored: stored
-        | {key.replace(".weight", ".other.weight"): 2 * v for key, v in stored.items()},
+        lambda stored: (
+            stored | {key.replace(".weight", ".other.weight"): 2 * v for key, v in stored.items()}
+        ),
     )
     with pytest.raises(LabkitError, match="two tensors lora_A for module .*several adapters"):
         resolve(made("llama"), adapter)

@@ -44,7 +44,10 @@ def test_it_lies_between_the_bases_and_the_adapters(made, tmp_path, rest):
     base = made("llama")
     tensors, product = factors(UP, 48, 32)
     head, norm = some(96, 32), some(32)
-    whole = {"lm_head.modules_to_save.weight": head, "model.norm.modules_to_save.other.weight": norm}
+    whole = {
+        "lm_head.modules_to_save.weight": head,
+        "model.norm.modules_to_save.other.weight": norm,
+    }
     adapter = write_adapter(tmp_path / "a", tensors | whole, target_modules=["up_proj"])
     expected = bases(base)
     expected[f"{UP}.weight"] += 3 * product
