@@ -124,9 +124,8 @@ class LoraModule(Part):
         return False if grows and expected[0] > found[0] else None
 
     def vocabulary(self, tensor: StoredTensor) -> int | None:
-        """How many tokens a head's has."""
-        straight = len(tensor.shape) == 2 and tensor.shape[1] == self.shape[1]
-        return self.shape[0] if straight else None
+        """How many tokens a head's knows: its rows."""
+        return self.shape[0]
 
     def misfit(self, match: Match) -> str:
         """Say which rows are meant, where the base's tensor holds other modules too."""
