@@ -55,9 +55,9 @@ def by_name(adapter: Path, folder: Path) -> Path:
     shutil.copytree(adapter, folder)
     path = folder / "adapter_config.json"
     modules = list(lk.Adapter(folder).modules)
-    config = json.loads(path.read_text()) | {
-        "r": 4, "rank_pattern": dict.fromkeys(modules, 8), "alpha_pattern": dict.fromkeys(modules, 4)
-    }  # fmt: skip
+    config = json.loads(path.read_text()) | {"r": 4}
+    config |= {"rank_pattern": dict.fromkeys(modules, 8)}
+    config |= {"alpha_pattern": dict.fromkeys(modules, 4)}
     path.write_text(json.dumps(config))
     return folder
 
