@@ -103,7 +103,7 @@ class LoraModule(Part):
         return found
 
     def shape_in(self, match: Match) -> tuple[int, ...]:
-        """Its shape, or that of the rows which a tensor gets of it."""
+        """Its own shape; or that of some of its rows, where the tensor gets no more."""
         if match.rows:
             return match.rows[1] - match.rows[0], self.shape[1]
         return self.shape

@@ -97,7 +97,7 @@ class Part(ABC):
     rank: int
     scaling: float
 
-    # What there is
+    # What it holds
 
     @property
     @abstractmethod
@@ -172,7 +172,7 @@ class Part(ABC):
         """Read `ΔW`, in float64 and in the orientation of the base's tensor."""
 
     def vocabulary(self, tensor: StoredTensor) -> int | None:
-        """How many tokens it knows, for a tensor with one row a token; None if it cannot tell."""
+        """How many tokens it knows, where the tensor has a row for each; None if it cannot tell."""
         return None
 
     def resizes(self, tensor: StoredTensor) -> bool:
@@ -185,7 +185,7 @@ class Part(ABC):
         return False
 
     def equals(self, other: Part) -> bool:
-        """Whether it is known to make the same of its tensor as another part of its."""
+        """Whether it and another part are known to leave the same numbers in their tensors."""
         return False
 
     # How it carries a layer weight by itself

@@ -1,10 +1,13 @@
 """LoRA on linear modules, wherever and however the base keeps them."""
 
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from labkit import LabkitError
 from tests.models.kinds.helpers import (
@@ -17,6 +20,7 @@ from tests.models.kinds.helpers import (
     pefts,
     resolve,
     retensored,
+    some,
     write_adapter,
 )
 from tests.oracle import train
@@ -133,10 +137,6 @@ def test_two_changes_of_the_same_rows_are_refused(made, tmp_path):
 
 def stacked(folder, base, layers=3, experts=4):
     """The same mixture with its experts stacked on disk, as newer ones are."""
-    import shutil
-
-    from safetensors.torch import save_file
-
     folder.mkdir()
     shutil.copy(base / "config.json", folder)
     disk = load_file_of(base)
@@ -228,3 +228,36 @@ def test_a_key_with_an_adapters_name_in_it_counts_once(made, tmp_path):
     )
     with pytest.raises(LabkitError, match="two tensors lora_A for module .*several adapters"):
         resolve(made("llama"), adapter)
+
+
+def test_a_type_that_is_not_known_is_turned_by_its_shape(made, tmp_path):
+    """Models with code of their own store matrices as in × out too, such as Jais."""
+    base = shutil.copytree(made("llama"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text()) | {"model_type": "jais"}
+    (base / "config.json").write_text(json.dumps(config))
+    tensors, product = factors(f"{MLP}.up_proj", 32, 48)
+    adapter = write_adapter(tmp_path / "a", tensors, target_modules=["up_proj"])
+    expected = bases(base)
+    expected[f"{MLP}.up_proj.weight"] += 3 * product.T
+    compare(labkits(resolve(base, adapter)), expected, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight", [1.0, -0.5])
+def test_mlx_writes_transposed_factors_and_the_whole_scale(made, tmp_path, weight):
+    base, folder = made("llama"), tmp_path / "mlx"
+    folder.mkdir()
+    a, b = some(32, 2), some(2, 48)
+    save_file(
+        {
+            f"{MLP}.up_proj.lora_a": torch.tensor(a).float(),
+            f"{MLP}.up_proj.lora_b": torch.tensor(b).float(),
+        },
+        folder / "adapters.safetensors",
+    )
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 5.0}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    expected = bases(base)
+    expected[f"{MLP}.up_proj.weight"] += weight * 5 * (a @ b).T
+    resolved = resolve(base, folder, weight)
+    compare(labkits(resolved), expected, expected, atol=1e-12)
+    assert [one.part.rank for one in resolved.changes[f"{MLP}.up_proj.weight"].contributions] == [2]
