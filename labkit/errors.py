@@ -15,10 +15,12 @@ def shown(text: object, longest: int = LONGEST_SHOWN) -> str:
     Names in model files are not to be trusted: they may hold newlines or terminal escape
     sequences, or run to thousands of characters.
     """
-    line = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in str(text)
-    )
+    line = str(text)
+    if not line.isprintable():
+        line = "".join(
+            character if character.isprintable() else character.encode("unicode_escape").decode()
+            for character in line
+        )
     if len(line) <= longest:
         return line
     return f"{line[: longest - 20]}… ({len(line)} characters)"

@@ -269,7 +269,8 @@ def test_a_catastrophic_pattern_ends(base, broken_adapter, field, pattern):
         plan(base, Adapter(broken_adapter), Gradient([1, 1]))
     except LabkitError as error:
         said = str(error)
-        assert "takes more than 2.0 s" in said or "its rank in" in said
+        reasons = ("takes more than 2.0 s", "its rank in", "selects none of")
+        assert any(reason in said for reason in reasons)
     assert time.monotonic() - began < 15
 
 

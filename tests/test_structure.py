@@ -53,8 +53,8 @@ TESTED_ELSEWHERE = {
         "inference/loading",
     ),
     "tests/merging/test_planning.py": (
-        "the steps of making a plan, and how it shows itself",
-        "merging/matching merging/vocabulary summary",
+        "how a plan shows itself",
+        "summary",
     ),
     "tests/widgets/test_editor.py": ("sliders behave as the editor does", "widgets/plain_sliders"),
     "tests/writing/test_card.py": (

@@ -18,9 +18,9 @@ class WholeReplacement(BaseDependent):
     Attributes:
         saved: the adapter's tensor.
         base: the base's tensor.
-        tokens: rows that the adapter holds apart and that count in place of `saved`'s: their
-            numbers, and the rows.
         weight: `w`.
+        tokens: rows that the adapter holds apart, and that count in place of those in `saved`:
+            where they stand, and their numbers.
     """
 
     step = 0
@@ -29,13 +29,13 @@ class WholeReplacement(BaseDependent):
         self,
         saved: StoredTensor,
         base: StoredTensor,
-        tokens: tuple[np.ndarray, np.ndarray] | None = None,
         weight: float = 1.0,
+        tokens: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.saved = saved
         self.base = base
-        self.tokens = tokens
         self.weight = weight
+        self.tokens = tokens
 
     @property
     def row_count(self) -> int:
@@ -44,7 +44,7 @@ class WholeReplacement(BaseDependent):
 
     def times(self, weight: float) -> WholeReplacement:
         """The same `weight` times."""
-        return WholeReplacement(self.saved, self.base, self.tokens, self.weight * weight)
+        return WholeReplacement(self.saved, self.base, self.weight * weight, self.tokens)
 
     def _read_rows(self, start: int, stop: int) -> Float64[np.ndarray, "rows columns"]:
         """The adapter's rows."""

@@ -64,7 +64,7 @@ class Total(BaseDependent):
 
 
 def total_of(deltas: Sequence[Delta], base: StoredTensor, row_count: int) -> Delta:
-    """Add deltas of one tensor up: one pair of factors where that says it all.
+    """Add deltas of one tensor up; products of factors alone become one pair of factors.
 
     Args:
         deltas: what is added, weights included.

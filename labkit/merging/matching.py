@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from labkit.files.tensor_file import StoredTensor
 from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.kinds.part import CHECKED_ELEMENTS, Match, Part
+from labkit.models.source import Source
 
 
 @dataclass(frozen=True)
@@ -127,42 +131,33 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
             f"{'; …' if len(problems) > 3 else ''}; {source.wanted_base(base)}"
         )
     matched: list[Contribution] = []
-    taken: dict[tuple[object, ...], Part] = {}
     for part, matches in found:
-        for tensor in part.tensors:
-            check_numbers(tensor, source.describe(part))
-        for match in matches:
-            key = (type(part), match.tensor.name, match.expert, match.rows, match.block)
-            if key in taken:
-                raise LabkitError(
-                    f"{source.describe(part)} and {shown(taken[key].name)!r} both name the base's "
-                    f"{shown(match.tensor.name)!r}; the file seems to hold several adapters; save "
-                    "one by itself"
-                )
-            taken[key] = part
-            matched.append(_contribution(term, recipe, part, match))
+        matched += [_contribution(term, recipe, part, match) for match in matches]
         first, weight = matches[0].tensor.name, matched[-1].weight
         rows += [
             LedgerRow(source.name, t.name, "matched", first, base.layer_of(first), weight)
             for t in part.tensors
         ]
+    _require_one_adapter(matched, source)
+    check_numbers([part for part, _ in found], source)
     return rows, matched
 
 
 def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contribution:
-    base = recipe.base
-    where = term.source.describe(part)
+    base, describe = recipe.base, term.source.describe
     _ = match.tensor.float_dtype  # refuses a tensor that is not stored in floating-point numbers
     transposed = part.orientation(match, base)
     if transposed is None:
-        raise LabkitError(f"{where} {part.misfit(match)}; the adapter was made for another model")
+        raise LabkitError(
+            f"{describe(part)} {part.misfit(match)}; the adapter was made for another model"
+        )
     layer = base.layer_of(match.tensor.name)
     if layer is not None:
         weight = term.gradient_for(part.name)[layer]
     elif recipe.rest is None:
         raise LabkitError(
-            f"{where} lies outside the layers, and no layer weight counts for it; say how much of "
-            "it to add with rest (--rest 1 for all of it, --rest 0 for none)"
+            f"{describe(part)} lies outside the layers, and no layer weight counts for it; say "
+            "how much of it to add with rest (--rest 1 for all of it, --rest 0 for none)"
         )
     else:
         weight = float(recipe.rest)
@@ -170,14 +165,69 @@ def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contr
     return Contribution(part, replace(match, transposed=transposed), weight, for_head)
 
 
-def check_numbers(tensor: StoredTensor, where: str) -> None:
-    """Check that a tensor of an adapter holds finite numbers only.
+def _require_one_adapter(matched: Sequence[Contribution], source: Source) -> None:
+    """Check that no two parts of one kind change the same rows of a tensor.
 
     Raises:
-        LabkitError: some are NaN or infinite.
+        LabkitError: two do, as where a file holds several adapters.
     """
-    bad = sum(not_finite(block) for _, block in tensor.blocks(CHECKED_ELEMENTS))
-    refuse_not_finite(bad, tensor, where)
+    spans: dict[tuple[object, str], list[tuple[int, int, Part]]] = defaultdict(list)
+    for one in matched:
+        # All that has factors would be added up; one parameter can also have a change of each
+        # other kind.
+        kind = "factors" if one.part.rank else type(one.part)
+        first, last = one.match.block or (0, max(one.match.tensor.matrix_shape[0], 1))
+        spans[kind, one.match.tensor.name].append((first, last, one.part))
+    for (_, name), of_tensor in spans.items():
+        of_tensor.sort(key=lambda span: span[:2])
+        for (_, last, former), (first, _, latter) in pairwise(of_tensor):
+            if first < last:
+                raise LabkitError(
+                    f"{source.describe(latter)} and {shown(former.name)!r} both name the base's "
+                    f"{shown(name)!r}; the file seems to hold several adapters; save one by itself"
+                )
+
+
+def check_numbers(parts: Sequence[Part], source: Source) -> None:
+    """Check that parts hold finite numbers only.
+
+    Raises:
+        LabkitError: some are NaN or infinite; it names the first part that holds such.
+    """
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    bad = {tensor for run in _runs(tensors) if _not_finite_in(_as_one(run)) for tensor in run}
+    for part in parts:
+        for tensor in part.tensors:
+            if tensor in bad:
+                refuse_not_finite(_not_finite_in(tensor), tensor, source.describe(part))
+
+
+def _runs(tensors: Iterable[StoredTensor]) -> list[list[StoredTensor]]:
+    """Group tensors that follow each other in a file and have one dtype: thousands may be small."""
+    runs: list[list[StoredTensor]] = []
+    for tensor in sorted(tensors, key=lambda one: (str(one.file), one.start, one.stop)):
+        last = runs[-1][-1] if runs else None
+        if last is not None and (last.file, last.stop, last.dtype) == (
+            tensor.file,
+            tensor.start,
+            tensor.dtype,
+        ):
+            runs[-1].append(tensor)
+        else:
+            runs.append([tensor])
+    return runs
+
+
+def _as_one(run: Sequence[StoredTensor]) -> StoredTensor:
+    """Tensors that follow each other, as one to read."""
+    if len(run) == 1:
+        return run[0]
+    elements = sum(tensor.elements for tensor in run)
+    return replace(run[0], shape=(elements,), stop=run[-1].stop)
+
+
+def _not_finite_in(tensor: StoredTensor) -> int:
+    return sum(not_finite(block) for _, block in tensor.blocks(CHECKED_ELEMENTS))
 
 
 def not_finite(values: np.ndarray) -> int:

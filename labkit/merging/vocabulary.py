@@ -45,7 +45,9 @@ def changes_of(
             tensor,
             base.layer_of(tensor.name),
             tuple(weighted[tensor.name]),
-            _shape(tensor, weighted[tensor.name]),
+            _shape(tensor, weighted[tensor.name])
+            if tensor.name in base.vocabulary
+            else tensor.shape,
             recipe.method,
         )
         for tensor in (*base.tensors.values(), *added)
@@ -56,6 +58,11 @@ def changes_of(
 
 
 def _shape(tensor: StoredTensor, contributions: Sequence[Contribution]) -> tuple[int, ...]:
+    """The shape that a tensor with one row for each token gets.
+
+    Raises:
+        LabkitError: its changes disagree about how many tokens there are.
+    """
     parts = [contribution.part for contribution in contributions]
     resized = [part for part in parts if part.resizes(tensor)]
     if not resized:

@@ -98,7 +98,7 @@ class Adapter(Source):
             found = part.matches(base)
             if isinstance(found, str):
                 return f"{found}; it comes from {part.tensors[0].file.name}"
-        if base is not None and base.is_head(part.name) and self.gives_head(base):
+        if base is not None and self.gives_head(base) and base.is_head(part.name):
             return TIED
         if part.needs_selection and not self.targets(part.name, base):
             return NOT_NAMED

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -25,8 +26,10 @@ LONGEST_PATTERN = 20_000
 
 COUNTS = re.compile(r"\{(\d{1,9}),?(\d{0,9})\}")
 """The repetitions of a pattern: `{3}`, `{2,5}`."""
-LITERAL = re.compile(r"(\^?)((?:[\w-]|\\[.-]|\\_)+)")
-"""A pattern that means one name and nothing else, as `labkit bake` writes them."""
+LITERAL = re.compile(r"(\^?)((?:[\w.-]|\\[.-]|\\_)+)")
+"""A pattern that is a name, with its dots escaped, as `labkit bake` writes them, or not."""
+ESCAPED = re.compile(r"\\?.")
+"""One character of such a pattern."""
 
 # Fields of PEFT's LoraConfig that say how to train or where to look, and change no merge.
 HARMLESS = frozenset(
@@ -95,6 +98,9 @@ class AdapterConfig:
         self._seconds_left = LONGEST_MATCH_SECONDS
         self._sets: dict[str, frozenset[str]] = {}
         self._patterns: dict[str, _Patterns] = {}
+        self._compiled: dict[str, regex.Pattern[str]] = {}
+        self._parameters_of: defaultdict[str, list[tuple[int, str]]] | None = None
+        self._targeted: dict[tuple[str, str | None], bool] = {}
         self._refuse_other_kinds()
 
     mlx = False
@@ -121,14 +127,22 @@ class AdapterConfig:
             model_type: the base's; a config that names no modules means PEFT's usual ones of that
                 type, and where there are none, or no base is known, all that the file holds.
         """
+        asked = (module, model_type)
+        if asked not in self._targeted:
+            self._targeted[asked] = self._asks_for(module, model_type)
+        return self._targeted[asked]
+
+    def _asks_for(self, module: str, model_type: str | None) -> bool:
         excluded = self.get("exclude_modules")
         if excluded and self._selects(excluded, module, "exclude_modules"):
+            return False
+        if self._is_saved_whole(module):
             return False
         if self._selects_parameter(module):
             return True
         target = self.get("target_modules")
-        if target is None and not self.get("target_parameters"):
-            usual = _usual_modules(model_type)
+        usual = _usual_modules(model_type) if target is None else None
+        if target is None and (usual or not self.get("target_parameters")):
             if isinstance(usual, str):
                 return self._match(usual, module, whole=True) is not None
             named = usual is None or _named_in(frozenset(usual), module)
@@ -143,18 +157,16 @@ class AdapterConfig:
 
     def parameters(self, module: str) -> list[str]:
         """The parameters of a module that `target_parameters` names, other than its weight."""
-        found = []
-        for target in self._names("target_parameters"):
-            container, _, leaf = target.rpartition(".")
-            if not container:  # a bare name stands for the stacks of experts
-                named = module.split(".")[-1] == "experts"
-            else:
-                named = module == container or module.endswith(f".{container}")
-            if leaf != "weight" and named:
-                found.append(leaf)
+        if self._parameters_of is None:
+            self._parameters_of = defaultdict(list)
+            for number, target in enumerate(self._names("target_parameters")):
+                container, _, leaf = target.rpartition(".")
+                if leaf != "weight":  # a bare name stands for the stacks of experts
+                    self._parameters_of[container or "experts"].append((number, leaf))
+        found = [one for end in _ends_of(module) for one in self._parameters_of.get(end, ())]
         # PEFT wraps them in the order in which the model's class defines them.
         order = {"gate_up_proj": 0, "down_proj": 1}
-        return sorted(found, key=lambda leaf: order.get(leaf, 2))
+        return sorted((leaf for _, leaf in sorted(found)), key=lambda leaf: order.get(leaf, 2))
 
     def token_indices(self, module: str) -> tuple[int, ...]:
         """The rows of a module that `trainable_token_indices` trains, in the order of the file."""
@@ -224,15 +236,22 @@ class AdapterConfig:
         )
 
     def _selects_parameter(self, module: str) -> bool:
-        return any(
-            f"{module}.weight" == target or f"{module}.weight".endswith(f".{target}")
-            for target in self._names("target_parameters")
-        )
+        return _named_in(self._set_of("target_parameters"), f"{module}.weight")
 
     def _selects(self, targets: str | Iterable[str], module: str, field: str) -> bool:
         if isinstance(targets, str):
             return self._match(targets, module, whole=True) is not None
         return _named_in(self._set_of(field), module)
+
+    def _is_saved_whole(self, module: str) -> bool:
+        """PEFT puts no factors where `modules_to_save` trains a module whole, or inside of it."""
+        saved = self.get("modules_to_save")
+        names = saved if isinstance(saved, list) else []
+        return any(
+            self._match(rf"(^|.*\.){name}($|\..*)", module, whole=False)
+            for name in names
+            if isinstance(name, str)
+        )
 
     def _transforms_layer(self, module: str) -> bool:
         layers = self.get("layers_to_transform")
@@ -274,34 +293,26 @@ class AdapterConfig:
         return self.values.get(default, {"r": 8, "lora_alpha": 8}[default])
 
     def _match(self, pattern: str, name: str, whole: bool) -> regex.Match[str] | None:
-        """Match a pattern from the config against a name, with an end to it."""
-        if len(pattern) > LONGEST_PATTERN:
-            raise LabkitError(
-                f"{CONFIG} holds a pattern of {len(pattern)} characters; expected at most "
-                f"{LONGEST_PATTERN}; write a simpler pattern"
-            )
-        # The library writes a repetition out, and repetitions inside each other multiply.
-        counts = [int(most or least) for least, most in COUNTS.findall(pattern)]
-        if math.prod(count or 1 for count in counts) > LONGEST_PATTERN:
-            raise LabkitError(
-                f"{CONFIG} holds the pattern {shown(pattern)!r}, whose repetitions stand for more "
-                f"than {LONGEST_PATTERN} characters; write a simpler pattern"
-            )
-        began = time.monotonic()
+        """Match a pattern from the config against a name, with an end to it.
+
+        Raises:
+            LabkitError: the pattern is too long or no regular expression, or all matches together
+                take too long.
+        """
+        began = time.thread_time()
         try:
-            match = regex.fullmatch if whole else regex.match
-            found = match(pattern, name, timeout=max(self._seconds_left, 0.001))
-        except (regex.error, OverflowError, RecursionError, MemoryError) as error:
-            raise LabkitError(
-                f"{CONFIG} holds the pattern {shown(pattern)!r}, which is no regular expression: "
-                f"{shown(error)}"
-            ) from error
+            if pattern not in self._compiled:
+                self._compiled[pattern] = _compiled(pattern)
+            match = self._compiled[pattern].fullmatch if whole else self._compiled[pattern].match
+            found = match(name, timeout=max(self._seconds_left, 0.001))
         except TimeoutError:
+            found, self._seconds_left = None, 0
+        self._seconds_left -= time.thread_time() - began
+        if self._seconds_left <= 0:
             raise LabkitError(
                 f"{CONFIG} holds the pattern {shown(pattern)!r}, which takes more than "
                 f"{LONGEST_MATCH_SECONDS} s to match {shown(name)!r}; write a simpler pattern"
-            ) from None
-        self._seconds_left -= time.monotonic() - began
+            )
         return found
 
     def _refuse_other_kinds(self) -> None:
@@ -341,10 +352,39 @@ class AdapterConfig:
                 )
 
 
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    """Compile a pattern from a config.
+
+    Raises:
+        LabkitError: it is too long, or no regular expression.
+    """
+    if len(pattern) > LONGEST_PATTERN:
+        raise LabkitError(
+            f"{CONFIG} holds a pattern of {len(pattern)} characters; expected at most "
+            f"{LONGEST_PATTERN}; write a simpler pattern"
+        )
+    # The library writes a repetition out, and repetitions inside each other multiply.
+    counts = [int(most or least) for least, most in COUNTS.findall(pattern)]
+    if math.prod(count or 1 for count in counts) > LONGEST_PATTERN:
+        raise LabkitError(
+            f"{CONFIG} holds the pattern {shown(pattern)!r}, whose repetitions stand for more "
+            f"than {LONGEST_PATTERN} characters; write a simpler pattern"
+        )
+    try:
+        return regex.compile(pattern)
+    except (regex.error, OverflowError, RecursionError, MemoryError) as error:
+        raise LabkitError(
+            f"{CONFIG} holds the pattern {shown(pattern)!r}, which is no regular expression: "
+            f"{shown(error)}"
+        ) from error
+
+
 class _Patterns:
     """The patterns of `rank_pattern` or `alpha_pattern`, of which the first that fits counts.
 
-    Most are names: those are looked up, since a file of thousands of experts may have as many.
+    Most are names, and are looked up: a file of thousands of experts may have as many. In a name
+    that is not escaped each dot stands for any character; such names are grouped by where their
+    dots are, and looked up with the characters there left out.
 
     Attributes:
         values: what each pattern gives, in their order.
@@ -354,29 +394,59 @@ class _Patterns:
     def __init__(self, given: dict[str, Any]) -> None:
         self.values = list(given.values())
         self.expressions: list[tuple[int, str]] = []
-        self._whole: dict[str, int] = {}
-        self._ends: dict[str, int] = {}
+        self._whole = _Names()
+        self._ends = _Names()
         for number, pattern in enumerate(given):
             match = LITERAL.fullmatch(pattern)
             if match is None:
                 self.expressions.append((number, pattern))
-                continue
-            names = self._whole if match[1] else self._ends
-            names.setdefault(match[2].replace("\\", ""), number)
+            else:
+                (self._whole if match[1] else self._ends).add(match[2], number)
 
     def literal(self, module: str) -> int | None:
         """The number of the first name that fits a module."""
-        found = [self._ends.get(end) for end in _ends_of(module)]
-        numbers = [number for number in (self._whole.get(module), *found) if number is not None]
-        return min(numbers, default=None)
+        found = [number for end in _ends_of(module) for number in self._ends.fitting(end)]
+        return min([*self._whole.fitting(module), *found], default=None)
+
+
+class _Names:
+    """Names, each with the number of its pattern."""
+
+    def __init__(self) -> None:
+        # Length of a name -> where any character may stand -> the name without these -> its number.
+        self._found: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+
+    def add(self, pattern: str, number: int) -> None:
+        """Add a pattern that is a name."""
+        characters = ESCAPED.findall(pattern)
+        name = "".join(character[-1] for character in characters)
+        free = tuple(at for at, character in enumerate(characters) if character == ".")
+        groups = self._found.setdefault(len(name), {})
+        groups.setdefault(free, {}).setdefault(_without(name, free), number)
+
+    def fitting(self, name: str) -> Iterator[int]:
+        """The numbers of the patterns that a name fits."""
+        for free, numbers in self._found.get(len(name), {}).items():
+            number = numbers.get(_without(name, free))
+            if number is not None:
+                yield number
+
+
+def _without(name: str, positions: Sequence[int]) -> str:
+    """A name without the characters at some positions."""
+    if not positions:
+        return name
+    starts = (0, *(position + 1 for position in positions))
+    return ".".join(map(name.__getitem__, map(slice, starts, (*positions, len(name)))))
 
 
 def _ends_of(module: str) -> Iterator[str]:
     """A module's name, and what is behind each of its dots."""
     yield module
-    for position, character in enumerate(module):
-        if character == ".":
-            yield module[position + 1 :]
+    position = module.find(".")
+    while position >= 0:
+        yield module[position + 1 :]
+        position = module.find(".", position + 1)
 
 
 def _named_in(names: frozenset[str], module: str) -> bool:

@@ -54,14 +54,14 @@ def read_parts(file: TensorFile, config: AdapterConfig) -> tuple[Part, ...]:
     wholes: list[whole.WholeTensor] = []
     for tensor in file.tensors:
         key = without_training_prefix(tensor.name)
-        if "original_module" in key.split("."):
+        words = set(key.split("."))
+        if "original_module" in words:
             continue  # whole states hold the base's own module beside the one that was trained
-        for mark, what in OTHER_KINDS.items():
-            if mark in key.split("."):
-                raise LabkitError(
-                    f"tensor {shown(tensor.name)!r} of {shown(file.path)} belongs to {what}, which "
-                    "is refused: no layer weight can scale it"
-                )
+        for mark in OTHER_KINDS.keys() & words:
+            raise LabkitError(
+                f"tensor {shown(tensor.name)!r} of {shown(file.path)} belongs to "
+                f"{OTHER_KINDS[mark]}, which is refused: no layer weight can scale it"
+            )
         sorted_as = _sorted_as(key, config)
         if sorted_as is None:
             wholes.append(whole.read(key, tensor))

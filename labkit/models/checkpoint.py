@@ -91,7 +91,10 @@ class Checkpoint(Opened):
     def layer_of(self, name: str) -> int | None:
         """Tell which decoder layer a tensor or module belongs to; None if outside the layers."""
         prefix, number, _ = split_layer(name)
-        if number is None or without_wrappers(prefix) != without_wrappers(self.layer_prefix):
+        if number is None:
+            return None
+        wrapped = prefix != self.layer_prefix
+        if wrapped and without_wrappers(prefix) != without_wrappers(self.layer_prefix):
             return None
         # Some models keep extra prediction layers behind the declared ones; those are no decoder
         # layers of the stack.
@@ -329,14 +332,27 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _declared_layers(config: dict[str, Any]) -> int | None:
+def _declared_layers(config: dict[str, Any], folder: Path) -> int | None:
+    """The number of layers that the config says; None where it says nothing of them."""
     # A vision-language model's top level may count the vision tower's layers, so the language
     # model's own part is asked first.
-    for part in (*(config.get(key) for key in LANGUAGE_CONFIGS), config):
-        if isinstance(part, dict):
-            for key in LAYER_COUNTS:
-                if type(part.get(key)) is int and part[key] > 0:
-                    return int(part[key])
+    parts = (*(config.get(key) for key in LANGUAGE_CONFIGS), config)
+    said = [
+        (key, part[key])
+        for part in parts
+        if isinstance(part, dict)
+        for key in LAYER_COUNTS
+        if key in part
+    ]
+    for _, count in said:
+        if type(count) is int and count > 0:
+            return int(count)
+    if said:
+        key, count = said[0]
+        raise LabkitError(
+            f"{shown(folder / 'config.json')} has {key} {shown(count)}; expected a number of "
+            "layers, 1 or more"
+        )
     return None
 
 
@@ -348,7 +364,7 @@ def _find_layers(
     Every first number in a tensor's name counts the members of a group: `model.layers`, say. The
     stack is the group that has all of the config's layers; the largest in bytes, if several do.
     """
-    declared = _declared_layers(config)
+    declared = _declared_layers(config, folder)
     members: dict[str, set[int]] = defaultdict(set)
     size: dict[str, int] = defaultdict(int)
     for name, tensor in tensors.items():

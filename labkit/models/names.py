@@ -21,6 +21,8 @@ EXPERT_RENAMED = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 """Mixtral's names for the matrices of one expert."""
 STACKS = frozenset({"layers", "h", "blocks", "layer", "block"})
 """What architectures call their stack of decoder layers."""
+NUMBER = re.compile(r"(?<![^.])[0-9]{1,6}(?![^.])")
+"""A number between dots. Longer numbers are no layers; int() would refuse the longest."""
 ADAPTER_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)*(?:base_model\.model\.|base_model\.)?")
 TRAINING_WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\."
@@ -29,12 +31,10 @@ TRAINING_WRAPPERS = re.compile(
 
 def split_layer(name: str) -> tuple[str, int | None, str]:
     """Split a name at its first number: what is before, the number, what is behind."""
-    parts = name.split(".")
-    for position, part in enumerate(parts):
-        # Longer numbers are no layers; int() would refuse the longest.
-        if part.isascii() and part.isdecimal() and len(part) <= 6:
-            return ".".join(parts[:position]), int(part), ".".join(parts[position + 1 :])
-    return name, None, ""
+    match = NUMBER.search(name)
+    if match is None:
+        return name, None, ""
+    return name[: max(match.start() - 1, 0)], int(match[0]), name[match.end() + 1 :]
 
 
 def without_wrappers(name: str) -> str:

@@ -4,9 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
+from labkit.models import adapter_config
 from tests.tiny import make_adapter
 
 
@@ -107,3 +111,83 @@ def test_broken_adapters_say_what_and_where(edited, tmp_path):
         lk.LabkitError, match="holds no adapter_config.json; name the folder of a LoRA adapter"
     ):
         lk.Adapter(tmp_path / "empty")
+
+
+def test_a_model_in_place_of_an_adapter_and_the_other_way_round(tiny_base, tiny_adapter):
+    with pytest.raises(
+        lk.LabkitError,
+        match=r"holds a model \(config.json\) and no adapter; the two may be swapped: name the "
+        "base first and the adapter second",
+    ):
+        lk.Adapter(tiny_base)
+    with pytest.raises(
+        lk.LabkitError,
+        match=r"holds an adapter \(adapter_config.json\) and no base model; the two may be swapped",
+    ):
+        lk.Checkpoint(tiny_adapter)
+
+
+def test_an_adapter_one_folder_down_is_named(tiny_adapter, tmp_path):
+    shutil.copytree(tiny_adapter, tmp_path / "checkpoint-500")
+    with pytest.raises(lk.LabkitError) as caught:
+        lk.Adapter(tmp_path)
+    inside = tmp_path / "checkpoint-500"
+    assert "but 1 of its folders do: name one of them, checkpoint-500" in str(caught.value)
+    assert str(inside) in str(caught.value)
+    shutil.copytree(tiny_adapter, tmp_path / "checkpoint-1000")
+    with pytest.raises(lk.LabkitError, match="but 2 of its folders do: .* checkpoint-1000, checkp"):
+        lk.Adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "advice"),
+    [
+        ("loftq", "the base that LoftQ made and saved beside it"),
+        ("pissa", "convert it to a plain LoRA with PEFT where it was trained"),
+        ("pissa_niter_4", "path_initial_model_for_weight_conversion"),
+        ("olora", "or merge it into the changed base it was trained on"),
+        ("lora_ga", "with init_lora_weights set to true"),
+    ],
+)
+def test_adapters_that_changed_their_base_say_what_works(edited, start, advice):
+    with pytest.raises(lk.LabkitError, match=f"initialised with '{start}'.*{advice}"):
+        edited(init_lora_weights=start)
+
+
+def test_empty_tensors_of_zero_3(edited):
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+    with pytest.raises(
+        lk.LabkitError, match=r"was saved empty \('.*up_proj.lora_A.weight' has shape"
+    ):
+        edited(tensors={name: torch.zeros(0)})
+
+
+def test_patterns_that_take_long_together_are_refused(edited, monkeypatch):
+    monkeypatch.setattr(adapter_config, "LONGEST_MATCH_SECONDS", 0.0001)
+    with pytest.raises(lk.LabkitError, match="takes more than 0.0001 s to match"):
+        edited(alpha_pattern={f"(x|y)+{number}": 1 for number in range(2000)})
+
+
+def reference(patterns, module):
+    """`peft.utils.other.get_pattern_key`, as PEFT has it."""
+    from peft.utils.other import get_pattern_key
+
+    key = get_pattern_key(patterns.keys(), module)
+    return patterns.get(key)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["a", "b", ".", r"\.", "_", "-", r"\-", ".*", "[ab]"]), min_size=1)
+        .map("".join)
+        .flatmap(lambda text: st.sampled_from([text, f"^{text}"])),
+        max_size=5,
+    ),
+    st.text("aab.._-", min_size=1, max_size=7),
+)
+def test_patterns_mean_what_they_mean_in_peft(given_patterns, module):
+    alphas = {pattern: number + 1 for number, pattern in enumerate(given_patterns)}
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 99, "alpha_pattern": alphas}
+    found = adapter_config.AdapterConfig(config, "a").scaling_of(module, 1)
+    assert found == (reference(alphas, module) or 99)

@@ -111,3 +111,92 @@ def test_configs_that_do_not_fit(tmp_path):
 def test_a_hub_id_that_cannot_be_had():
     with pytest.raises(lk.LabkitError, match="is no folder here, and the hub did not give it"):
         lk.Checkpoint("nobody/nothing")
+
+
+def test_of_two_whole_models_the_one_that_transformers_loads(tiny_base, tmp_path):
+    """Its order: model.safetensors, shards by their index, then pickled files likewise."""
+    from tests.oracle import load
+    from tests.tiny import load_file_of, pickled
+
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    shards = load_file_of(folder)
+    single = {name: values + 1 for name, values in shards.items()}
+    one = pickled(tiny_base, tmp_path / "bins", 1)
+    shutil.copy(one / "pytorch_model.bin", folder)
+    index = "model.safetensors.index.json"
+    name = "model.norm.weight"
+
+    base = lk.Checkpoint(folder)
+    assert torch.equal(base.read(name), shards[name])
+    assert base.notes == (
+        f"base also holds pytorch_model.bin, which is not read: transformers would load {index}",
+    )
+    save_file(single, folder / "model.safetensors", {"format": "pt"})
+    base = lk.Checkpoint(folder)
+    assert torch.equal(base.read(name), single[name])
+    assert [note.split(" also holds ")[1].split(",")[0] for note in base.notes] == [
+        index,
+        "pytorch_model.bin",
+    ]
+    assert torch.equal(load(folder, torch.bfloat16).state_dict()[name], single[name])
+
+
+def test_a_stale_index_beside_a_whole_file_is_not_read(tiny_base, tmp_path):
+    from tests.tiny import load_file_of
+
+    folder = tmp_path / "base"
+    folder.mkdir()
+    shutil.copy(tiny_base / "config.json", folder)
+    save_file(load_file_of(tiny_base), folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text("no JSON")
+    base = lk.Checkpoint(folder)
+    assert len(base.files) == 1
+    assert "also holds model.safetensors.index.json, which is not read" in base.notes[0]
+
+
+def test_a_layer_count_that_only_the_names_show(tmp_path):
+    """LLaVA-1.5's text_config names no number of layers; the vision tower's is its own."""
+    config = {"text_config": {"model_type": "llama"}, "vision_config": {"num_hidden_layers": 3}}
+    names = [f"language_model.model.layers.{i}.w" for i in range(5)]
+    tower = [f"vision_tower.vision_model.encoder.layers.{i}.w" for i in range(3)]
+    base = lk.Checkpoint(folder_with(tmp_path / "base", config, names + tower))
+    assert (base.layer_prefix, base.layers) == ("language_model.model.layers", 5)
+
+
+@pytest.mark.parametrize("count", [0, -1, None, True, 1.5, "2"])
+def test_impossible_layer_counts_are_refused(tmp_path, count):
+    path = folder_with(tmp_path / "base", {"num_hidden_layers": count}, ["model.layers.0.w"])
+    with pytest.raises(lk.LabkitError, match="has num_hidden_layers .*; expected a number of lay"):
+        lk.Checkpoint(path)
+
+
+def test_which_sign_of_quantisation_was_seen(tiny_base, tiny_adapter, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "awq"}})
+    )
+    with pytest.raises(
+        lk.LabkitError,
+        match=r"is quantised \(awq\); so says config.json, though its tensors are plain numbers: "
+        "if they are the unquantised ones, take quantization_config out of it; a merge needs",
+    ):
+        lk.plan(folder, tiny_adapter, "1x4")
+    (folder / "config.json").write_text(json.dumps(config))
+    for path in folder.glob("model*"):
+        path.unlink()
+    packed = {"model.layers.0.mlp.up_proj.qweight": torch.zeros(2, 2, dtype=torch.int32)}
+    rest = {f"model.layers.{i}.w": torch.zeros(2) for i in range(4)}
+    save_file(packed | rest, folder / "model.safetensors")
+    with pytest.raises(
+        lk.LabkitError,
+        match=r"is quantised \(by the names of its tensors\); 'model.layers.0.mlp.up_proj.qweight' "
+        "is packed, though config.json is silent",
+    ):
+        lk.plan(folder, tiny_adapter, "1x4")
+
+
+def test_a_model_one_folder_down_is_named(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "inner")
+    with pytest.raises(lk.LabkitError, match=r"no config.json, but its folder 'inner' does; name"):
+        lk.Checkpoint(tmp_path)

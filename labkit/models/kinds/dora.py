@@ -74,8 +74,10 @@ class DoraModule(Part):
         return True
 
     def orientation(self, match: Match, base: Checkpoint) -> bool | None:
-        """As the LoRA's."""
-        return self.direction.orientation(match, base)
+        """As the LoRA's; but rows for new tokens would need norms of what the base lacks."""
+        transposed = self.direction.orientation(match, base)
+        expected = self.shape[::-1] if transposed else self.shape
+        return transposed if match.tensor.shape == expected else None
 
     def delta(self, match: Match) -> Total:
         """Read `m/‖W + sBA‖·(W + sBA) − W`: the base's rows scaled, and a product of factors."""

@@ -89,7 +89,7 @@ class ExpertLora(Part):
         return found if isinstance(beyond, str) else []
 
     def shape_in(self, match: Match) -> tuple[int, ...]:
-        """One expert's shape, or that of the rows that a tensor of its own has of it."""
+        """One expert's shape; or that of some of its rows, where the tensor gets no more."""
         if match.rows:
             return match.rows[1] - match.rows[0], self.shape[1]
         return self.shape

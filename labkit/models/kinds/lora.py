@@ -13,7 +13,7 @@ import numpy as np
 from labkit.deltas.delta import Delta
 from labkit.deltas.low_rank import LowRank
 from labkit.deltas.row_block import RowBlock
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
 from labkit.models.adapter_config import CONFIG
 from labkit.models.kinds.part import (
@@ -103,7 +103,7 @@ class LoraModule(Part):
         return found
 
     def shape_in(self, match: Match) -> tuple[int, ...]:
-        """Its shape, or that of the rows which a tensor gets of it."""
+        """Its own shape; or that of some of its rows, where the tensor gets no more."""
         if match.rows:
             return match.rows[1] - match.rows[0], self.shape[1]
         return self.shape
@@ -112,13 +112,31 @@ class LoraModule(Part):
         """By the shape; where that is square, by how the model's class stores its modules."""
         found, expected = match.tensor.shape, self.shape_in(match)
         if match.block is not None:
-            rows, columns = match.tensor.matrix_shape
-            fits = columns == expected[1] and match.block + expected[0] <= rows
-            return False if fits else None
+            first, last = match.block
+            return False if expected == (last - first, match.tensor.shape[-1]) else None
         straight, turned = found == expected, found == expected[::-1]
         if straight and turned:
             return base.config.get("model_type") in CONV1D_MODELS
-        return turned if straight or turned else None
+        if straight or turned:
+            return turned
+        # A head may know more tokens than the base's, which then grows.
+        grows = match.tensor.name in base.vocabulary and found[1:] == expected[1:]
+        return False if grows and expected[0] > found[0] else None
+
+    def vocabulary(self, tensor: StoredTensor) -> int | None:
+        """How many tokens a head's knows: its rows."""
+        return self.shape[0]
+
+    def misfit(self, match: Match) -> str:
+        """Say which rows are meant, where the base's tensor holds other modules too."""
+        if match.block is None:
+            return super().misfit(match)
+        first, last = match.block
+        return (
+            f"changes a tensor of shape {self.shape}, but the base keeps that module in rows "
+            f"{first} to {last - 1} of {shown(match.tensor.name)!r}, which are {last - first} rows "
+            f"of width {match.tensor.shape[-1]}"
+        )
 
     def product(self) -> LowRank:
         """Read the factors: `s·B·A` in float64, of shape out × in, never multiplied out."""
@@ -133,7 +151,7 @@ class LoraModule(Part):
         if match.rows:
             product = LowRank(np.ascontiguousarray(product.left[slice(*match.rows)]), product.right)
         if match.block is not None:
-            return RowBlock(product, match.block)
+            return RowBlock(product, match.block[0])
         return product.transposed() if match.transposed else product
 
     def bakes_into(self, scale_factors: bool) -> BakedInto:
@@ -210,7 +228,8 @@ def _inside(lora: LoraModule, base: Checkpoint) -> list[Match]:
         tensor = base.find(f"{parent}.{fused}.weight")
         sizes = _rows_of(fused, base, tensor) if isinstance(tensor, StoredTensor) else None
         if isinstance(tensor, StoredTensor) and sizes:
-            return [Match(tensor, block=sum(sizes[: leaves.index(leaf)]))]
+            first = sum(sizes[: leaves.index(leaf)])
+            return [Match(tensor, block=(first, first + sizes[leaves.index(leaf)]))]
     experts, _, number = parent.rpartition(".")
     if not (number.isdecimal() and experts.endswith("experts")):
         return []
@@ -223,8 +242,11 @@ def _inside(lora: LoraModule, base: Checkpoint) -> list[Match]:
         return []
     if int(number) >= stack.shape[0]:
         return []
-    first = int(number) * stack.shape[1]
-    return [Match(stack, block=first + (stack.shape[1] // 2 if leaf == "up_proj" else 0))]
+    rows = stack.shape[1]
+    first = int(number) * rows
+    half = first + rows // 2
+    blocks = {"gate_proj": (first, half), "up_proj": (half, first + rows)}
+    return [Match(stack, block=blocks.get(leaf, (first, first + rows)))]
 
 
 def _over(lora: LoraModule, base: Checkpoint) -> list[Match]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from labkit.errors import LabkitError, shown
@@ -32,16 +32,16 @@ class ModuleTensors:
         module: the module's name in the base.
         tensors: what each is ("lora_A", "magnitude", …) -> the tensor.
         config: the adapter's config.
-        where: how errors name the module.
     """
 
     module: str
     tensors: dict[str, StoredTensor]
     config: AdapterConfig
-    where: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.where = f"module {shown(self.module)!r} of {shown(self.config.name)}"
+    @property
+    def where(self) -> str:
+        """How errors name the module."""
+        return f"module {shown(self.module)!r} of {shown(self.config.name)}"
 
 
 def require_saved(where: str, *tensors: StoredTensor) -> None:
@@ -62,20 +62,23 @@ def require_saved(where: str, *tensors: StoredTensor) -> None:
 
 @dataclass(frozen=True)
 class Match:
-    """A tensor of the base that a part changes, or one slice of the part's.
+    """A tensor of the base that a part changes, and which of its rows are the part's.
 
     Attributes:
         tensor: the base's tensor.
-        expert: of a stack of experts, the one whose own tensor this is.
-        rows: of the part's rows, those that this tensor gets: first, and behind the last.
-        block: of a tensor that holds several matrices, the row at which the part's begins.
+        expert: the number of the expert that the tensor belongs to, where the part is a stack of
+            experts and the base keeps each in tensors of its own.
+        rows: of the part's rows, those that this tensor gets (the first, and the one after the
+            last), where the base splits what the part holds in one. None for all.
+        block: of the tensor's rows, those that the part changes (likewise), where the base holds
+            several modules in one tensor. None for all.
         transposed: the base stores this tensor as in × out.
     """
 
     tensor: StoredTensor
     expert: int | None = None
     rows: tuple[int, int] | None = None
-    block: int | None = None
+    block: tuple[int, int] | None = None
     transposed: bool = False
 
 
@@ -94,7 +97,7 @@ class Part(ABC):
     rank: int
     scaling: float
 
-    # What there is
+    # What it holds
 
     @property
     @abstractmethod
@@ -169,7 +172,7 @@ class Part(ABC):
         """Read `ΔW`, in float64 and in the orientation of the base's tensor."""
 
     def vocabulary(self, tensor: StoredTensor) -> int | None:
-        """How many tokens it knows, for a tensor with one row a token; None if it cannot tell."""
+        """How many tokens it knows, where the tensor has a row for each; None if it cannot tell."""
         return None
 
     def resizes(self, tensor: StoredTensor) -> bool:
@@ -182,7 +185,7 @@ class Part(ABC):
         return False
 
     def equals(self, other: Part) -> bool:
-        """Whether it is known to make the same of its tensor as another part of its."""
+        """Whether it and another part are known to leave the same numbers in their tensors."""
         return False
 
     # How it carries a layer weight by itself

@@ -77,7 +77,7 @@ class TokenRows(Part):
         return RowReplacement(*self.read(), match.tensor)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """The rows' numbers, and the rows in float64."""
+        """Where the rows stand in the embedding, and their numbers in float64."""
         return np.array(self.indices, dtype=np.int64), self.tensor.read()
 
 

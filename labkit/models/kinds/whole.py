@@ -76,7 +76,7 @@ class WholeTensor(Part):
     def delta(self, match: Match) -> WholeReplacement:
         """`W_adapter − W`, read as it is needed."""
         rows = self.tokens.read() if self.tokens else None
-        return WholeReplacement(self.tensor, match.tensor, rows)
+        return WholeReplacement(self.tensor, match.tensor, tokens=rows)
 
     def vocabulary(self, tensor: StoredTensor) -> int:
         """Its rows."""
