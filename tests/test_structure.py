@@ -40,9 +40,8 @@ TESTED_ELSEWHERE = {
     ),
     "tests/models/test_adapter_kinds.py": (
         "each kind of adapter goes through all of them",
-        "files/pickled models/adapter_config models/adapter_file models/kinds/bias "
-        "models/kinds/dora models/kinds/embedding models/kinds/experts models/kinds/lora "
-        "models/kinds/part models/kinds/tokens models/kinds/whole models/names models/source",
+        "files/pickled models/adapter_config models/adapter_file models/kinds/part models/names "
+        "models/source",
     ),
     "tests/merging/test_recipe.py": (
         "what a recipe can say",

@@ -43,9 +43,7 @@ def test_rows_that_are_held_apart_count_in_place_of_the_saved_ones(stored, weigh
     indices = np.array([7, 1, 5])
     whole = saved.copy()
     whole[indices] = apart
-    delta = WholeReplacement(
-        stored("saved", saved), stored("base", base), (indices, apart), weight=weight
-    )
+    delta = WholeReplacement(stored("saved", saved), stored("base", base), weight, (indices, apart))
     expected = np.concatenate([weight * (whole[:6] - base), whole[6:]])
     all_rows = with_new_rows(base, 2)
     for stop in range(start + 1, 9):
