@@ -1,41 +1,21 @@
 """Sorts the tensors of an adapter's file into parts: what each one changes, and how.
 
 A key says which module a tensor belongs to, and what it is there ("lora_A", "magnitude", …). The
-files in `kinds/` make parts of a module's tensors; what no pattern knows is a tensor saved whole.
+files in `kinds/` know the keys, and make parts of a module's tensors.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor, TensorFile
 from labkit.models.adapter_config import AdapterConfig
-from labkit.models.kinds import bias, dora, embedding, experts, lora, tokens, whole
+from labkit.models.kinds import KEYS, MLX_KEYS, experts, read_module, whole
 from labkit.models.kinds.part import ModuleTensors, Part
 from labkit.models.names import without_training_prefix
 
-# Adapters saved from memory carry the adapter's name in the key: lora_A.default.weight. PEFT writes
-# each kind in one of these ways; MLX-LM's are the last.
-KEYS = tuple(
-    (re.compile(pattern), kind)
-    for pattern, kind in (
-        (r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight", "lora_"),
-        (r"(?P<module>.+)\.lora_B(?:\.[^.]+)?\.bias", "bias of B"),
-        (r"(?P<module>.+)\.lora_embedding_(?P<factor>[AB])(?:\.[^.]+)?", "lora_embedding_"),
-        (r"(?P<module>.+)\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?", "magnitude"),
-        (r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?", "rows"),
-    )
-)
-MLX_KEYS = tuple(
-    (re.compile(pattern), kind)
-    for pattern, kind in (
-        (r"(?P<module>.+)\.lora_(?P<factor>[ab])", "lora_"),
-        (r"(?P<module>.+)\.m", "magnitude"),
-    )
-)
 OTHER_KINDS = {
     "lora_E": "AdaLoRA (lora_E)", "lora_mobile": "X-LoRA", "internal_xlora_classifier": "X-LoRA",
     "hada_w1_a": "LoHa (hada_w1_a)", "lokr_w1": "LoKr (lokr_w1)", "ia3_l": "IA3 (ia3_l)",
@@ -94,20 +74,6 @@ def _trained(found: dict[str, dict[str, StoredTensor]], config: AdapterConfig) -
         if config.parameters(module) and "lora_A" in tensors:
             stacks[module].append((depth, tensors))
         else:
-            yield from _of_module(ModuleTensors(module, tensors, config))
+            yield from read_module(ModuleTensors(module, tensors, config))
     for module, layers in stacks.items():
         yield from experts.read(module, layers, config)
-
-
-def _of_module(found: ModuleTensors) -> Iterator[Part]:
-    rows = tokens.read(found)
-    if rows is not None:
-        yield rows
-    if not found.tensors:
-        return
-    of_embedding = found.tensors.keys() & {"lora_embedding_A", "lora_embedding_B"}
-    factors = embedding.read(found) if of_embedding else lora.read(found)
-    yield dora.read(factors, found)
-    added = bias.read(factors, found)
-    if added is not None:
-        yield added

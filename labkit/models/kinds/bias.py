@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from labkit.models.checkpoint import Checkpoint
 
 
+KEYS = ((r"(?P<module>.+)\.lora_B(?:\.[^.]+)?\.bias", "bias of B"),)
+
+
 @dataclass(frozen=True)
 class BiasOfB(Part):
     """The bias of `lora_B`.

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from labkit.models.checkpoint import Checkpoint
 
 
+KEYS = (
+    (r"(?P<module>.+)\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?", "magnitude"),
+)
+MLX_KEYS = ((r"(?P<module>.+)\.m", "magnitude"),)
+
+
 @dataclass(frozen=True)
 class DoraModule(Part):
     """A module whose merged weight is `m/‖W + sBA‖ · (W + sBA)`, one norm for each output.

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from labkit.models.checkpoint import Checkpoint
 
 
+KEYS = ((r"(?P<module>.+)\.lora_embedding_(?P<factor>[AB])(?:\.[^.]+)?", "lora_embedding_"),)
+
+
 @dataclass(frozen=True)
 class EmbeddingLora(LoraModule):
     """A LoRA on an embedding: `A` of shape r × tokens, `B` of shape width × r."""

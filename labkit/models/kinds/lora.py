@@ -39,6 +39,13 @@ OTHER_STACKS = ("gpt_oss", "llama4", "llama4_text")
 """Models whose stacks of experts are transposed, or whose gate and up matrices are interleaved."""
 
 
+KEYS = ((r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight", "lora_"),)
+"""How PEFT names the factors. Adapters saved from memory carry the adapter's name in the key:
+`lora_A.default.weight`."""
+MLX_KEYS = ((r"(?P<module>.+)\.lora_(?P<factor>[ab])", "lora_"),)
+"""How MLX-LM names them."""
+
+
 @dataclass(frozen=True)
 class LoraModule(Part):
     """One linear module that a LoRA changes, as it lies in the adapter's file.

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from labkit.models.checkpoint import Checkpoint
 
 
+KEYS = ((r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?", "rows"),)
+
+
 @dataclass(frozen=True)
 class TokenRows(Part):
     """Rows of an embedding that were trained: they add `w·(W_adapter − W)`, in those rows.
