@@ -113,9 +113,7 @@ def _floating_point() -> ctypes.CDLL | None:
 def _default_of(library: ctypes.CDLL) -> ctypes.c_void_p:
     """C's `FE_DFL_ENV`: -1 in Linux's libraries, a variable in Apple's."""
     try:
-        return ctypes.c_void_p(
-            ctypes.addressof(ctypes.c_char.in_dll(library, "_FE_DFL_ENV"))
-        )
+        return ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(library, "_FE_DFL_ENV")))
     except ValueError:
         return ctypes.c_void_p(-1)
 

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     path = root / "plain" / "adapter_model.safetensors"
     tensors = load_file(path)
     # Some subnormal numbers of float32 too.
-    tensors = {n: t * 1e-37 if "layers.1" in n and "lora_B" in n else t for n, t in tensors.items()}
+    tensors = {n: t * 1e-37 if "layers.0" in n and "lora_B" in n else t for n, t in tensors.items()}
     save_file(tensors, path)
     return root
 
