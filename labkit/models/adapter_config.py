@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections import defaultdict
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
