@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,12 +63,59 @@ def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item]
 ) -> Iterator[Iterator[Result]]:
     """Map in threads, one for each processor, in order."""
-    pool = ThreadPoolExecutor(workers(), thread_name_prefix="labkit")
+    pool = ThreadPoolExecutor(workers(), "labkit", calculate_by_the_standard)
     try:
         with one_thread_each():
             yield pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def calculate_by_the_standard() -> None:
+    """Let this thread's processor calculate by IEEE 754, whatever other code has set.
+
+    `torch.set_flush_denormal(True)`, and libraries linked with -Ofast, make a thread and those that
+    it starts take every subnormal number for 0; they are a good part of float16's small numbers.
+    To be called at the start of threads of labkit's own; elsewhere see `standard_arithmetic`.
+    """
+    system = _floating_point()
+    if system is not None:
+        system.fesetenv(_default_of(system))
+
+
+@contextmanager
+def standard_arithmetic() -> Iterator[None]:
+    """The same for a while, in a thread that is not labkit's: what was set comes back."""
+    system = _floating_point()
+    if system is None:
+        yield
+        return
+    before = ctypes.create_string_buffer(1024)  # longer than any system's
+    system.fegetenv(before)
+    calculate_by_the_standard()
+    try:
+        yield
+    finally:
+        system.fesetenv(before)
+
+
+@cache
+def _floating_point() -> ctypes.CDLL | None:
+    """The library of C's fenv.h."""
+    for name in (None, "libm.so.6"):
+        with suppress(OSError):
+            library = ctypes.CDLL(name)
+            if hasattr(library, "fesetenv") and hasattr(library, "fegetenv"):
+                return library
+    return None
+
+
+def _default_of(library: ctypes.CDLL) -> ctypes.c_void_p:
+    """C's `FE_DFL_ENV`: -1 in Linux's libraries, a variable in Apple's."""
+    try:
+        return ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(library, "_FE_DFL_ENV")))
+    except ValueError:
+        return ctypes.c_void_p(-1)
 
 
 def choose_device(device: str, usable: Sequence[str] = ("cuda", "cpu")) -> str:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
+import struct
 import time
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import fuzz
 from labkit import Adapter, Checkpoint, Gradient, LabkitError, Recipe, plan
 from labkit.errors import shown
+from labkit.files.pickled import open_pickled
 from labkit.files.tensor_file import open_tensor_file
 from labkit.models.adapter_config import read_config
 from labkit.models.names import canonical, split_layer
@@ -52,6 +58,32 @@ def refusal(action):
     assert text.isprintable()
     assert len(text) < 1500
     return text
+
+
+def bounded(action):
+    """What a refusal says that takes 2 seconds and 100 MB at most, in a process of its own."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        began = time.process_time()
+        try:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
+            action()
+            said = "no error"
+        except LabkitError as error:
+            said = str(error)
+        except BaseException as error:  # noqa: BLE001 - what it must not end in
+            said = f"TRACEBACK {error!r}"
+        os.write(theirs, f"{time.process_time() - began} {said}".encode()[:4000])
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        seconds, _, said = pipe.read().partition(" ")
+    assert os.waitpid(child, 0)[1] == 0
+    assert float(seconds) < 4, said  # twice what it may take on a machine with nothing else to do
+    assert said.isprintable()
+    return said
 
 
 def with_header(path, header, data=b""):
@@ -125,6 +157,30 @@ def test_an_absurd_header_length_is_refused_at_once(tmp_path, length):
     path.write_bytes(length.to_bytes(8, "little") + b"{}")
     text = refusal(lambda: open_tensor_file(path))
     assert "is not a whole safetensors file" in text or "is not JSON" in text
+
+
+def named(name, shape=(0,)):
+    return f'"{name}":{{"dtype":"F32","shape":{list(shape)},"data_offsets":[0,0]}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (lambda: named("a", (2,) * 300_000), "a shape of 300000 numbers; expected at most 64"),
+        (lambda: named("a", (2**62,) * 300_000), "a shape of 300000 numbers; expected at most 64"),
+        (lambda: b",".join(named(i) for i in [*range(50_000), 49_999]), "names '49999' twice"),
+        (lambda: named("a" * 1_000_000), "a name of 1000000 characters; expected at most 1000"),
+        (lambda: named("a" + ".a" * 200_000), "a name of 400001 characters"),
+        (lambda: b'"a":[' + b"0," * 2_000_000 + b"0]", "holds more than 1,000,000 values"),
+        (lambda: named("a") + b" " * 30_000_000, "labkit reads 25000000 at most"),
+        (lambda: named("\\ud800"), "surrogates not allowed"),
+        (lambda: b'"__metadata__":{"a":"\\udfff"},' + named("a"), "surrogates not allowed"),
+        (lambda: b",".join(named(i) for i in range(100_000)), "no error"),
+    ],
+)  # fmt: skip
+def test_endless_headers_take_little_time_and_memory(tmp_path, header, said):
+    path = with_header(tmp_path / "x.safetensors", b"{" + header() + b"}")
+    assert said in bounded(lambda: open_tensor_file(path))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -274,6 +330,46 @@ def test_a_catastrophic_pattern_ends(base, broken_adapter, field, pattern):
     assert time.monotonic() - began < 15
 
 
+MODULES = [f"model.layers.{n}.self_attn.{m}_proj" for n in range(40) for m in "qkvo"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("(a{1000}){1000}", "whose repetitions stand for more than 20000"),
+        ("((a{1000}){20}){2}", "whose repetitions stand for more than 20000"),
+        ("(" * 30 + "a" + "+)" * 30, "whose repetitions stand for more than 20000"),
+        ("(a{" + "9" * 5000 + "}){1}", "whose repetitions stand for more than 20000"),
+        ("[]](a{1000}){1000}", "whose repetitions stand for more than 20000"),
+        ("(?#[)(a{1000}){1000}]", "comments in it are not read"),
+        ("(?R)", "is no regular expression: unknown extension"),
+        ("(?:(?R)|a)*", "is no regular expression: unknown extension"),
+        ("(?<=a*b*c*)" * 1500, "look-behind requires fixed-width"),
+        ("(?:a*)*" * 1000, "which takes more than 2.0 s"),
+        ("(?b)(?:abcdefghijk){e}", "is no regular expression"),
+        ("((((.+)+)+)+)+!", "no error"),
+        ("(?:abc){e<=50}.*", "no error"),
+        ({f"(?:[a-z]+[.])*{i}": 1 for i in range(20_000)}, "which takes more than 2.0 s"),
+    ],
+)
+def test_patterns_take_little_time_and_memory(pattern, said):
+    field = "target_modules" if isinstance(pattern, str) else "rank_pattern"
+    config = read_config({"peft_type": "LORA", "r": 8, field: pattern}, "name")
+
+    def ask():
+        for module in MODULES:
+            config.targets(module)
+            config.rank_of(module)
+
+    assert said in bounded(ask)
+
+
+def test_braces_around_letters_are_letters_as_for_peft():
+    config = read_config({"peft_type": "LORA", "target_modules": ".*(?:q_prox){e<=1}"}, "name")
+    assert not config.targets("model.layers.0.self_attn.q_proj")
+    assert config.targets("model.layers.0.self_attn.q_prox{e<=1}")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -388,3 +484,72 @@ def test_a_pickle_of_numbers_of_another_shape_is_refused(broken_adapter):
     assert "does not lie in one piece" in refusal(lambda: Adapter(broken_adapter))
     (broken_adapter / "adapter_model.bin").write_bytes(b"not an archive")
     assert "is no whole archive of torch" in refusal(lambda: Adapter(broken_adapter))
+
+
+@pytest.mark.parametrize(
+    ("pickle", "said"),
+    [
+        (b"c__builtin__\nbytearray\nJ" + struct.pack("<i", 2**31 - 1) + b"\x85R.", "bytearray"),
+        (b"c_codecs\nencode\nX\x01\0\0\0xX\x06\0\0\0latin1\x86R.", "'_codecs encode'"),
+        (b"cposix\nsystem\nX\x01\0\0\0x\x85R.", "'posix system', which would run code"),
+        (b"]" * 2_000_000 + b".", "names more than a model's tensors"),
+        (b"\x8b" + struct.pack("<i", 2**31 - 1), "is no whole archive of torch"),
+        (b"]" * 30_000_000, "names more than a model's tensors"),
+    ],
+)
+def test_pickles_that_would_fill_the_memory_are_refused(tmp_path, pickle, said):
+    path = tmp_path / "x.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + pickle)
+        archive.writestr("x/version", "3\n")
+    assert said in bounded(lambda: open_pickled(path))
+
+
+def test_archives_with_two_pickles_or_packed_ones_are_refused(tmp_path):
+    path = tmp_path / "x.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}.")
+        archive.writestr("y/data.pkl", b"\x80\x02}.")
+    assert "2 times data.pkl" in bounded(lambda: open_pickled(path))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + b"0" * 20_000_000)
+    assert "holds compressed tensors" in bounded(lambda: open_pickled(path))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "loop", "folder"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors.index.json", "model-00001-of-00003.safetensors",
+     "README.md", "adapter_config.json", "adapter_model.safetensors"],
+)  # fmt: skip
+def test_what_is_no_plain_file_is_never_waited_for(
+    tmp_path, broken_base, broken_adapter, name, kind
+):
+    path = (broken_adapter if name.startswith("adapter") else broken_base) / name
+    path.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path.name)
+
+    def merge():
+        plan(broken_base, broken_adapter, Gradient([1, 1])).write(tmp_path / "out", progress=False)
+
+    said = bounded(lambda: plan(broken_base, broken_adapter, Gradient([1, 1])))
+    assert name in said or "safetensors" in said or name == "README.md"
+    if name == "README.md":
+        merge()
+        assert (tmp_path / "out" / "README.md").is_file()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "loop"])
+def test_recipes_that_are_no_plain_files_are_refused(tmp_path, base, kind):
+    path = tmp_path / "recipe.yaml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    said = bounded(lambda: Recipe.load(path, base))
+    assert "expected a plain file" in said or "Too many levels" in said

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,17 @@ import numpy as np
 
 from labkit.errors import LabkitError, shown
 from labkit.files.floats import ARRAYS, wide
+from labkit.files.small_files import require_plain
 
-LONGEST_HEADER = 100_000_000
-"""Bytes of header that safetensors itself accepts at most."""
+LONGEST_HEADER = 25_000_000
+"""Bytes of a header. safetensors itself accepts four times as many, and no model has a tenth: the
+largest open ones have some thousand tensors in a file, of 120 bytes each in its header."""
+MOST_VALUES = 1_000_000
+"""Values in a header: six for each tensor. Short ones take fifty times their bytes of memory."""
+LONGEST_NAME = 1_000
+"""Characters of a tensor's name."""
+MOST_DIMENSIONS = 64
+"""Numbers of a shape: torch itself takes no more."""
 
 ITEM_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
@@ -228,12 +237,18 @@ def open_tensor_file(path: Path) -> TensorFile:
             was expected and what was found.
     """
     try:
+        require_plain(path)
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             size = status.st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(LONGEST_HEADER, size - 8):
+            if LONGEST_HEADER < length <= size - 8:
+                raise LabkitError(
+                    f"{shown(path)} has a header of {length} bytes; labkit reads "
+                    f"{LONGEST_HEADER} at most"
+                )
+            if len(prefix) < 8 or length > size - 8:
                 raise LabkitError(
                     f"{shown(path)} is not a whole safetensors file: it has {size} bytes, and its "
                     f"header claims {length if len(prefix) == 8 else 'none'}; get the file again"
@@ -309,14 +324,21 @@ def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
 
 def _json_object(text: bytes, path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise LabkitError(f"the header of {shown(path)} names {shown(twice)!r} twice")
-        return dict(pairs)
+        return found
 
+    if text.count(b",") >= MOST_VALUES:
+        raise LabkitError(
+            f"the header of {shown(path)} holds more than {MOST_VALUES:,} values; no model does"
+        )
     try:
         value = json.loads(text.decode(), object_pairs_hook=unique)
+        # JSON can spell what no text holds (half a pair of UTF-16), and safetensors refuses it.
+        "".join(_texts(value)).encode()
     except (ValueError, RecursionError) as error:
         raise LabkitError(
             f"the header of {shown(path)} is not JSON: {shown(error)}; get the file again"
@@ -326,29 +348,62 @@ def _json_object(text: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
+def _texts(header: Any) -> Iterator[str]:
+    """The names in a header, and the texts of its metadata."""
+    if not isinstance(header, dict):
+        return
+    yield from header
+    metadata = header.get("__metadata__")
+    if isinstance(metadata, dict):
+        yield from metadata
+        yield from filter(lambda value: isinstance(value, str), metadata.values())
+
+
 def _entry(name: str, entry: Any, path: Path, base: int) -> StoredTensor:
-    where = f"tensor {shown(name)!r} in {shown(path)}"
     try:
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError) as error:
         raise LabkitError(
-            f"{where} has no dtype, shape or data_offsets; get the file again"
+            f"{_where(name, path)} has no dtype, shape or data_offsets; get the file again"
         ) from error
+    require_name(name, path)
     if dtype not in ITEM_BITS if isinstance(dtype, str) else True:
-        raise LabkitError(f"{where} has the unknown dtype {shown(dtype)!r}")
+        raise LabkitError(f"{_where(name, path)} has the unknown dtype {shown(dtype)!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise LabkitError(
-            f"{where} has shape {shown(shape)} and offsets {shown(offsets)}; expected lists of "
-            "whole numbers from 0"
+            f"{_where(name, path)} has shape {shown(shape)} and offsets {shown(offsets)}; expected "
+            "lists of whole numbers from 0"
+        )
+    if len(shape) > MOST_DIMENSIONS:
+        raise LabkitError(
+            f"{_where(name, path)} has a shape of {len(shape)} numbers; expected at most "
+            f"{MOST_DIMENSIONS}"
         )
     start, stop = offsets
     expected = math.prod(shape) * ITEM_BITS[dtype]
     if stop - start != expected // 8 or expected % 8:
         raise LabkitError(
-            f"{where} has {stop - start} bytes, but {dtype} of shape {shown(shape)} takes "
-            f"{expected // 8}; get the file again"
+            f"{_where(name, path)} has {stop - start} bytes, but {dtype} of shape {shown(shape)} "
+            f"takes {expected // 8}; get the file again"
         )
     return StoredTensor(name, path, dtype, tuple(shape), base + start, base + stop)
+
+
+def _where(name: str, path: Path) -> str:
+    return f"tensor {shown(name)!r} in {shown(path)}"
+
+
+def require_name(name: str, path: Path) -> None:
+    """Check that a tensor's name is not endless: names are compared in many ways.
+
+    Raises:
+        LabkitError: it is longer than any model's.
+    """
+    if len(name) > LONGEST_NAME:
+        raise LabkitError(
+            f"{_where(name, path)} has a name of {len(name)} characters; expected at most "
+            f"{LONGEST_NAME}"
+        )
 
 
 def _naturals(value: Any) -> bool:

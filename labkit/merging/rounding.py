@@ -8,9 +8,11 @@ Two things could make the last bit differ between devices.
 2. Matrix products. Their last bits depend on the library's order of summation. That matters only
    for a sum so close to halfway between two output numbers that its last bits decide.
 
-Both concern the same few elements: those whose float32 (for a float32 output: whose float64) lies
-halfway, or next to it. They are found by their bit pattern, and `merge_exactly` sums them again in
-a fixed order and rounds them with one exact operation.
+A float64 output has all of a sum's bits, so there every element is summed in a fixed order.
+
+Else both concern the same few elements: those whose float32 (for a float32 output: whose float64)
+lies halfway, or next to it. They are found by their bit pattern, and `merge_exactly` sums them
+again in a fixed order and rounds them with one exact operation.
 
 All of it is numpy's, without torch, whose import alone would take half a gigabyte and seconds.
 numpy knows no bfloat16 and converts float16 slowly, so numbers of 16 bits are converted by their
@@ -37,6 +39,9 @@ Python's."""
 
 BUFFER_BYTES = BLOCK_ELEMENTS * (2 * 8 + 5 * 4 + 2 + 1)
 """A merger's buffers at most: 64 bits twice, 32 five times, 16 once and a mark for each element."""
+
+EXACT_ELEMENTS = 1 << 13
+"""Elements of a float64 output that are merged at a time: each takes a number for each rank."""
 
 MOST_BLOCKS = 64
 """Shapes of blocks whose views of the buffers are kept: a model's matrices have few."""
@@ -99,6 +104,30 @@ def merge_exactly(
         return rounded, float(np.sum((result - base) ** 2)), float(np.sum((result - total) ** 2))
 
 
+def merge_all_exactly(
+    base: Shaped[np.ndarray, "rows columns"],
+    base_dtype: str,
+    update: Delta | None,
+    start: int,
+    merged: Float64[np.ndarray, "rows columns"],
+) -> tuple[float, float]:
+    """Merge a run of rows to float64, each element in a fixed order: slow, the same everywhere.
+
+    Returns:
+        two sums of squares: see `BlockMerger.merge`.
+    """
+    squared = missing = 0.0
+    numbers, results = base.reshape(-1), merged.reshape(-1)
+    for first in range(0, numbers.size, EXACT_ELEMENTS):
+        some = slice(first, first + EXACT_ELEMENTS)
+        positions = np.arange(first, min(some.stop, numbers.size))
+        results[some], change, lacks = merge_exactly(
+            positions, wide(numbers[some], base_dtype), base.shape[1], update, start, "F64"
+        )
+        squared, missing = squared + change, missing + lacks
+    return squared, missing
+
+
 def _sum_of_squares(values: Shaped[np.ndarray, "rows columns"]) -> float:
     if values.shape[1] < FEW_COLUMNS:
         values = values.reshape(1, -1)
@@ -151,6 +180,8 @@ class BlockMerger:
             errors stay below 1e-6 and 1e-4.
         """
         merged = self._buffer("merged", base.shape, ARRAYS[dtype]) if out is None else out
+        if dtype == "F64":
+            return merged, *merge_all_exactly(base, base_dtype, update, start, merged)
         step = max(1, BLOCK_ELEMENTS // max(1, base.shape[1]))
         squared = missing = 0.0
         unsure = []
@@ -237,9 +268,8 @@ class _Block:
             found += narrow(merged)
         else:
             np.copyto(merged, self.total, casting="same_kind")
-            if self.dtype == "F32":
-                flat = self.total.reshape(-1)
-                found.append(np.flatnonzero(near_halfway_in_float64(flat.view(np.int64), flat)))
+            flat = self.total.reshape(-1)
+            found.append(np.flatnonzero(near_halfway_in_float64(flat.view(np.int64), flat)))
         found = [one for one in found if len(one)]
         # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
         if self.short:

@@ -1,7 +1,7 @@
 """The arithmetic of `labkit.merging.rounding` on a GPU, by torch: the same bytes.
 
 The few elements whose last bit is unsure are left to the processor and numpy, by the same function
-that merges them there.
+that merges them there; and so are all where the output is float64.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from labkit.deltas.delta import Delta
 from labkit.files.floats import ARRAYS, SIGNIFICAND_BITS, wide
 from labkit.files.tensor_file import FLOATS
-from labkit.merging.rounding import merge_exactly, near_halfway_in_float64
+from labkit.merging.rounding import merge_all_exactly, merge_exactly, near_halfway_in_float64
 
 
 class DeviceMerger:
@@ -36,6 +36,8 @@ class DeviceMerger:
         out: np.ndarray,
     ) -> tuple[np.ndarray, float, float]:
         """As `BlockMerger.merge`; what is given and what comes back are numpy's arrays."""
+        if dtype == "F64":
+            return out, *merge_all_exactly(base, base_dtype, update, start, out)
         original = total = _tensor(base, base_dtype).to(self.device).double()
         if update is not None:
             total = torch.empty_like(original)
@@ -69,8 +71,6 @@ class DeviceMerger:
 
 def _unsure(total: Float64[Tensor, "rows columns"], merged: Float[Tensor, "rows columns"]) -> Any:
     """Tell where the last bit is unsure: a mark for each element."""
-    if merged.dtype == torch.float64:
-        return torch.zeros(merged.shape, dtype=torch.bool, device=merged.device)
     if merged.dtype == torch.float32:
         return near_halfway_in_float64(total.view(torch.int64), total)
     single = total.float()

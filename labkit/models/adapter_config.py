@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -24,8 +25,14 @@ LONGEST_MATCH_SECONDS = 2.0
 LONGEST_PATTERN = 20_000
 """Characters of a pattern; compiling a longer one takes memory and time without end."""
 
-COUNTS = re.compile(r"\{(\d{1,9}),?(\d{0,9})\}")
-"""The repetitions of a pattern: `{3}`, `{2,5}`."""
+MOST_WRITTEN_OUT = 20_000
+"""Elements of a pattern with its repetitions written out, as the library does to compile it."""
+SYNTAX = re.compile(
+    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[()*+?]|\{(?P<least>\d*)(?P<most>,\d*)?\}|.", re.DOTALL
+)
+"""The elements of a regular expression; those that repeat the one before are `*+?` and `{2,5}`."""
+UNREAD = re.compile(r"\(\?#|\(\?[A-Za-z]*x")
+"""Comments in a pattern, in which anything may stand."""
 LITERAL = re.compile(r"(\^?)((?:[\w.-]|\\[.-]|\\_)+)")
 """A pattern that is a name, with its dots escaped, as `labkit bake` writes them, or not."""
 ESCAPED = re.compile(r"\\?.")
@@ -101,6 +108,7 @@ class AdapterConfig:
         self._compiled: dict[str, regex.Pattern[str]] = {}
         self._parameters_of: defaultdict[str, list[tuple[int, str]]] | None = None
         self._targeted: dict[tuple[str, str | None], bool] = {}
+        self._matches: dict[tuple[str, str, bool], regex.Match[str] | None] = {}
         self._refuse_other_kinds()
 
     mlx = False
@@ -299,12 +307,21 @@ class AdapterConfig:
             LabkitError: the pattern is too long or no regular expression, or all matches together
                 take too long.
         """
+        if (pattern, name, whole) in self._matches:
+            return self._matches[pattern, name, whole]
+        # Of this thread alone: a busy machine refuses nothing that an idle one takes.
         began = time.thread_time()
         try:
             if pattern not in self._compiled:
                 self._compiled[pattern] = _compiled(pattern)
-            match = self._compiled[pattern].fullmatch if whole else self._compiled[pattern].match
+            compiled = self._compiled[pattern]
+            match = compiled.fullmatch if whole else compiled.match
             found = match(name, timeout=max(self._seconds_left, 0.001))
+        except (re.error, regex.error, ValueError, RecursionError, OverflowError) as error:
+            raise LabkitError(
+                f"{CONFIG} holds the pattern {shown(pattern)!r}, which is no regular expression: "
+                f"{shown(error)}"
+            ) from error
         except TimeoutError:
             found, self._seconds_left = None, 0
         self._seconds_left -= time.thread_time() - began
@@ -313,6 +330,7 @@ class AdapterConfig:
                 f"{CONFIG} holds the pattern {shown(pattern)!r}, which takes more than "
                 f"{LONGEST_MATCH_SECONDS} s to match {shown(name)!r}; write a simpler pattern"
             )
+        self._matches[pattern, name, whole] = found
         return found
 
     def _refuse_other_kinds(self) -> None:
@@ -353,30 +371,55 @@ class AdapterConfig:
 
 
 def _compiled(pattern: str) -> regex.Pattern[str]:
-    """Compile a pattern from a config.
+    """Compile a pattern that Python's `re` takes, as PEFT does, for the library that has an end.
 
     Raises:
-        LabkitError: it is too long, or no regular expression.
+        LabkitError: it would take too much memory.
+        re.error: it is none.
     """
     if len(pattern) > LONGEST_PATTERN:
         raise LabkitError(
             f"{CONFIG} holds a pattern of {len(pattern)} characters; expected at most "
             f"{LONGEST_PATTERN}; write a simpler pattern"
         )
-    # The library writes a repetition out, and repetitions inside each other multiply.
-    counts = [int(most or least) for least, most in COUNTS.findall(pattern)]
-    if math.prod(count or 1 for count in counts) > LONGEST_PATTERN:
+    if _written_out(pattern) > MOST_WRITTEN_OUT:
         raise LabkitError(
             f"{CONFIG} holds the pattern {shown(pattern)!r}, whose repetitions stand for more "
-            f"than {LONGEST_PATTERN} characters; write a simpler pattern"
+            f"than {MOST_WRITTEN_OUT} characters; write a simpler pattern"
         )
-    try:
-        return regex.compile(pattern)
-    except (regex.error, OverflowError, RecursionError, MemoryError) as error:
-        raise LabkitError(
-            f"{CONFIG} holds the pattern {shown(pattern)!r}, which is no regular expression: "
-            f"{shown(error)}"
-        ) from error
+    if UNREAD.search(pattern):
+        raise re.error("comments in it are not read")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        re.compile(pattern)  # the library knows more: recursion, for one, and matches with errors
+        # To it, letters in braces mean how many errors to forgive.
+        return regex.compile(SYNTAX.sub(lambda e: r"\{" if e[0] == "{" else e[0], pattern))
+
+
+def _written_out(pattern: str) -> int:
+    """How many elements a pattern has with its repetitions written out.
+
+    Repetitions inside each other multiply; `+` and its like are written out too, as twice.
+    """
+    outer: list[int] = []
+    size = last = 0
+    for element in SYNTAX.finditer(pattern):
+        text = element[0]
+        if text == "(":
+            outer.append(size)
+            size = last = 0
+        elif text == ")":
+            last = size + 1
+            size = (outer.pop() if outer else 0) + last
+        elif text in "*+?" or (text[0] == "{" and text[-1] == "}"):
+            counts = (element["least"], (element["most"] or "").removeprefix(","))
+            factor = max([2, *(int(count[:9]) for count in counts if count)])
+            size += last * (factor - 1)
+            last *= factor
+        else:
+            last = 1
+            size += 1
+    return size
 
 
 class _Patterns:

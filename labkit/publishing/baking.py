@@ -29,6 +29,7 @@ from labkit.files.atomic_folder import (
 from labkit.files.paths import user_path
 from labkit.files.small_files import require_inside
 from labkit.gradients.gradient import Gradient, plain
+from labkit.machine import standard_arithmetic
 from labkit.merging.recipe import Term
 from labkit.models.adapter import Adapter
 from labkit.models.adapter_config import CONFIG
@@ -290,7 +291,7 @@ def _scale_factors(
             f"{shown(adapter.file.path)} is no safetensors file, and its tensors cannot be changed "
             "in place; convert it first"
         )
-    with path.open("r+b") as file:
+    with path.open("r+b") as file, standard_arithmetic():
         for module, part in chosen:
             factor = part.baked_factor
             # What is too large becomes infinite, and is refused in words.

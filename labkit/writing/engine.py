@@ -43,7 +43,7 @@ from labkit.files.direct_io import (
 )
 from labkit.files.floats import ARRAYS, LARGEST, wide
 from labkit.files.tensor_file import FLOATS
-from labkit.machine import one_thread_each, workers
+from labkit.machine import calculate_by_the_standard, one_thread_each, workers
 from labkit.merging.rounding import BlockMerger
 from labkit.writing.layout import OutputFile, Piece
 
@@ -154,8 +154,12 @@ class Engine:
 
         with (
             one_thread_each(),
-            ThreadPoolExecutor(pieces_at_once(self.device), "labkit-piece") as self._pool,
-            ThreadPoolExecutor(FILES_AT_ONCE, "labkit-file") as file_threads,
+            ThreadPoolExecutor(
+                pieces_at_once(self.device), "labkit-piece", calculate_by_the_standard
+            ) as self._pool,
+            ThreadPoolExecutor(
+                FILES_AT_ONCE, "labkit-file", calculate_by_the_standard
+            ) as file_threads,
         ):
             try:
                 for take in (waiting.pop, waiting.popleft):
