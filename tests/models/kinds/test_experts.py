@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from labkit import LabkitError
 from tests.models.kinds.helpers import (
@@ -101,6 +102,12 @@ def test_errors(made, tmp_path):
     assert "expected A (experts·3) × in and B out × (3·experts)" in error(
         r=3, rank_pattern={"q_proj": 4}
     )
+    other = stacked(tmp_path / "other", made("qwen3_moe", moe_intermediate_size=32))
+    with pytest.raises(LabkitError, match="changes a tensor of shape .* for another model"):
+        resolve(other, trained)
+    each = made("qwen3_moe", moe_intermediate_size=32)
+    with pytest.raises(LabkitError, match="changes a tensor of shape .* for another model"):
+        resolve(each, trained)
     wrapped = STACK.format(1, "lora_{}.weight")
     half = write_adapter(
         tmp_path / "half",
@@ -110,3 +117,16 @@ def test_errors(made, tmp_path):
     )
     with pytest.raises(LabkitError, match="needs exactly lora_A and lora_B for 'down_proj'"):
         resolve(base, half)
+
+
+def test_the_innermost_wrapper_is_the_first_parameter_in_any_order_of_the_file(made, tmp_path):
+    base = stacked(tmp_path / "base", made("qwen3_moe"))
+    adapter = train(tmp_path / "a", base, target_modules=["q_proj"], target_parameters=PARAMETERS)
+    expected = labkits(resolve(base, adapter))
+    path = adapter / "adapter_model.safetensors"
+    stored = load_file(path)
+    path.unlink()
+    for reverse in (False, True):
+        ordered = {name: stored[name] for name in sorted(stored, reverse=reverse)}
+        torch.save(ordered, adapter / "adapter_model.bin")
+        compare(labkits(resolve(base, adapter)), expected, expected, atol=0)

@@ -1,11 +1,15 @@
 """Parameters that were trained whole, against PEFT and `W + w·(W_adapter − W)`."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from labkit import LabkitError
+from labkit import Adapter, LabkitError
+from labkit.models.kinds.whole import WholeTensor
 from tests.models.kinds.helpers import (
     bases,
     changed,
@@ -156,3 +160,48 @@ def test_errors(made, tmp_path):
     assert "NaN or infinite in 'base_model.model.model.norm.weight'" in error(
         model__norm__weight=np.full(32, np.nan)
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda head: head, True),
+        (lambda head: head.half(), False),
+        (lambda head: head.roll(1), False),
+        (lambda head: torch.cat([head[:-1], head[-1:] + 1]), False),
+        (lambda head: torch.cat([head, head[:1]]), False),
+    ],
+    ids=["same", "dtype", "moved", "last row", "longer"],
+)
+def test_embedding_and_head_are_the_same_if_all_their_numbers_are(tmp_path, change, same):
+    embedding, head = parts_of(tmp_path / "a", change)
+    assert embedding.equals(head) is same
+    assert head.equals(embedding) is same
+    assert not head.equals(object())
+
+
+def test_rows_that_stand_apart_are_part_of_what_is_compared(tmp_path):
+    embedding, head = parts_of(tmp_path / "a", lambda head: head)
+    rows = parts_of(tmp_path / "b", lambda head: head, rows=[3, 5])[0].tokens
+    others = parts_of(tmp_path / "c", lambda head: head, rows=[3, 6])[0].tokens
+    numbers = parts_of(tmp_path / "d", lambda head: head, rows=[3, 5], by=2)[0].tokens
+    assert replace(embedding, tokens=rows).equals(replace(head, tokens=rows))
+    for mine, theirs in ((rows, None), (None, rows), (rows, others), (rows, numbers)):
+        assert not replace(embedding, tokens=mine).equals(replace(head, tokens=theirs))
+
+
+def parts_of(folder, change, rows=None, by=1):
+    """Opens an adapter that holds an embedding and a head: two parts."""
+    folder.mkdir()
+    tensors, _ = factors(UP, 48, 32)
+    values = torch.arange(96 * 32).reshape(96, 32).float() / 64
+    stored = {name: torch.tensor(v).float() for name, v in tensors.items()}
+    stored |= {"model.embed_tokens.weight": values, HEAD: change(values).contiguous().clone()}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["up_proj"]}
+    if rows:
+        stored["model.embed_tokens.token_adapter.trainable_tokens_delta"] = values[: len(rows)] * by
+        config["trainable_token_indices"] = rows
+    save_file(stored, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    whole = {part.name: part for part in Adapter(folder).parts if isinstance(part, WholeTensor)}
+    return whole["model.embed_tokens"], whole["lm_head"]
