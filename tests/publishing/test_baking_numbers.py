@@ -55,29 +55,37 @@ def test_the_receipts_file():
     }  # fmt: skip
 
 
+ALPHA = 10
+"""Of those that √5 does not give back: `ALPHA / √5 · √5` is another number."""
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, tiny_base):
     folder = tmp_path_factory.mktemp("baking") / "lora"
     settings = {"target_modules": ["up_proj", "embed_tokens"], "use_rslora": True, "r": 5}
-    make_adapter(folder, tiny_base, lora_alpha=7, **settings)
+    make_adapter(folder, tiny_base, lora_alpha=ALPHA, **settings)
     without_base_layers(folder)
     return folder
+
+
+def test_the_alpha_is_one_that_rounding_changes():
+    assert ALPHA / math.sqrt(5) * math.sqrt(5) != ALPHA
 
 
 @pytest.mark.parametrize("rest", [0, 0.5, 1])
 def test_alphas_and_the_weight_outside_the_layers(adapter, tmp_path, rest):
     made = lk.bake(adapter, "0.5,0,1,-2", tmp_path / "baked", rest=rest)
     weights = {one.layer: (one.weight, one.alpha, one.baked) for one in made.modules}
-    assert weights[1] == (0, 7, 0)
-    assert weights[3] == (-2, 7, -14)
+    assert weights[1] == (0, ALPHA, 0)
+    assert weights[3] == (-2, ALPHA, -2 * ALPHA)
     assert weights[None][0] == rest
     # √5 does not divide evenly, and yet the file says what the user wrote, times the weight.
     config = json.loads((tmp_path / "baked" / "adapter_config.json").read_text())
     patterns = {name.split(".")[-1]: value for name, value in config["alpha_pattern"].items()
                 if r"layers\.0\." in name}  # fmt: skip
-    assert patterns == {"up_proj": 3.5}
+    assert patterns == {"up_proj": ALPHA / 2}
     up = lk.Adapter(tmp_path / "baked").modules["model.layers.0.mlp.up_proj"]
-    assert up.scaling == pytest.approx(3.5 / math.sqrt(5), rel=1e-15)
+    assert up.scaling == pytest.approx(ALPHA / 2 / math.sqrt(5), rel=1e-15)
 
 
 def test_what_the_files_are_in_bytes_and_seconds(adapter, tmp_path):
