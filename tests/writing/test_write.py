@@ -17,6 +17,7 @@ import labkit.merging.rounding
 import labkit.writing.engine
 import labkit.writing.layout
 import labkit.writing.write
+from labkit.files.atomic_folder import MARK
 from labkit.files.direct_io import hash_file
 from labkit.files.floats import round_once
 from labkit.files.tensor_file import FLOAT_CODES
@@ -310,9 +311,9 @@ def test_existing_folders(plan, out):
     write(plan, out)
     with pytest.raises(lk.LabkitError, match="exists already; .* --overwrite"):
         write(plan, out)
-    (out / "extra").write_text("")
+    (out / "gradient.png").write_text("")
     write(plan, out, overwrite=True)
-    assert not (out / "extra").exists()
+    assert (out / "gradient.png").read_bytes()
     (out / "receipt.json").unlink()
     with pytest.raises(lk.LabkitError, match="was not made by labkit"):
         write(plan, out, overwrite=True)
@@ -363,6 +364,7 @@ def test_a_base_that_changes_meanwhile_is_noticed(tiny_base, tiny_adapter, tmp_p
 def test_what_a_killed_merge_left_is_cleaned(plan, out):
     left = out.parent / ".merged.labkit-0badcafe"
     left.mkdir()
+    (left / MARK).touch()
     (left / "model.safetensors").write_text("half")
     write(plan, out)
     assert os.listdir(out.parent) == ["merged"]
