@@ -52,18 +52,19 @@ def _scan(tokenizer: bytes | Path | None) -> tuple[str, int]:
     """The hash of the vocabulary in a `tokenizer.json` ("" if there is none), and its size."""
     if not isinstance(tokenizer, Path) or not tokenizer.stat().st_size:
         return "", 0
-    with tokenizer.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        begins = VOCABULARY.search(text)
-        if begins is None:
-            return "", 0
-        digest, position, count, largest = hashlib.sha256(), begins.end(), 0, -1
-        while entry := ENTRY.match(text, position):
-            digest.update(entry[1] + b" " + entry[2] + b"\n")
-            position, count = entry.end(), count + 1
-            if begins[1] == b"{" and entry[2].isdigit():
-                largest = max(largest, int(entry[2][:9]))
-        # The library writes the added tokens before the model.
-        added = [int(match[1][:9]) for match in ADDED.finditer(text, 0, begins.start())]
+    with tokenizer.open("rb") as file:
+        text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last match
+    begins = VOCABULARY.search(text)
+    if begins is None:
+        return "", 0
+    digest, position, count, largest = hashlib.sha256(), begins.end(), 0, -1
+    while entry := ENTRY.match(text, position):
+        digest.update(entry[1] + b" " + entry[2] + b"\n")
+        position, count = entry.end(), count + 1
+        if begins[1] == b"{" and entry[2].isdigit():
+            largest = max(largest, int(entry[2][:9]))
+    # The library writes the added tokens before the model.
+    added = [int(match[1][:9]) for match in ADDED.finditer(text, 0, begins.start())]
     tokens = count if begins[1] == b"[" else largest + 1
     return digest.hexdigest(), max([tokens, *(number + 1 for number in added)])
 
