@@ -251,6 +251,18 @@ def test_a_link_out_of_the_folder_is_refused_and_the_hubs_cache_is_not(tmp_path,
     assert "outside its folder; put the file itself there" in text
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_behind_links_out_of_its_folder_is_refused(tmp_path, adapter, name):
+    linked = shutil.copytree(adapter, tmp_path / "linked")
+    (linked / name).rename(tmp_path / name)
+    (linked / name).symlink_to(tmp_path / name)
+    text = refusal(lambda: Adapter(linked))
+    assert text == (
+        f"{linked / name} is a link to {tmp_path / name}, outside its folder; put the file itself "
+        "there"
+    )
+
+
 def test_a_tokenizer_that_is_a_link_to_a_secret_is_not_copied(tmp_path, broken_base, adapter):
     secret = tmp_path / "secret"
     secret.write_text("key")

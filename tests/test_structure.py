@@ -33,7 +33,6 @@ TESTED_ELSEWHERE = {
         "demonstration/stepwise demonstration/texts demonstration/train demonstration/words",
     ),
     "tests/test_hostile.py": ("what it does to hostile text", "errors"),
-    "tests/writing/test_faults.py": ("processes are killed around it", "files/atomic_folder"),
     "tests/merging/test_rounding.py": (
         "rounding once, whatever calculates it",
         "files/floats merging/rounding_on_device",

@@ -5,8 +5,11 @@ Success is 0. Wrong input is 2 and one line on standard error, never a traceback
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -30,6 +33,7 @@ USAGE_ERROR: Any = next(
     kind for kind in typer.BadParameter.mro() if kind.__name__ == "ClickException"
 )
 
+NOTHING_LEFT = "nothing was left behind"
 STOPPED = 130
 """The status of a command that Ctrl-C ended, as shells have it."""
 
@@ -41,8 +45,25 @@ def labkit(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+class StoppedError(Exception):
+    """A command was told to end; the text says what it left."""
+
+
+def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose Ctrl-C reaches `main` with what was noted of it: typer keeps no notes."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            raise StoppedError("; ".join(getattr(error, "__notes__", ()))) from error
+
+    return run
+
+
 for command in (demo, inspect, merge, push, bake, picture, verify):
-    app.command()(command)
+    app.command()(_stoppable(command))
 app.add_typer(recipes, name="recipe")
 
 
@@ -53,9 +74,13 @@ def _stop(*_: object) -> None:
 def main() -> None:
     """Run the command line; turn every expected error into one line and a status."""
     # A merge that is told to end takes away what it had built, as it does for Ctrl-C.
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _stop)
     try:
         status = app(standalone_mode=False)
+    except StoppedError as error:
+        _fail(f"stopped; {str(error) or NOTHING_LEFT}", STOPPED)
     except LabkitError as error:
         _fail(str(error))
     except USAGE_ERROR as error:
@@ -65,10 +90,11 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = STOPPED
     if status == STOPPED:  # typer's own answer to Ctrl-C, in some of its versions
-        _fail("stopped; nothing was left behind", STOPPED)
+        _fail(f"stopped; {NOTHING_LEFT}", STOPPED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str, status: int = 2) -> None:
-    print(f"labkit: error: {message}", file=sys.stderr)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"labkit: error: {message}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +69,8 @@ def merge(
                 f"{', '.join(extra) or '--dtype and --untie'}"
             )
         # BASE and ADAPTER beside a recipe say where its inputs are on this machine.
+        if not quiet:
+            say_what_is_read(recipe, base, [adapter] if adapter else None)
         resolved = plan(Recipe.load(recipe, base, [adapter] if adapter else None))
     else:
         if base is None or adapter is None or weights is None:
@@ -137,17 +140,35 @@ def verify(
         list[str] | None, typer.Option(help="Likewise the adapter; once for each term, in order.")
     ] = None,
     device: Device = "auto",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Download what the recipe names and is not here.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Compute a merge again from its recipe and compare every byte."""
+    from labkit.merging.recipe import FILE_NAME
     from labkit.writing.verification import verify as run
 
-    verified = run(folder, base=base, adapters=adapter or None, device=device, progress=not quiet)
     if not quiet:
-        typer.echo(
-            f"verified {verified.folder}: {verified.files} files, {verified.nbytes / 1e9:.2f} GB, "
-            f"{verified.tensors_computed} tensors computed again, every byte equal"
-        )
+        say_what_is_read(folder / FILE_NAME, base, adapter or None)
+    verified = run(
+        folder,
+        base=base,
+        adapters=adapter or None,
+        device=device,
+        progress=not quiet,
+        download=yes,
+    )
+    if not quiet:
+        typer.echo(verified)
+
+
+def say_what_is_read(recipe: Path, base: str | None, adapters: list[str] | None) -> None:
+    """Say on standard error what a recipe, perhaps somebody else's, will read on this machine."""
+    from labkit.merging.recipe_sources import named_sources
+
+    for source in named_sources(recipe, base, adapters):
+        print(f"labkit: reads {source}", file=sys.stderr)
 
 
 def _plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from labkit.deltas.delta import Array, BaseDependent, on_device
+from labkit.deltas.delta import NORM_ELEMENTS, Array, BaseDependent, on_device
 from labkit.files.tensor_file import StoredTensor
 
 
@@ -73,8 +73,13 @@ class WholeReplacement(BaseDependent):
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
     ) -> None:
         """Add single elements."""
-        first, last = int(rows.min()), int(rows.max()) + 1
-        saved = self._read_rows(first, last)[rows - first, columns]
+        saved = np.empty(len(rows))
+        step = max(1, NORM_ELEMENTS // max(1, self.saved.matrix_shape[1]))
+        for first in range(int(rows.min()), int(rows.max()) + 1, step):
+            here = (rows >= first) & (rows < first + step)
+            if here.any():
+                last = int(rows[here].max()) + 1
+                saved[here] = self._read_rows(first, last)[rows[here] - first, columns[here]]
         total -= base * self.weight
         saved[rows < self.base.matrix_shape[0]] *= self.weight
         total += saved

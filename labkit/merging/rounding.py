@@ -37,6 +37,8 @@ BLOCK_ELEMENTS = 1 << 17
 """Elements merged at a time: few enough for a processor's cache, and enough that the work outweighs
 Python's."""
 
+MOST_UNSURE = BLOCK_ELEMENTS // 4
+"""Elements that are merged by themselves at a time, unless one block has more."""
 BUFFER_BYTES = BLOCK_ELEMENTS * (2 * 8 + 5 * 4 + 2 + 1)
 """A merger's buffers at most: 64 bits twice, 32 five times, 16 once and a mark for each element."""
 
@@ -184,7 +186,18 @@ class BlockMerger:
             return merged, *merge_all_exactly(base, base_dtype, update, start, merged)
         step = max(1, BLOCK_ELEMENTS // max(1, base.shape[1]))
         squared = missing = 0.0
-        unsure = []
+        unsure: list[np.ndarray] = []
+
+        def merge_unsure() -> tuple[float, float]:
+            positions = np.unique(np.concatenate(unsure))
+            numbers = wide(base.reshape(-1)[positions], base_dtype)
+            rounded, change, lacks = merge_exactly(
+                positions, numbers, base.shape[1], update, start, dtype
+            )
+            merged.reshape(-1)[positions] = rounded
+            unsure.clear()
+            return change, lacks
+
         # What is infinite or too large is refused by the caller, in words.
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, len(base), step):
@@ -194,13 +207,13 @@ class BlockMerger:
                 unsure += [one + first * base.shape[1] for one in found]
                 squared += change
                 missing += lacks
+                # Seldom so many: where halves of numbers fall between two that can be stored.
+                if sum(map(len, unsure)) > MOST_UNSURE:
+                    change, lacks = merge_unsure()
+                    squared += change
+                    missing += lacks
         if unsure:
-            positions = np.unique(np.concatenate(unsure))
-            numbers = wide(base.reshape(-1)[positions], base_dtype)
-            rounded, change, lacks = merge_exactly(
-                positions, numbers, base.shape[1], update, start, dtype
-            )
-            merged.reshape(-1)[positions] = rounded
+            change, lacks = merge_unsure()
             squared += change
             missing += lacks
         return merged, squared, missing

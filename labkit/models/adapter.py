@@ -9,7 +9,7 @@ from typing import Any
 from labkit.deltas.low_rank import LowRank
 from labkit.errors import LabkitError, shown
 from labkit.files.references import Located, locate
-from labkit.files.small_files import read_json, require_same_json
+from labkit.files.small_files import read_json, require_inside, require_same_json
 from labkit.files.tensor_file import TensorFile, open_tensor_file
 from labkit.models.adapter_config import CONFIG, AdapterConfig, read_config
 from labkit.models.adapter_file import read_parts
@@ -54,6 +54,7 @@ class Adapter(Source):
         self._located: Located = locate(reference, "adapter", adapter_downloads)
         if not (self.folder / CONFIG).is_file():
             raise LabkitError(_no_config(self.folder))
+        require_inside(self.folder / CONFIG)
         self.config: dict[str, Any] = read_json(self.folder / CONFIG)
         self._checked: AdapterConfig = read_config(self.config, self.name)
         self.file: TensorFile = _open_weights(self.folder)
@@ -254,12 +255,14 @@ def _open_extra(folder: Path) -> Iterator[TensorFile]:
         if (folder / name).is_file():
             from labkit.files.pickled import open_pickled
 
+            require_inside(folder / name)
             yield open_pickled(folder / name)
 
 
 def _open_weights(folder: Path) -> TensorFile:
     for name in ADAPTER_SETS:
         if (folder / name).exists():
+            require_inside(folder / name)
             if name != PICKLED_ADAPTER:
                 return open_tensor_file(folder / name)
             from labkit.files.pickled import open_pickled

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError, shown
-from labkit.files.atomic_folder import building, check_target, explain, put_in_place
+from labkit.files.atomic_folder import building, check_target, explain
 from labkit.files.paths import user_path
 from labkit.files.tensor_file import FLOAT_CODES, header_for
 from labkit.models.adapter import Adapter
@@ -117,11 +117,11 @@ def _make(
     try:
         with building(target) as made:
             text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            (made / config).write_text(text, encoding="utf-8")
-            with (made / file).open("wb") as out:
+            (made.folder / config).write_text(text, encoding="utf-8")
+            with (made.folder / file).open("wb") as out:
                 out.write(header)
                 out.truncate(size)  # what is not written reads as zeros, and takes no room
-            put_in_place(made, target, overwrite=False)
+            made.put_in_place(overwrite=False)
     except OSError as error:
         raise LabkitError(explain(error, target)) from error
     return target

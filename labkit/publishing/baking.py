@@ -22,14 +22,12 @@ from labkit.files.atomic_folder import (
     building,
     check_target,
     explain,
-    flush_folder,
-    put_in_place,
     require_apart,
 )
 from labkit.files.paths import user_path
-from labkit.files.small_files import require_inside
 from labkit.gradients.gradient import Gradient, plain
 from labkit.machine import standard_arithmetic
+from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.recipe import Term
 from labkit.models.adapter import Adapter
 from labkit.models.adapter_config import CONFIG
@@ -37,6 +35,8 @@ from labkit.models.kinds.part import Part
 from labkit.summary import Summary
 
 ALPHA, FACTORS = "alpha_pattern", "lora_B"
+KIND = "modules"
+"""What tells a baked adapter's receipt from a merge's."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class BakeReceipt(Summary):
         files_written: name -> SHA-256 of the tensors' file and the config.
         nbytes: size of the two in bytes.
         seconds: how long it took, card and picture not counted.
+        notes: what is worth knowing of the files beside the tensors.
+        files: the names of all files in the folder.
     """
 
     folder: Path
@@ -81,6 +83,8 @@ class BakeReceipt(Summary):
     files_written: dict[str, str]
     nbytes: int
     seconds: float
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def how(self) -> str:
@@ -98,6 +102,7 @@ class BakeReceipt(Summary):
             "baked_into": self.how,
             "seconds": round(self.seconds, 3),
             "files_written": self.files_written,
+            "files": list(self.files),
             "modules": [vars(module) for module in self.modules],
         }
 
@@ -110,6 +115,8 @@ class BakeReceipt(Summary):
             if chosen:
                 changed = sum(weight != 1 for weight in chosen)
                 yield "how", f"{into} {what} {changed} of {len(chosen)} modules"
+        for note in self.notes:
+            yield "note", note
         yield "took", f"{self.seconds * 1e3:.0f} ms, {self.nbytes / 1e6:.2f} MB"
 
 
@@ -145,14 +152,13 @@ def bake(
     term = Term(opened, weights, weights_for or {})  # type: ignore[arg-type] # Term reads each kind
     target = user_path(out).absolute()
     require_apart(target, opened.folder)
-    check_target(target, overwrite)
+    check_target(target, overwrite, KIND)
     modules = tuple(_modules(term, rest, scale_factors))
     try:
-        with building(target) as folder:
-            receipt = _write(term, modules, folder, target, began)
+        with building(target) as made:
+            receipt = _write(term, modules, made.folder, target, began)
             opened.require_unchanged()
-            flush_folder(folder)
-            put_in_place(folder, target, overwrite)
+            made.put_in_place(overwrite, KIND)
     except OSError as error:
         raise LabkitError(explain(error, target)) from error
     return receipt
@@ -232,7 +238,8 @@ def _write(
 ) -> BakeReceipt:
     from labkit.figures import gradient_picture, picture_bytes
     from labkit.files.direct_io import hash_file
-    from labkit.writing.layout import LEGAL_NAMES, TOKENIZER_FILES
+    from labkit.models.model_files import is_legal, is_of_tokenizer
+    from labkit.writing.side_files import OWN_FILES, folder_files
 
     adapter = term.adapter
     tensors = folder / adapter.file.path.name
@@ -252,11 +259,13 @@ def _write(
         config["alpha_pattern"] = patterns | before
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
-    for path in sorted(adapter.folder.iterdir()):
-        legal = path.name.startswith(LEGAL_NAMES)
-        if path.is_file() and (legal or path.name in TOKENIZER_FILES):
-            require_inside(path)
-            shutil.copyfile(path, folder / path.name)
+    notes: list[str] = []
+    beside = folder_files(
+        adapter.folder, adapter.name, notes, lambda name: is_of_tokenizer(name) or is_legal(name)
+    )
+    for name, path in beside.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
     seconds = time.perf_counter() - began
     receipt = BakeReceipt(
         folder=target,
@@ -266,6 +275,8 @@ def _write(
         files_written={path.name: hash_file(path) for path in (tensors, folder / CONFIG)},
         nbytes=tensors.stat().st_size + len(text.encode()),
         seconds=seconds,
+        notes=tuple(notes),
+        files=tuple(sorted({tensors.name, CONFIG, *beside, *OWN_FILES} - {RECIPE_NAME})),
     )
     (folder / "receipt.json").write_text(
         json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -11,28 +11,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from labkit.errors import LabkitError, shown
+from labkit.files.atomic_folder import RECEIPT, written_files
 from labkit.files.hub_answers import explain_hub
 from labkit.files.paths import user_path
 from labkit.files.references import HUB_ID
-from labkit.files.small_files import read_json, read_text
+from labkit.files.small_files import read_text
 from labkit.merging.recipe import FILE_NAME
+from labkit.merging.recipe_sources import named_sources
 from labkit.models.adapter_config import CONFIG as ADAPTER_CONFIG
-from labkit.models.model_files import INDEX, SINGLE
+from labkit.models.model_files import INDEX, is_side_file
 from labkit.summary import Summary
 from labkit.writing.front_matter import CARD
-from labkit.writing.layout import LEGAL_NAMES, OWN_FILES, TOKENIZER_FILES
+from labkit.writing.side_files import OWN_FILES
 
-RECEIPT = "receipt.json"
-ALWAYS = (*OWN_FILES, *TOKENIZER_FILES, INDEX, ADAPTER_CONFIG, "config.json",
-          "generation_config.json")  # fmt: skip
-"""Files of a model that go whether or not the receipt names them: it does not name all."""
-IF_WRITTEN = ("*.safetensors", "adapter_model.bin", "*processor_config.json", "configuration.json",
-              "quantize_config.json", "tokenizer.model.*", "*.tiktoken", "*.bpe", "*.spm",
-              "*.py")  # fmt: skip
-"""Files of a model that go if labkit wrote them: others of such names may be anything."""
+WEIGHTS = ("*.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -40,11 +33,11 @@ class Upload:
     """What of a folder goes to the hub, and what does not.
 
     Attributes:
-        paths: the files that go, by name.
+        paths: the files that go, by their names in the folder.
         left: the names of what stays.
     """
 
-    paths: tuple[Path, ...]
+    paths: dict[str, Path]
     left: tuple[str, ...]
 
 
@@ -117,14 +110,14 @@ def push(
     check_repository(repository)
     where = user_path(folder).resolve()
     upload = select_files(where)
-    sizes = {path.name: path.stat().st_size for path in upload.paths}
+    sizes = {name: path.stat().st_size for name, path in upload.paths.items()}
     notes = tuple(_notes(where, upload))
     if progress:
         for name, size in sizes.items():
             print(f"{name}\t{size / 1e6:.2f} MB")  # noqa: T201 # said before anything is sent
     operations = [
-        CommitOperationAdd(path.name, _named_card(path, repository) if path.name == CARD else path)
-        for path in upload.paths
+        CommitOperationAdd(name, _named_card(path, repository) if name == CARD else path)
+        for name, path in upload.paths.items()
     ]
     api = HfApi()
     try:
@@ -148,36 +141,31 @@ def select_files(folder: Path) -> Upload:
     Raises:
         LabkitError: the folder is not one of labkit's.
     """
-    needed = (RECEIPT, CARD)
-    if not all((folder / name).is_file() for name in needed):
+    written = written_files(folder)
+    if not written or not (folder / CARD).is_file():
         raise LabkitError(
-            f"{shown(folder)} is no folder that labkit made (expected {' and '.join(needed)}); "
+            f"{shown(folder)} is no folder that labkit made (expected {RECEIPT} and {CARD}); "
             "name the folder of a merged model or a baked adapter"
         )
-    written = read_json(folder / RECEIPT).get("files_written")
-    names = set(written) if isinstance(written, dict) else set()
-    if not names:  # merged without SHA-256 sums: the weights are those that a loader would read
-        names = _weights(folder)
-    chosen, left = [], []
-    for path in sorted(folder.iterdir()):
-        wanted = path.name in ALWAYS or path.name.startswith(LEGAL_NAMES)
-        known = any(fnmatchcase(path.name, pattern) for pattern in IF_WRITTEN)
-        if (wanted or (known and path.name in names)) and _plain(path):
-            chosen.append(path)
-        else:
-            left.append(path.name)
-    return Upload(tuple(chosen), tuple(left))
+    names = sorted(filter(_may_go, written))
+    chosen = {name: folder / name for name in names if _plain(folder, name)}
+    left = {path.name for path in folder.iterdir()} - {name.split("/")[0] for name in chosen}
+    return Upload(chosen, tuple(sorted(left)))
 
 
-def _weights(folder: Path) -> set[str]:
-    if not (folder / INDEX).is_file():
-        return {SINGLE}
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+def _may_go(name: str) -> bool:
+    """Whether a file of a name is one that labkit writes, whatever a receipt says."""
+    return (
+        name in (*OWN_FILES, INDEX, ADAPTER_CONFIG)
+        or is_side_file(name)
+        or any(fnmatchcase(name, pattern) for pattern in (*WEIGHTS, "*.py"))
+    ) and not name.startswith(".")
 
 
-def _plain(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
+def _plain(folder: Path, name: str) -> bool:
+    """Whether a file lies in the folder itself, and not behind a link."""
+    path = folder / name
+    return path.is_file() and path.resolve() == folder.resolve() / name
 
 
 def _make_repository(api: Any, repository: str, public: bool) -> tuple[str, bool]:
@@ -211,26 +199,12 @@ def _notes(folder: Path, upload: Upload) -> Iterator[str]:
             f"left behind, as labkit did not write it: {', '.join(map(shown, upload.left[:20]))}"
             f"{f' and {len(upload.left) - 20} more' if len(upload.left) > 20 else ''}"
         )
-    if folder / FILE_NAME not in upload.paths:
+    if FILE_NAME not in upload.paths:
         return
-    local = [shown(name) for name in _references(folder) if not HUB_ID.fullmatch(name)]
+    sources = named_sources(folder / FILE_NAME)
+    local = [shown(source.reference) for source in sources if not source.on_hub]
     if local:
         yield (
             f"{FILE_NAME} names local folders ({', '.join(local)}), which others do not have; they "
             "can say where theirs are: labkit merge BASE ADAPTER --recipe recipe.yaml"
         )
-
-
-def _references(folder: Path) -> Iterator[str]:
-    from labkit.merging.recipe_file import compose
-
-    root = compose(read_text(folder / FILE_NAME, "recipe"), FILE_NAME).members("a recipe")
-    sources = [root["base"]] if "base" in root else []
-    for term in root["terms"].items("terms") if "terms" in root else []:
-        members = term.members("a term")
-        sources += [members["adapter"]] if "adapter" in members else []
-    for source in sources:
-        written = isinstance(source.node, yaml.ScalarNode)
-        entry = source if written else source.members("a source").get("reference")
-        if entry is not None:
-            yield entry.text("a reference")

@@ -33,13 +33,13 @@ def model_card(plan: Plan, receipt: Receipt) -> str:
     Names come from folders and files of other people: each is shown as text and as nothing else.
     """
     from labkit import __version__
-    from labkit.writing.layout import side_files
+    from labkit.writing.side_files import side_files
 
     recipe = plan.recipe
     license_name, comment = licence(recipe)
     language = recipe.card.language or own_card(plan.base.folder).language
     card = replace(recipe.card, license=license_name, language=language)
-    prompts = formats(recipe, side_files(plan))
+    prompts = formats(recipe, side_files(plan).files)
     lines = [
         *front_matter("transformers", recipe.sources, "merge", card, comment),
         "",

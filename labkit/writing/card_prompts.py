@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from labkit.errors import shown
 from labkit.models.prompt_formats import CHAT, FORMATS
+from labkit.writing.vocabulary_files import content_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,14 +36,7 @@ def has_chat_template(files: dict[str, bytes | Path]) -> bool:
     """Whether the tokenizer brings a template for conversations."""
     if "chat_template.jinja" in files or "chat_template.json" in files:
         return True
-    config = files.get("tokenizer_config.json")
-    if config is None:
-        return False
-    try:
-        text = config if isinstance(config, bytes) else config.read_bytes()
-        return bool(json.loads(text).get("chat_template"))
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False  # the tokenizer's file is copied, not judged
+    return bool(content_of(files.get("tokenizer_config.json")).get("chat_template"))
 
 
 def snippet(name: str, prompts: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -92,6 +92,7 @@ class MadePiece:
         written: likewise its bytes in the output file.
         update: what was added to its tensor; None if nothing was.
         squares: the sums of squares `‖W' - W‖²` and `‖(W' - W) - wΔW‖²` over its rows.
+        broken: how many of the base's numbers in it are NaN or infinite.
     """
 
     piece: Piece
@@ -100,6 +101,7 @@ class MadePiece:
     written: memoryview | None
     update: Delta | None = None
     squares: tuple[float, float] = (0.0, 0.0)
+    broken: int = 0
 
 
 class StoppedError(Exception):
@@ -264,14 +266,14 @@ class Engine:
             made = MadePiece(piece, slot, read, read)
         else:
             written = aligned_part(slot.merged, piece.target, piece.nbytes)
-            squares = self.merge(piece, read, written, update)
-            made = MadePiece(piece, slot, read, written, update, squares)
+            squares, broken = self.merge(piece, read, written, update)
+            made = MadePiece(piece, slot, read, written, update, squares, broken)
         store(made)
         return made
 
     def merge(
         self, piece: Piece, read: memoryview, written: memoryview, update: Delta | None
-    ) -> tuple[float, float]:
+    ) -> tuple[tuple[float, float], int]:
         """Merge the rows of a piece.
 
         Args:
@@ -281,7 +283,8 @@ class Engine:
             update: what is added to the tensor; None if only its dtype changes.
 
         Returns:
-            the sums of squares `‖W' - W‖²`, and `‖(W' - W) - wΔW‖²`.
+            the sums of squares `‖W' - W‖²` and `‖(W' - W) - wΔW‖²`; and how many of the base's
+            numbers are NaN or infinite.
 
         Raises:
             LabkitError: a number that is finite in the base is not any more.
@@ -302,15 +305,18 @@ class Engine:
         finally:
             self._mergers.put(merger)
         # The sum of squares of the change is not finite if any element of it is not.
+        broken = 0
         if not math.isfinite(squared):
-            lost = np.isfinite(wide(base, base_dtype)) & ~np.isfinite(wide(merged, dtype))
+            whole = np.isfinite(wide(base, base_dtype))
+            broken = whole.size - int(np.count_nonzero(whole))
+            lost = whole & ~np.isfinite(wide(merged, dtype))
             if lost.any():
                 raise LabkitError(
                     f"{int(lost.sum())} numbers of {shown(tensor.name)!r} become too large for "
                     f"{FLOATS[dtype]} (its largest is {LARGEST[dtype]:g}); "
                     "choose another --dtype, such as bfloat16 or float32, or smaller weights"
                 )
-        return squared, missing
+        return (squared, missing), broken
 
 
 class ModelWriter:
@@ -326,6 +332,8 @@ class ModelWriter:
         linked: the names of the files that were linked.
         asked: the norm of the change that was asked for, by the name of the tensor.
         squares: the sums of squares of its pieces; see `Engine.merge`.
+        broken: how many of the base's numbers are NaN or infinite, by the name of the tensor;
+            looked for in tensors that change.
         read_hashes: the SHA-256 of the base's files, by path.
         written_hashes: the SHA-256 of the output files, by name.
     """
@@ -338,6 +346,7 @@ class ModelWriter:
         self.linked: list[str] = []
         self.asked: dict[str, float] = {}
         self.squares: dict[str, list[tuple[float, float]]] = {}
+        self.broken: Counter[str] = Counter()
         self.read_hashes: dict[str, str] = {}
         self.written_hashes: dict[str, str] = {}
 
@@ -384,6 +393,8 @@ class ModelWriter:
         if name not in self.asked:
             self.asked[name] = made.update.norm()
         self.squares.setdefault(name, []).append(made.squares)
+        if made.broken:
+            self.broken[name] += made.broken
 
     def _note_hashes(self, file: OutputFile, read: str, written: str) -> None:
         self.read_hashes[str(file.source.path)] = read

@@ -5,16 +5,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from labkit.files.small_files import read_json, require_inside
 from labkit.files.tensor_file import StoredTensor, TensorFile, header_for
-from labkit.models.checkpoint import LANGUAGE_CONFIGS
-from labkit.models.model_files import INDEX
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
@@ -24,16 +19,6 @@ PIECE_BYTES = 8 << 20
 MERGE_BYTES = {"cpu": PIECE_BYTES, "cuda": 32 << 20}
 """Bytes of the base read at a time into memory, by the kind of device that merges them: enough
 that threads seldom wait for each other."""
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
-    "chat_template.json",
-)  # fmt: skip
-SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py")
-LEGAL_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
-OWN_FILES = ("README.md", "recipe.yaml", "receipt.json", "gradient.png")
-LARGEST_SIDE_FILE = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -198,97 +183,3 @@ def _pieces(
                 )
                 target += count
     yield from copies()
-
-
-def side_files(plan: Plan) -> dict[str, bytes | Path]:
-    """The merged model's other files: name -> content, or the file to copy.
-
-    Config, generation config, licence and tokenizer come from the base; the tokenizer from the
-    adapter where it ships a whole one.
-    """
-    base = plan.base.folder
-    shards = {file.path.name for file in plan.base.files}
-    files: dict[str, bytes | Path] = {}
-    for path in sorted(base.iterdir()):
-        wanted = path.name.startswith(LEGAL_NAMES) or (
-            path.suffix in SIDE_SUFFIXES
-            and not path.name.endswith(".index.json")
-            and path.name not in OWN_FILES
-        )
-        small = path.is_file() and path.stat().st_size <= LARGEST_SIDE_FILE
-        if wanted and small and path.name not in shards:
-            require_inside(path)
-            files[path.name] = path
-    for term in plan.recipe.terms:
-        own = [term.source.folder / name for name in TOKENIZER_FILES]
-        own = [path for path in own if path.is_file()]
-        names = {path.name for path in own}
-        # Half a tokenizer would mix with the base's other half.
-        if "tokenizer_config.json" in names and names & {"tokenizer.json", "tokenizer.model"}:
-            for name in TOKENIZER_FILES:
-                files.pop(name, None)
-            for path in own:
-                require_inside(path)
-            files |= {path.name: path for path in own}
-    config = _config(plan)
-    if config != plan.base.config:
-        files["config.json"] = _json_bytes(config)
-    index = _index(plan)
-    if index is not None:
-        files[INDEX] = index
-    return files
-
-
-def _index(plan: Plan) -> bytes | Path | None:
-    """The index of a model in several files: the base's own where it still says the truth."""
-    index = plan.base.folder / INDEX
-    pickled = any(not file.header_bytes for file in plan.base.files)
-    if not index.is_file() and not (pickled and len(plan.base.files) > 1):
-        return None
-    same_sizes = plan.recipe.dtype == "auto" and plan.vocabulary_size is None
-    if not pickled and not plan.added and same_sizes:
-        require_inside(index)
-        return index
-    files = [(safe_name(file.path.name), output_tensors(plan, file)) for file in plan.base.files]
-    content = read_json(index) if index.is_file() else {}
-    metadata = content.get("metadata")
-    total = sum(plan.output_bytes(tensor) for _, tensors in files for tensor in tensors)
-    content["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}
-    content["weight_map"] = {tensor.name: name for name, tensors in files for tensor in tensors}
-    return _json_bytes(content)
-
-
-def _config(plan: Plan) -> dict[str, Any]:
-    """The merged model's config: the base's, with what the merge changes."""
-    config = plan.base.config
-    if plan.recipe.dtype != "auto":
-        config = _config_of_dtype(config, plan.recipe.dtype)
-    changes: dict[str, Any] = {}
-    if plan.vocabulary_size is not None:
-        changes["vocab_size"] = plan.vocabulary_size
-    if plan.recipe.untie and plan.base.tied:
-        changes["tie_word_embeddings"] = False
-    if not changes:
-        return config
-    config = {**config, **changes}
-    for key in LANGUAGE_CONFIGS:
-        if isinstance(config.get(key), dict):
-            config[key] = {**config[key], **changes}
-    return config
-
-
-def _config_of_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    changed = dict(config)
-    for key in ("torch_dtype", "dtype"):
-        if key in config:
-            changed[key] = dtype
-    if "torch_dtype" not in config and "dtype" not in config:
-        changed["dtype"] = dtype
-    for key in LANGUAGE_CONFIGS:
-        if isinstance(config.get(key), dict):
-            changed[key] = _config_of_dtype(config[key], dtype)
-    return changed
-
-
-def _json_bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -52,7 +52,8 @@ class Receipt(Summary):
         linked: files that are shared with the base by hard links.
         files_read: path -> SHA-256; empty without hashing.
         files_written: name -> SHA-256, all but the receipt and its companions.
-        notes: what the plan noted.
+        notes: what the plan noted, and what is worth knowing of the files.
+        files: the names of all files in the folder.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Receipt(Summary):
     files_read: dict[str, str]
     files_written: dict[str, str]
     notes: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
     @property
     def asked(self) -> float:
@@ -106,6 +108,7 @@ class Receipt(Summary):
             "notes": list(self.notes),
             "files_read": {Path(path).name: digest for path, digest in self.files_read.items()},
             "files_written": self.files_written,
+            "files": list(self.files),
             "tensors": [
                 {
                     "name": tensor.name,

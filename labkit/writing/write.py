@@ -23,8 +23,7 @@ from labkit.files.atomic_folder import (
     building,
     check_target,
     explain,
-    flush_folder,
-    put_in_place,
+    is_or_lies_in,
     require_apart,
 )
 from labkit.files.direct_io import hash_file
@@ -34,9 +33,10 @@ from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.rounding import BUFFER_BYTES
 from labkit.writing.engine import Engine, ModelWriter, pieces_at_once, slot_bytes
-from labkit.writing.layout import output_files, side_files
+from labkit.writing.layout import output_files
 from labkit.writing.progress import Progress, bar_of
 from labkit.writing.receipt import Receipt, TensorReceipt
+from labkit.writing.side_files import OWN_FILES, side_files
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
@@ -45,6 +45,9 @@ SECONDS_TO_DRAW = 10.0
 """How long an interrupted merge waits for its picture's thread."""
 SPARE_BYTES = 16 << 20
 """Free disk to leave for the small files and the file system's own use."""
+PICTURE = "gradient.png"
+KIND = "tensors"
+"""What tells a merge's receipt from a baked adapter's."""
 
 
 def working_memory(plan: Plan) -> int:
@@ -77,15 +80,17 @@ def write(
     out = user_path(out).absolute()
     _check_target(plan, out, overwrite)
     files = output_files(plan, chosen)
-    others = side_files(plan)
+    beside = side_files(plan)
     began = time.time()
     try:
-        with building(out) as folder, _drawing(plan) as picture:
+        with building(out) as made, _drawing(plan) as picture:
+            folder = made.folder
             with bar_of(sum(file.size for file in files), progress) as bar:
                 engine = Engine(plan, chosen, bar)
                 writer = ModelWriter(engine, folder, link, hashes)
                 engine.run(files, writer.write)
-            for name, content in others.items():
+            for name, content in beside.files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
                 if isinstance(content, Path):
                     shutil.copyfile(content, folder / name)
                 else:
@@ -93,14 +98,16 @@ def write(
             plan.base.require_unchanged()
             for term in plan.recipe.terms:
                 term.source.require_unchanged()
-            read, written = _hashes(writer, others) if hashes else ({}, {})
+            read, written = _hashes(writer, beside.files) if hashes else ({}, {})
             for path, digest in read.items():
                 require_as_on_hub(Path(path), digest)
-            receipt = _receipt(writer, out, began, read, written)
+            receipt = replace(
+                _receipt(writer, out, began, read, written, beside.notes),
+                files=tuple(sorted({*(file.name for file in files), *beside.files, *OWN_FILES})),
+            )
             _describe(plan, receipt, folder, read)
-            (folder / "gradient.png").write_bytes(picture.result())
-            flush_folder(folder)
-            put_in_place(folder, out, overwrite)
+            (folder / PICTURE).write_bytes(picture.result())
+            made.put_in_place(overwrite, KIND)
     except OSError as error:
         raise LabkitError(explain(error, out)) from error
     return receipt
@@ -108,16 +115,15 @@ def write(
 
 def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
     parent = out.parent
-    base = plan.base.folder.resolve()
-    resolved = out.resolve()
-    if resolved == base or base in resolved.parents or resolved in base.parents:
+    base = plan.base.folder
+    if is_or_lies_in(out, base) or is_or_lies_in(base, out):
         raise LabkitError(
-            f"the output {shown(out)} and the base {shown(base)} lie in each other; the base is "
-            "never written to: choose another folder"
+            f"the output {shown(out.resolve())} and the base {shown(base.resolve())} lie in each "
+            "other; the base is never written to: choose another folder"
         )
     for term in plan.recipe.terms:
         require_apart(out, term.source.folder)
-    check_target(out, overwrite)
+    check_target(out, overwrite, KIND)
     needed = plan.forecast().bytes_to_write + SPARE_BYTES
     free = shutil.disk_usage(parent).free
     if needed > free:
@@ -138,7 +144,7 @@ def _drawing(plan: Plan) -> Iterator[Future[bytes]]:
 
     def draw() -> None:
         try:
-            picture.set_result(_picture(plan))
+            picture.set_result(picture_of(plan))
         except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the result
             picture.set_exception(error)
 
@@ -150,7 +156,8 @@ def _drawing(plan: Plan) -> Iterator[Future[bytes]]:
         thread.join(SECONDS_TO_DRAW)
 
 
-def _picture(plan: Plan) -> bytes:
+def picture_of(plan: Plan) -> bytes:
+    """The picture of a merge, as the bytes of its file."""
     from labkit.figures import gradient_picture, picture_bytes
 
     first = plan.recipe.terms[0]
@@ -172,7 +179,12 @@ def _hashes(
 
 
 def _receipt(
-    writer: ModelWriter, out: Path, began: float, read: dict[str, str], written: dict[str, str]
+    writer: ModelWriter,
+    out: Path,
+    began: float,
+    read: dict[str, str],
+    written: dict[str, str],
+    notes: tuple[str, ...],
 ) -> Receipt:
     plan = writer.engine.plan
     return Receipt(
@@ -196,8 +208,18 @@ def _receipt(
         linked=tuple(sorted(writer.linked)),
         files_read=dict(sorted(read.items())),
         files_written=dict(sorted(written.items())),
-        notes=(*plan.notes, *plan.recipe.changed_files(read)),
+        notes=(*plan.notes, *notes, *_broken(writer), *plan.recipe.changed_files(read)),
     )
+
+
+def _broken(writer: ModelWriter) -> Iterator[str]:
+    """Note numbers of the base that are none, in what changes."""
+    if writer.broken:
+        yield (
+            f"{writer.broken.total()} numbers of the base are NaN or infinite, and stay so "
+            f"({len(writer.broken)} of the tensors that change, such as "
+            f"{shown(min(writer.broken))!r}); get the base again if it should be whole"
+        )
 
 
 def _describe(plan: Plan, receipt: Receipt, folder: Path, read: dict[str, str]) -> None:

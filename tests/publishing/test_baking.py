@@ -250,3 +250,18 @@ def test_links_that_lead_out_are_not_followed(plain_adapter, tmp_path, name):
     lk.bake(adapter, "1x4", tmp_path / "baked")
     assert (tmp_path / "baked" / name).read_text() == "text"
     assert not (tmp_path / "baked" / name).is_symlink()
+
+
+def test_a_bake_replaces_a_bake_and_nothing_else(plain_adapter, tiny_base, tmp_path):
+    adapter = shutil.copytree(plain_adapter, tmp_path / "lora")
+    (adapter / "tokenizer.json").write_text("{}")
+    out = tmp_path / "out"
+    lk.bake(adapter, "1x4", out)
+    lk.bake(adapter, "0.5x4", out, overwrite=True)
+    merge = lk.plan(tiny_base, plain_adapter, "1x4")
+    said = f"{out} holds something else that labkit made"
+    with pytest.raises(lk.LabkitError, match=re.escape(said)):
+        merge.write(out, overwrite=True, progress=False)
+    shutil.rmtree(out)
+    merge.write(out, progress=False)
+    fails(said, plain_adapter, "1x4", out, overwrite=True)

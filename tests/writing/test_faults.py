@@ -13,7 +13,7 @@ import labkit.files.atomic_folder
 import labkit.files.direct_io
 from benchmarks.faults import Bench, changed, digest, disturb, full, race
 from labkit import Gradient, LabkitError, plan
-from labkit.files.atomic_folder import ASIDE
+from labkit.files.atomic_folder import ASIDE, MARK
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "layers": 2, "vocab_size": 64}
 ONES = Gradient([1.0, 1.0])
@@ -46,6 +46,7 @@ def test_a_limit_of_file_size_two_at_once_and_changing_inputs(bench):
 def test_what_a_killed_merge_left_is_cleaned_and_the_old_model_restored(bench, out):
     left = out.parent / f".{out.name}.labkit-0123abcd"
     left.mkdir()
+    (left / MARK).touch()
     (left / "model.safetensors").write_bytes(b"half")
     aside = out.parent / f".{out.name}.{ASIDE}0123abcd"
     plan(bench.base, bench.adapter, ONES).write(aside, progress=False)
@@ -71,6 +72,8 @@ def test_what_is_half_built_never_passes_for_an_old_model(bench):
     out = bench.out.parent / f"named{ASIDE}like-it"
     left = out.parent / f".{out.name}.labkit-0123abcd"
     left.mkdir()
+    (left / MARK).touch()
+    (left / "model.safetensors").write_bytes(b"half")
     try:
         plan(bench.base, bench.adapter, ONES).write(out, progress=False)
         assert digest(out) == bench.whole

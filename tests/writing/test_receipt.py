@@ -30,6 +30,7 @@ def receipt():
         files_read={"/somewhere/base/config.json": "ab"},
         files_written={"model.safetensors": "cd"},
         notes=("a note",),
+        files=("model.safetensors",),
     )
 
 
@@ -90,6 +91,7 @@ def test_the_file(receipt):
         "notes": ["a note"],
         "files_read": {"config.json": "ab"},
         "files_written": {"model.safetensors": "cd"},
+        "files": ["model.safetensors"],
         "tensors": [
             {"name": "model.layers.0.q", "layer": 0, "weights": [0.5],
              "asked_norm": 3.0, "achieved_norm": 2.0, "missing_norm": 0.6},

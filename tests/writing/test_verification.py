@@ -1,5 +1,6 @@
 """`verify` computes a merge again, and says what is missing, changed or different."""
 
+import json
 import re
 import shutil
 
@@ -97,6 +98,93 @@ def test_of_several_differences_the_first_is_named(merged, monkeypatch):
             data[tensor.stop - 1] ^= 1
             file.write_bytes(data)
             fails(merged, f"tensor '{tensor.name}' in {file} differs from")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors", "adapter_config.json", "chat_template.jinja", "pytorch_model.bin",
+        "special_tokens_map.json", "added_tokens.json", "generation.gguf", "modeling_llama.py",
+        "custom_generate/generate.py", "additional_chat_templates/tool.jinja", "vocab.txt",
+        "preprocessor_config.json", "consolidated.00.pth", "params.json", "quantize_config.json",
+        "pytorch_model.bin.index.json", "tf_model.h5",
+    ],
+)  # fmt: skip
+def test_a_folder_that_loads_as_another_model_is_refused(merged, name):
+    (merged / name).parent.mkdir(exist_ok=True)
+    (merged / name).write_text("{}")
+    fails(
+        merged,
+        f"{merged} loads as another model than the recipe's: it holds {name} beside what the "
+        "recipe makes; remove what does not belong there",
+    )
+
+
+def test_other_files_are_named(merged):
+    (merged / "gguf").mkdir()
+    for name in ("notes.md", "gguf/model.gguf", ".gitattributes", "log.txt", "a.png", "b.png"):
+        (merged / name).write_text("")
+    verified = lk.verify(merged, progress=False)
+    assert verified.others == (
+        ".gitattributes", "a.png", "b.png", "gguf/model.gguf", "log.txt", "notes.md",
+    )  # fmt: skip
+    assert str(verified).endswith(
+        "not labkit's: .gitattributes, a.png, b.png, gguf/model.gguf, log.txt and 1 more"
+    )
+
+
+def test_what_is_covered_is_said(merged):
+    recipe, receipt = (merged / name for name in ("recipe.yaml", "receipt.json"))
+    sums = len(re.findall(r"[0-9a-f]{64}", recipe.read_text()))
+    sums += len(json.loads(receipt.read_text())["files_written"])
+    verified = lk.verify(merged, progress=False)
+    assert sums == verified.sums > 10
+    assert str(verified) == (
+        f"verified {merged}: {verified.files} files, 0.00 GB, 14 tensors computed again, every "
+        f"byte equal; {sums} SHA-256 sums of recipe and receipt are those of the files; not "
+        "compared: README.md, receipt.json but for its sums"
+    )
+    for name in ("README.md", "gradient.png", "receipt.json"):
+        (merged / name).unlink()
+    assert lk.verify(merged, progress=False).not_compared == (
+        "receipt.json, which is missing", "gradient.png, which is not as labkit draws it here",
+    )  # fmt: skip
+    (merged / "gradient.png").write_bytes(b"another")
+    assert "gradient.png, which is not" in str(lk.verify(merged, progress=False))
+
+
+def test_sums_that_are_not_those_of_the_files_are_refused(merged, tmp_path):
+    recipe, receipt = (merged / name for name in ("recipe.yaml", "receipt.json"))
+    text = recipe.read_text()
+    for digest in re.findall(r"[0-9a-f]{64}", text):
+        recipe.write_text(text.replace(digest, "0" * 64))
+        fails(merged, "is not the file that the recipe was made from")
+    recipe.write_text(text)
+    content = json.loads(receipt.read_text())
+    for name in content["files_written"]:
+        changed = {**content["files_written"], name: "0" * 64}
+        receipt.write_text(json.dumps({**content, "files_written": changed}))
+        fails(merged, f"{receipt} says another SHA-256 of {name} than the file has")
+    more = {**content["files_written"], "no.bin": "0"}
+    receipt.write_text(json.dumps({**content, "files_written": more}))
+    fails(merged, f"{receipt} names no.bin, which the recipe does not make")
+
+
+def test_a_merge_without_sums(tiny_base, tiny_adapter, tmp_path):
+    plan(tiny_base, tiny_adapter, "1x4").write(tmp_path / "out", progress=False, hashes=False)
+    assert lk.verify(tmp_path / "out", progress=False).sums == 0
+
+
+def test_nothing_is_downloaded_unasked(merged):
+    recipe = merged / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("reference: ../lora", "reference: owner/lora"))
+    fails(
+        merged,
+        f"{recipe} names owner/lora from the hub, which is not on this machine; let it be "
+        "downloaded with --yes (download=True), or say where it is (--base, --adapter)",
+    )
+    fails(merged, "the hub did not give it", download=True)
+    lk.verify(merged, progress=False, adapters=[merged.parent / "lora"])
 
 
 def test_what_is_no_merge(tmp_path):

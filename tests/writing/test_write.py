@@ -18,6 +18,7 @@ import labkit.merging.rounding
 import labkit.writing.engine
 import labkit.writing.layout
 import labkit.writing.write
+from labkit.files.atomic_folder import MARK
 from labkit.files.direct_io import hash_file
 from labkit.files.floats import round_once
 from labkit.files.tensor_file import FLOAT_CODES
@@ -338,9 +339,15 @@ def test_existing_folders(plan, out):
     write(plan, out)
     with pytest.raises(lk.LabkitError, match="exists already; .* --overwrite"):
         write(plan, out)
-    (out / "extra").write_text("")
+    (out / "gradient.png").write_text("")
     write(plan, out, overwrite=True)
-    assert not (out / "extra").exists()
+    assert (out / "gradient.png").read_bytes()
+    (out / "extra").write_text("")
+    with pytest.raises(lk.LabkitError, match=r"holds files that labkit did not write \(extra\)"):
+        write(plan, out, overwrite=True)
+    (out / "extra").unlink()
+    write(plan, out, overwrite=True, hashes=False)
+    write(plan, out, overwrite=True)
     (out / "receipt.json").unlink()
     with pytest.raises(lk.LabkitError, match="was not made by labkit"):
         write(plan, out, overwrite=True)
@@ -355,6 +362,42 @@ def test_targets_that_would_hurt(plan, tiny_base, tiny_adapter):
         write(plan, tiny_adapter, overwrite=True)
     with pytest.raises(lk.LabkitError, match="is no folder; make it first"):
         write(plan, Path("/nowhere/at/all"))
+
+
+def test_a_base_is_not_written_to_through_another_name(tiny_base, tiny_adapter, tmp_path):
+    base, mounted = tmp_path / "base", tmp_path / "mounted"
+    shutil.copytree(tiny_base, base)
+    mounted.mkdir()
+    command = ["mount", "--bind", base, mounted]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("no mounts here")
+    try:
+        plan = lk.plan(base, tiny_adapter, "1x4")
+        for target in (mounted, mounted / "out"):
+            with pytest.raises(lk.LabkitError, match="the base is never written to"):
+                write(plan, target, overwrite=True)
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def test_numbers_of_the_base_that_are_none_are_said(tmp_path, tiny_adapter, out):
+    from safetensors.torch import load_file, save_file
+
+    base = make_base(tmp_path / "base", shard="1GB")
+    stored = load_file(base / "model.safetensors")
+    # The last is in a tensor that does not change.
+    for layer, value in ((1, float("nan")), (2, float("inf")), (3, float("-inf")), (0, 1e30)):
+        stored[f"model.layers.{layer}.mlp.up_proj.weight"][3, :2] = value
+    stored["model.norm.weight"][0] = float("nan")
+    save_file(stored, base / "model.safetensors", metadata={"format": "pt"})
+    receipt = write(lk.plan(base, tiny_adapter, "1x4"), out)
+    assert receipt.notes == (
+        "6 numbers of the base are NaN or infinite, and stay so (3 of the tensors that change, "
+        "such as 'model.layers.1.mlp.up_proj.weight'); get the base again if it should be whole",
+    )
+    merged = load_file(out / "model.safetensors")["model.layers.2.mlp.up_proj.weight"]
+    assert int((~merged.isfinite()).sum()) == 2
+    assert lk.verify(out, progress=False)
 
 
 def test_too_little_disk_is_refused(plan, out, monkeypatch):
@@ -409,6 +452,7 @@ def test_a_base_that_changes_meanwhile_is_noticed(tiny_base, tiny_adapter, tmp_p
 def test_what_a_killed_merge_left_is_cleaned(plan, out):
     left = out.parent / ".merged.labkit-0badcafe"
     left.mkdir()
+    (left / MARK).touch()
     (left / "model.safetensors").write_text("half")
     write(plan, out)
     assert os.listdir(out.parent) == ["merged"]
