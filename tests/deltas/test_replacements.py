@@ -94,3 +94,14 @@ def test_single_tokens_rows_are_mixed_with_the_base(stored, weight, start):
     at_one = base.copy()
     RowReplacement(indices, saved, delta.base).add_rows_to(at_one, 0, base)
     np.testing.assert_array_equal(at_one[indices], saved)
+
+
+def test_a_weight_again_keeps_base_adapter_and_rows_apart(stored):
+    base, saved, rows = some(4, 3), some(5, 3), some(2, 3)
+    where = np.array([1, 4])
+    whole = WholeReplacement(stored("saved", saved), stored("base", base), 0.5, (where, rows))
+    held = saved.copy()
+    held[where] = rows
+    expected = np.concatenate([-1.5 * (held[:4] - base), held[4:]])
+    found = added_by(whole.times(-3.0), with_new_rows(base, 1))
+    np.testing.assert_allclose(found, expected, atol=1e-12)

@@ -139,3 +139,19 @@ def test_a_config_that_is_not_asked_to_tie_does_not(tmp_path, tied):
     configured(adapter, ensure_weight_tying=False)
     with pytest.raises(LabkitError, match="uses one tensor as embedding and as head"):
         resolve(tied, adapter)
+
+
+@pytest.mark.parametrize("rows", [96, 101])
+def test_the_same_numbers_for_both_uses_keep_the_tie(tmp_path, tied, rows):
+    tensors, _ = factors(UP, 48, 32)
+    values = some(rows, 32)
+    adapter = write_adapter(
+        tmp_path / "a", tensors | {EMBEDDING: values, HEAD: values}, target_modules=["up_proj"]
+    )
+    resolved = resolve(tied, adapter)
+    assert resolved.added == ()
+    assert changed(resolved) == {f"{UP}.weight", EMBEDDING}
+    np.testing.assert_array_equal(labkits(resolved)[EMBEDDING], values)
+    apart = resolve(tied, adapter, untie=True)
+    assert [tensor.name for tensor in apart.added] == [HEAD]
+    np.testing.assert_array_equal(labkits(apart)[HEAD], values)
