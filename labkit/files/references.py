@@ -121,7 +121,7 @@ def locate(reference: str | Path, what: str, choose: Choose) -> Located:
     path = user_path(reference)
     if path.is_dir():
         return Located(str(path.resolve()), path, path.resolve().name)
-    text = _from_address(str(reference))
+    text = hub_id(str(reference))
     match = HUB_ID.fullmatch(text)
     if path.exists():
         raise LabkitError(f"the {what} {shown(text)!r} is a file; name the folder that holds it")
@@ -211,7 +211,7 @@ def _download(repository: str, revision: str | None, names: Sequence[str]) -> Pa
     return Path(snapshot_download(repository, revision=revision, allow_patterns=exactly))
 
 
-def _from_address(text: str) -> str:
+def hub_id(text: str) -> str:
     """A hub id for the address of a hub's page; anything else as it is."""
     match = HUB_ADDRESS.fullmatch(text)
     if not match:

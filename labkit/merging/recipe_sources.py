@@ -10,7 +10,7 @@ import yaml
 
 from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
-from labkit.files.references import HUB_ID
+from labkit.files.references import HUB_ID, hub_id
 from labkit.files.small_files import read_text
 from labkit.merging.recipe_file import Entry, compose
 from labkit.models.adapter_config import CONFIG
@@ -35,14 +35,14 @@ class NamedSource:
     @property
     def on_hub(self) -> bool:
         """Whether it is read from the hub or its cache."""
-        return self.folder is None and HUB_ID.fullmatch(self.reference) is not None
+        return self.folder is None and HUB_ID.fullmatch(hub_id(self.reference)) is not None
 
     @property
     def is_cached(self) -> bool:
         """Whether the hub's cache has its config."""
         from huggingface_hub import try_to_load_from_cache
 
-        match = HUB_ID.fullmatch(self.reference)
+        match = HUB_ID.fullmatch(hub_id(self.reference))
         if match is None:
             return False
         inside = (match["subfolder"] or "").strip("/")
@@ -100,7 +100,7 @@ def _source(entry: Entry, folder: Path, config: str) -> NamedSource:
     members = {} if isinstance(entry.node, yaml.ScalarNode) else entry.members("a source")
     text = members.get("reference", entry).text("a reference")
     revision = members["revision"].text("a revision") if "revision" in members else None
-    here = user_path(text, folder)
-    if here.is_dir():
-        return NamedSource(text, config, here.resolve())
+    for here in (user_path(text, folder), user_path(text)):
+        if here.is_dir():
+            return NamedSource(text, config, here.resolve())
     return NamedSource(text, config, None, revision)

@@ -47,6 +47,16 @@ def test_sources_are_named_once(recipe, tmp_path):
     assert [source.reference for source in named_sources(path, adapters=["x"])] == ["owner/name"]
 
 
+def test_addresses_are_the_hubs_and_folders_may_lie_here(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "x").mkdir(parents=True)
+    text = "base: https://huggingface.co/owner/name/tree/main/deep\nterms: [{adapter: models/x}]"
+    base, adapter = named_sources(recipe(text))
+    assert base.on_hub
+    assert not base.is_cached
+    assert adapter.folder == tmp_path / "models" / "x"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "base: [", "base: {}", "base: a\nterms: 3",
                                   "terms: [{weights: 1}]"])  # fmt: skip
 def test_what_is_wrong_is_said_when_it_is_read(recipe, text):

@@ -430,7 +430,7 @@ def test_an_interrupted_merge_does_not_wait_for_ever_for_its_picture(plan, out, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(labkit.writing.write, "SECONDS_TO_DRAW", 0.05)
-    monkeypatch.setattr(labkit.writing.write, "_picture", lambda _: ended.wait())
+    monkeypatch.setattr(labkit.writing.write, "picture_of", lambda _: ended.wait())
     monkeypatch.setattr(labkit.writing.engine.Engine, "merge", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
