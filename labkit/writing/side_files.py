@@ -19,6 +19,7 @@ from labkit.files.small_files import read_json, read_text, require_inside
 from labkit.models.checkpoint import LANGUAGE_CONFIGS
 from labkit.models.model_files import (
     CHAT_TEMPLATES,
+    CONFIG,
     INDEX,
     SINGLE,
     TEMPLATES,
@@ -76,7 +77,7 @@ def side_files(plan: Plan) -> SideFiles:
         notes += _tokens_without_rows(plan, files)
     config = _config(plan)
     if config != plan.base.config:
-        files["config.json"] = _json_bytes(config)
+        files[CONFIG] = _json_bytes(config)
     index = _index(plan)
     if index is not None:
         files[INDEX] = index

@@ -52,8 +52,8 @@ class WholeTensor(Part):
 
     @property
     def memory(self) -> int:
-        """Bytes in memory: it is read block by block."""
-        return (1 << 20) + (self.tokens.memory if self.tokens else 0)
+        """Bytes in memory: it is read block by block, and so are elements merged by themselves."""
+        return (4 << 20) + (self.tokens.memory if self.tokens else 0)
 
     @property
     def known_by_key(self) -> bool:
