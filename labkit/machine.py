@@ -71,6 +71,48 @@ def in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
+def shortage(error: BaseException) -> str | None:
+    """What to say of an error if it means that the process may use too little; None if it does not.
+
+    Such errors are Python's own, and come from anywhere: limits hold for the whole process.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or "failed to map segment" in text:
+        return (
+            "there is too little memory for this process; allow it more (ulimit -v, or the limit "
+            "of the container), or end others"
+        )
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return (
+            "this process may start too few threads, or has too little memory for them; allow it "
+            "more (ulimit -u, ulimit -v, or the limits of the container)"
+        )
+    return None
+
+
+def require_address_space(size: int) -> None:
+    """Check that the process may take so much more memory, where the system limits it.
+
+    Libraries that find too little end the process at once, and nothing can be cleaned up.
+
+    Raises:
+        LabkitError: it may not.
+    """
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError):  # systems that do not tell
+        return
+    left = limit - pages * resource.getpagesize()
+    if limit != resource.RLIM_INFINITY and left < size:
+        raise LabkitError(
+            f"there is too little memory for this process: it may take {max(left, 0) >> 20} MB "
+            f"more (ulimit -v), and needs {size >> 20} MB; allow it more"
+        )
+
+
 def calculate_by_the_standard() -> None:
     """Let this thread's processor calculate by IEEE 754, whatever other code has set.
 

@@ -24,6 +24,7 @@ from labkit.files.pickled import open_pickled
 from labkit.files.tensor_file import open_tensor_file
 from labkit.models.adapter_config import read_config
 from labkit.models.names import canonical, split_layer
+from labkit.writing.front_matter import own_card
 from tests.tiny import make_adapter, make_base
 
 CASES = 120
@@ -472,6 +473,56 @@ def test_recipes_that_are_none_are_refused(base, tmp_path, monkeypatch, text, sa
     path.write_text(text)
     assert said in refusal(lambda: Recipe.load(path, base))
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+NESTED = "{resample: {layers: 2, weights: "
+TERM = "base: BASE\nterms:\n- adapter: ADAPTER\n  weights: "
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: " + "[" * 100_000 + "]" * 100_000, "or 40 lists and mappings in each other"),
+        ("a: " + "{a: " * 70_000, "or 40 lists and mappings in each other"),
+        ("- " * 100_000, "or 40 lists and mappings in each other"),
+        ("? x\n" * 70_000, "more than 20000 values"),
+        ("terms:\n" + "- x\n" * 70_000, "more than 20000 values"),
+        ("terms:\n" + "- x\n" * 200_000, "has 800007 characters; expected 300000 at most"),
+        ("base: BASE\nterms:\n" + "- x\n" * 101, "has 101 terms; expected 100 at most"),
+        (TERM + NESTED * 5000 + "[1,1]" + "}}" * 5000, "or 40 lists and mappings in each other"),
+        (TERM + NESTED * 15 + "[1,1]" + "}}" * 15, "no error"),
+        (TERM + "1x9999," * 40_000, "has more than 10000 entries"),
+        ("a" * 290_000 + ": 3", "mapping values are not allowed here"),
+        ('a: "' + "x\n\n" * 90_000 + '"', "is an unknown key"),
+        ("\n" * 290_000, "is empty"),
+    ],
+)
+def test_endless_recipes_take_little_time_and_memory(tmp_path, base, adapter, text, said):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("BASE", str(base)).replace("ADAPTER", str(adapter)))
+    assert said in bounded(lambda: Recipe.load(path))
+
+
+@pytest.mark.parametrize(
+    ("head", "licence", "languages"),
+    [
+        ("license: mit\nlanguage: 3\n---", "mit", ()),
+        ("license: [a]\nlanguage: en\n---", None, ("en",)),
+        ("license: mit\nlanguage:\n- no\n---", "mit", ("no",)),
+        ("\n" * 990_000, None, ()),
+        ("license: mit\n" + "\n" * 900_000 + "\n---", "mit", ()),
+        ("license: " + "[" * 900_000 + "\n---", None, ()),
+        ("language:\n" + "? x\n" * 200_000 + "\n---", None, ()),
+    ],
+)
+def test_heads_of_cards(tmp_path, head, licence, languages):
+    (tmp_path / "README.md").write_text(f"---\n{head}\ntext")
+
+    def read():
+        found = own_card(tmp_path)
+        assert (found.license, found.language) == (licence, languages)
+
+    assert bounded(read) == "no error"
 
 
 def test_a_billion_laughs_do_not_fill_the_memory(tmp_path):

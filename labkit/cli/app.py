@@ -6,6 +6,8 @@ Success is 0. Wrong input is 2 and one line on standard error, never a traceback
 from __future__ import annotations
 
 import functools
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from labkit.cli.making import bake, merge, verify
 from labkit.cli.recipes import recipes
 from labkit.cli.uploading import push
 from labkit.errors import LabkitError, shown
+from labkit.machine import require_address_space, shortage
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +37,9 @@ USAGE_ERROR: Any = next(
 )
 
 NOTHING_LEFT = "nothing was left behind"
+LEAST_MEMORY = 300 << 20
+"""Bytes of address space that Python's libraries take before anything is read."""
+
 STOPPED = 130
 """The status of a command that Ctrl-C ended, as shells have it."""
 
@@ -43,6 +49,8 @@ def labkit(context: typer.Context) -> None:
     """A lab bench for layer-weighted LoRA merges."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
+    else:
+        require_address_space(LEAST_MEMORY)
 
 
 class StoppedError(Exception):
@@ -77,6 +85,12 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _stop)
+    # labkit's own threads share the work; the library's would each set memory apart, and where they
+    # may not be started it ends the process as Ctrl-C does.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter gets its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(standalone_mode=False)
     except StoppedError as error:
@@ -89,6 +103,11 @@ def main() -> None:
         _fail(f"{shown(error.format_message(), 400)} (see {command} --help)")
     except (KeyboardInterrupt, typer.Abort):
         status = STOPPED
+    except Exception as error:
+        said = shortage(error)
+        if said is None:
+            raise
+        _fail(said)
     if status == STOPPED:  # typer's own answer to Ctrl-C, in some of its versions
         _fail(f"stopped; {NOTHING_LEFT}", STOPPED)
     sys.exit(status if isinstance(status, int) else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from labkit.errors import shown
+from labkit.errors import LabkitError, shown
 from labkit.figures.fonts import drawable
 from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, INK, PAPER
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from labkit.gradients.gradient import Gradient
+
+
+LARGEST_DRAWN = 1e100
+"""The largest weight that is drawn: matplotlib squares what it scales."""
 
 
 def gradient_picture(
@@ -28,7 +32,15 @@ def gradient_picture(
         gradient: the layer weights.
         base_name: the base model's name, for the legend.
         adapter_name: the LoRA's name, for the legend.
+
+    Raises:
+        LabkitError: a weight that is too large to be drawn.
     """
+    if max(map(abs, gradient)) > LARGEST_DRAWN:
+        raise LabkitError(
+            f"a layer weight of {max(gradient, key=abs):g} cannot be drawn; expected at most "
+            f"{LARGEST_DRAWN:g} in size"
+        )
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from labkit.errors import LabkitError, shown
@@ -25,13 +26,20 @@ def user_path(given: str | Path, start: Path = Path()) -> Path:
         path = start / Path(given).expanduser()
         if not path.is_absolute():
             Path.cwd()
+        # Recipes, receipts and cards name it, and they are UTF-8.
+        os.path.realpath(path).encode()
         path.stat()
     except RuntimeError as error:  # expanduser's
         raise LabkitError(
             f"{shown(given)} begins with the home folder of a user who is not known here; write "
             "the whole path"
         ) from error
-    except ValueError as error:  # a zero byte, or what is no Unicode
+    except UnicodeEncodeError as error:
+        raise LabkitError(
+            f"{shown(given)} is no path in UTF-8, which all that labkit writes is in; rename the "
+            "folder"
+        ) from error
+    except ValueError as error:  # a zero byte
         raise LabkitError(f"{shown(given)} is no path: {shown(error)}") from error
     except FileNotFoundError as error:
         if error.filename is None:

@@ -104,8 +104,8 @@ def _bytes(path: Path, largest: int, what: str) -> bytes:
     status = require_plain(path)
     if status.st_size <= largest:
         with path.open("rb") as file:
-            data = file.read(largest + 1)  # it may have grown since
-        if len(data) <= largest:
+            data = file.read(status.st_size + 1)  # it may have grown since
+        if len(data) <= status.st_size:
             return data
     raise LabkitError(f"{shown(path)} is too large for a {what} (over {largest // 1_000_000} MB)")
 

@@ -26,6 +26,14 @@ from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 
+LONGEST = 300_000
+"""Characters of a recipe. PyYAML reads as many in a second."""
+MOST_EVENTS = 20_000
+"""Texts, lists and mappings in a recipe, likewise."""
+DEEPEST = 40
+"""Lists and mappings in each other: PyYAML takes ever longer with each."""
+MOST_TERMS = 100
+
 EMPTY = ("", "~", "null", "Null", "NULL")
 """What YAML reads as nothing."""
 
@@ -117,6 +125,40 @@ class Entry:
         return "empty" if self.empty else shown(repr(self.node.value))
 
 
+class _Loader(yaml.SafeLoader):
+    """Makes the tree of a YAML text, and refuses what a recipe has no use for as it comes."""
+
+    def __init__(self, text: str, file: str) -> None:
+        super().__init__(text)
+        self.file = file
+        self.events = self.depth = 0
+
+    def get_event(self) -> Any:
+        """The next event, checked."""
+        event = super().get_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        where = f"{self.file}, line {line}"
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise LabkitError(
+                f"{where}: anchors (&) and aliases (*) are not read, since a few of them can stand "
+                "for endless text; write the value out"
+            )
+        if tag := getattr(event, "tag", None):
+            raise LabkitError(
+                f"{where}: the tag {shown(tag)!r} is not read, since tags make objects of a "
+                "program; write plain text, numbers, lists and mappings"
+            )
+        self.events += 1
+        self.depth += isinstance(event, yaml.CollectionStartEvent)
+        self.depth -= isinstance(event, yaml.CollectionEndEvent)
+        if self.events > MOST_EVENTS or self.depth > DEEPEST:
+            raise LabkitError(
+                f"{self.file} is not YAML: up to line {line} it holds more than {MOST_EVENTS} "
+                f"values, or {DEEPEST} lists and mappings in each other, which no recipe needs"
+            )
+        return event
+
+
 def compose(text: str, file: str) -> Entry:
     """Parse YAML into a tree that knows its lines.
 
@@ -125,20 +167,10 @@ def compose(text: str, file: str) -> Entry:
             for: an alias can make a small file mean a huge one, and a tag can name a program's
             object.
     """
+    if len(text) > LONGEST:
+        raise LabkitError(f"{file} has {len(text)} characters; expected {LONGEST} at most")
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise LabkitError(
-                    f"{file}, line {line}: anchors (&) and aliases (*) are not read, since a few "
-                    "of them can stand for endless text; write the value out"
-                )
-            if tag := getattr(event, "tag", None):
-                raise LabkitError(
-                    f"{file}, line {line}: the tag {shown(tag)!r} is not read, since tags "
-                    "make objects of a program; write plain text, numbers, lists and mappings"
-                )
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _Loader(text, file).get_single_node()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise LabkitError(f"{file}, line {line}: not YAML: {shown(error.problem)}") from error
@@ -166,6 +198,8 @@ def load(
     sha256: dict[str, dict[str, str]] = {}
     opened = _open(entries["base"], Checkpoint, path.parent, base, sha256)
     terms = entries["terms"].items("a list of terms, each with adapter and weights")
+    if len(terms) > MOST_TERMS:
+        raise entries["terms"].error(f"has {len(terms)} terms; expected {MOST_TERMS} at most")
     if adapters is not None and len(adapters) != len(terms):
         raise entries["terms"].error(
             f"the recipe has {len(terms)} terms, and {len(adapters)} adapters were named to take "

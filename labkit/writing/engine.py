@@ -43,7 +43,12 @@ from labkit.files.direct_io import (
 )
 from labkit.files.floats import ARRAYS, LARGEST, wide
 from labkit.files.tensor_file import FLOATS
-from labkit.machine import calculate_by_the_standard, one_thread_each, workers
+from labkit.machine import (
+    calculate_by_the_standard,
+    one_thread_each,
+    require_address_space,
+    workers,
+)
 from labkit.merging.rounding import BlockMerger
 from labkit.writing.layout import OutputFile, Piece
 
@@ -52,6 +57,8 @@ if TYPE_CHECKING:
     from labkit.merging.rounding_on_device import DeviceMerger
 
 FILES_AT_ONCE = 2
+THREAD_BYTES = 40 << 20
+"""Address space of a thread: its stack, and what C's and OpenBLAS's memory set apart for it."""
 
 
 def pieces_at_once(device: str) -> int:
@@ -143,6 +150,7 @@ class Engine:
             Exception: the first error of any thread, or what the bar raises to cancel the run. No
                 thread runs any more then.
         """
+        require_address_space(pieces_at_once(self.device) * (slot_bytes(files) + THREAD_BYTES))
         waiting = deque(sorted(files, key=lambda file: file.merged_bytes))
         self._make_memory(files)
 

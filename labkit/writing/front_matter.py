@@ -7,8 +7,10 @@ where those do not say, or say different things, the place is left open with a c
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from labkit.errors import LabkitError, shown
 from labkit.merging.recipe import CardOptions
@@ -40,16 +42,19 @@ def own_card(folder: Path) -> CardOptions:
         text = read_text(folder / CARD, "model card")
         head = _said(text, ("license:", "language:"))
         entries = compose(head, CARD).members("front matter") if head else {}
-        given: dict[str, Any] = {}
+    except LabkitError:
+        return CardOptions()
+    said = CardOptions()
+    # What one of the two says is worth having, whatever the other one is.
+    with suppress(LabkitError):
         if "license" in entries:
-            given["license"] = entries["license"].text("a licence").lower()
+            said = CardOptions(license=entries["license"].text("a licence").lower())
+    with suppress(LabkitError):
         if "language" in entries:
             language = entries["language"].data()
             codes = language if isinstance(language, list) else [language]
-            given["language"] = tuple(map(str, codes))
-        return CardOptions(**given)
-    except LabkitError:
-        return CardOptions()
+            said = replace(said, language=tuple(map(str, codes)))
+    return said
 
 
 def _said(text: str, keys: tuple[str, ...]) -> str:
