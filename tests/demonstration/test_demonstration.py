@@ -105,7 +105,7 @@ def test_of_several_at_the_same_time_one_unpacks(tmp_path, monkeypatch, capsys):
 
 def left(cache):
     """What is in the demo's cache, but the lock file, which some versions of filelock leave."""
-    return {file.name for file in (cache / "demo-1").iterdir()} - {".unpacking.lock"}
+    return {file.name for file in (cache / "demo-1").iterdir()} - {".one-at-a-time.lock"}
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
