@@ -102,6 +102,8 @@ def singular_values(table: pd.DataFrame, *, relative: bool = True, dark: bool = 
             "the table has no singular values; make it with spectra(base, adapter), "
             f"found the columns {', '.join(map(shown, table.columns))}"
         )
+    if table.empty:
+        raise LabkitError("the table is empty: no change of this adapter is a product of factors")
     theme = theme_for(dark)
     modules = list(dict.fromkeys(table["module"]))
     columns = min(4, len(modules))

@@ -11,7 +11,9 @@ import torch
 from labkit.errors import LabkitError, shown
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.kinds.lora import LoraModule
 from labkit.models.model_files import ADAPTER_WEIGHTS
+from labkit.models.names import canonical
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the base model's modules."""
@@ -108,14 +110,16 @@ def attach(
                 wrapped.load_adapter(adapter.folder, adapter_name=key)
     wrapped.base_model.set_adapter(keys)
     wrapped.eval()
-    loras = [
-        {
+    loras = []
+    for key, adapter in zip(keys, adapters, strict=True):
+        # The adapter's own spelling of each module's name, of which the plan speaks too.
+        spelled = {canonical(name): name for name in adapter.modules}
+        attached = {
             name.removeprefix(PREFIX): (lora, key, float(lora.scaling[key]))
             for name, lora in wrapped.named_modules()
             if isinstance(lora, LoraLayer) and key in lora.scaling
         }
-        for key in keys
-    ]
+        loras.append({spelled.get(canonical(name), name): one for name, one in attached.items()})
     for adapter, modules in zip(adapters, loras, strict=True):
         expected = {
             name
@@ -128,4 +132,18 @@ def attach(
                 f"PEFT attached {len(modules)} modules of {shown(adapter.name)}, expected "
                 f"{len(expected)} (such as {odd!r}); the adapter was made for another model"
             )
+        for name, (lora, key, _) in modules.items():
+            _fill(lora, key, adapter.modules[name])
     return loras
+
+
+def _fill(lora: Any, key: str, module: LoraModule) -> None:
+    """Give PEFT's layer the factors of the file, as a merge reads them.
+
+    PEFT loads them by its own names, and leaves factors of other spellings as it made them: A
+    random and B 0. What is heard would then be the base, in silence.
+    """
+    with torch.no_grad():
+        for layer, stored in ((lora.lora_A[key], module.a), (lora.lora_B[key], module.b)):
+            values = torch.from_numpy(stored.read())
+            layer.weight.copy_(values.to(layer.weight.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 from itertools import pairwise
 from types import SimpleNamespace
@@ -391,3 +392,27 @@ def test_a_kind_for_which_scaling_is_not_exact_is_refused(words, tmp_path):
     dora = make_adapter(tmp_path / "dora", words, use_dora=True)
     with pytest.raises(LabkitError, match="a live model works on plain LoRA only, and dora holds"):
         live(words, dora)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        lambda key: key.removeprefix("base_model.model.model."),
+        lambda key: f"module.{key}",
+        lambda key: key.replace(".weight", ".default.weight"),
+    ],
+)
+def test_factors_are_heard_however_their_keys_are_spelled(words, tiny_adapter, tmp_path, spelling):
+
+    usual = live(words, tiny_adapter, device="cpu").logits("In the beginning")
+    base = live(words, tiny_adapter, device="cpu")
+    base.weights = "0x4"
+    silent = base.logits("In the beginning")
+    free()
+    other = shutil.copytree(tiny_adapter, tmp_path / "other")
+    file = other / "adapter_model.safetensors"
+    save_file({spelling(key): value for key, value in load_file(file).items()}, file)
+    heard = live(words, other, device="cpu").logits("In the beginning")
+    assert not torch.equal(usual, silent)
+    torch.testing.assert_close(heard, usual)
+    free()
