@@ -392,7 +392,15 @@ class Lab:
             recipe = replace(self._recipe, terms=terms)
             plan(recipe)
             self.panel.prompt.value = str(state["prompt"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, LabkitError):
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            LabkitError,
+        ):
             return  # nothing was kept, or not for this; the lab then begins afresh
         self._recipe = recipe
         self.editor.gradient = recipe.terms[0].weights

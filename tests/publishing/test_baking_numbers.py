@@ -48,6 +48,7 @@ def test_the_receipts_file():
         "baked_into": "alpha_pattern",
         "seconds": 0.012,
         "files_written": {"adapter_config.json": "ab"},
+        "files": [],
         "modules": [
             {"name": "model.layers.0.q_proj", "layer": 0, "weight": 0.5, "alpha": 8.0,
              "baked": 4.0, "into": "alpha_pattern"},
