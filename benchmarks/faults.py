@@ -290,6 +290,7 @@ def main() -> int:
         "kill": (200, lambda bench, n: disturb(bench, signal.SIGKILL, n, seed)),
         "term": (50, lambda bench, n: disturb(bench, signal.SIGTERM, n, seed)),
         "interrupt": (50, lambda bench, n: disturb(bench, signal.SIGINT, n, seed)),
+        "hangup": (50, lambda bench, n: disturb(bench, signal.SIGHUP, n, seed)),
         "full": (20, full),
         "disk": (1, lambda bench, _: small_disk(bench)),
         "race": (20, race),

@@ -45,6 +45,24 @@ def test_merge_and_verify(tiny_base, tiny_adapter, tmp_path):
         assert (again / file.name).read_bytes() == file.read_bytes()
 
 
+def test_what_a_recipe_reads_is_said_before(tiny_base, tiny_adapter, tmp_path):
+    out = tmp_path / "out"
+    labkit("merge", tiny_base, tiny_adapter, "--weights", "1x4", "--out", out, "--quiet")
+    reads = [f"labkit: reads {tiny_base}", f"labkit: reads {tiny_adapter}"]
+    for command in (("verify", out), ("merge", "--recipe", out / "recipe.yaml", "--dry-run")):
+        assert labkit(*command).stderr.splitlines()[:2] == reads
+    done = labkit("verify", out, "--base", tiny_base)
+    assert [line for line in done.stderr.splitlines() if "reads" in line] == reads[1:]
+    recipe = out / "recipe.yaml"
+    recipe.write_text(
+        recipe.read_text().replace(os.path.relpath(tiny_adapter, out), "owner/lora", 1)
+    )
+    assert "names owner/lora from the hub, which is not on this machine; let it be" in error_of(
+        "verify", out
+    )
+    assert "and the hub did not give it" in error_of("verify", out, "--yes")
+
+
 def test_dry_run_writes_nothing(tiny_base, tiny_adapter, tmp_path):
     done = labkit(
         "merge", tiny_base, tiny_adapter, "--weights", "0.5x4", "--weights-for", "mlp=0x4",
