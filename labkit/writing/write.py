@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 SECONDS_TO_DRAW = 10.0
 """How long an interrupted merge waits for its picture's thread."""
+THREADS_BYTES = 8 << 20
+"""Memory of the threads themselves, and of what they allocate for a moment."""
 SPARE_BYTES = 16 << 20
 """Free disk to leave for the small files and the file system's own use."""
 PICTURE = "gradient.png"
@@ -62,7 +64,7 @@ def working_memory(plan: Plan) -> int:
     )  # fmt: skip
     slots = pieces * slot_bytes(output_files(plan, "cpu"))
     # Factors of as many tensors as pieces under way, and those that are just being read.
-    return slots + workers() * BUFFER_BYTES + (pieces + 4) * factors
+    return slots + workers() * BUFFER_BYTES + (pieces + 4) * factors + THREADS_BYTES
 
 
 def write(
