@@ -21,6 +21,7 @@ from labkit.demonstration.base import adapter_folders, base_folder
 from labkit.demonstration.stepwise import held_out_examples, prompt
 from labkit.demonstration.texts import Example, general_prose, held_out_kjv
 from labkit.demonstration.train import IGNORED, answer_loss, tokens_and_labels
+from labkit.probing.texts import Passage
 
 README = Path(__file__).parent / "README.md"
 MARKS = ("<!-- measured: begin -->\n", "<!-- measured: end -->\n")
@@ -82,17 +83,16 @@ def load() -> tuple[Any, Any]:
 def domains(pieces: int) -> dict[str, list[Example]]:
     """Held-out text of each domain, in pieces as long as those that were trained on.
 
-    Evenly spread over what there is: 59 passages of kjv and 20 paragraphs of general prose; of
-    stepwise, whose gain is large, 24 answers are enough.
+    Evenly spread over what there is; of stepwise, whose gain is large, 24 answers are enough.
     """
     return {
-        "kjv": [Example("", passage) for passage in _spread(held_out_kjv(), pieces)],
+        "kjv": [Example("", one.text) for one in _spread(held_out_kjv(), pieces)],
         "stepwise": held_out_examples(min(pieces, 24)),
-        "general": [Example("", passage) for passage in _spread(general_prose(), pieces)],
+        "general": [Example("", one.text) for one in _spread(general_prose(), pieces)],
     }
 
 
-def _spread(passages: Sequence[str], count: int) -> list[str]:
+def _spread(passages: Sequence[Passage], count: int) -> list[Passage]:
     """`count` of the passages, at even distances; all of them where there are fewer."""
     count = min(count, len(passages))
     return [passages[place * len(passages) // count] for place in range(count)]

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.probing.texts import Passage
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -117,16 +119,36 @@ def kjv_examples(seed: int) -> Iterator[Example]:
         yield Example(request, answer, chat=True)
 
 
-def held_out_kjv() -> list[str]:
-    """The books that training never sees, in passages of six verses."""
+def held_out_kjv() -> list[Passage]:
+    """The books that training never sees, in passages of six verses; documents are chapters.
+
+    What is left of a chapter is a passage if it has five verses.
+    """
     return [
-        " ".join(chapter[start : start + 6])
-        for chapter in chapters("kjv_held_out.txt")
-        for start in range(0, len(chapter) - 5, 6)
+        Passage(" ".join(verses[start : start + 6]), document=title)
+        for title, verses in _titled("kjv_held_out.txt")
+        for start in range(0, len(verses) - 4, 6)
     ]
 
 
-def general_prose() -> list[str]:
-    """Plain modern prose on everyday subjects, a paragraph each: what an adapter may harm."""
-    text = (DATA / "general.txt").read_text(encoding="utf-8")
-    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+def general_prose() -> list[Passage]:
+    """Plain modern prose on everyday subjects, a paragraph each: what an adapter may harm.
+
+    Documents are the pieces that the paragraphs are from.
+    """
+    return [
+        Passage(paragraph, document=title)
+        for title, paragraphs in _titled("general.txt")
+        for paragraph in paragraphs
+    ]
+
+
+def _titled(name: str) -> list[tuple[str, list[str]]]:
+    """The lines of `data/NAME` below each title, which is a line that begins with `#`."""
+    found: list[tuple[str, list[str]]] = []
+    for line in filter(None, (DATA / name).read_text(encoding="utf-8").splitlines()):
+        if line.startswith("#"):
+            found.append((line.lstrip("# "), []))
+        else:
+            found[-1][1].append(line)
+    return found

@@ -144,14 +144,14 @@ class Reader:
 def tokens_and_labels(model: LiveModel, passage: Passage) -> tuple[list[int], list[int]]:
     """A passage's tokens, and the label of each: itself where it counts.
 
-    A prompt goes through the model's chat template where it has one, and does not count; an
-    answer ends with the model's end token, which counts.
+    A prompt is put into its format, and does not count; an answer ends with the model's end token,
+    which counts.
     """
     tokenizer: Any = model.tokenizer
     if not passage.prompt:
         tokens = model.tokens(passage.text)[0].tolist()
         return tokens, tokens
-    kind = CHAT if CHAT in formats(tokenizer) else PLAIN
+    kind = passage.prompt_format or (CHAT if CHAT in formats(tokenizer) else PLAIN)
     before = model.tokens(formatted(passage.prompt, kind, tokenizer))[0].tolist()
     after = tokenizer(passage.text, add_special_tokens=False).input_ids
     if tokenizer.eos_token_id is not None:

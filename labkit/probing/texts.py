@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ class Passage:
         prompt: what stands before it and is not measured; put through the model's prompt format.
         document: what the passage is a part of. Passages of one document are alike, so intervals
             and splits take documents whole.
+        prompt_format: the format that the prompt is put into, by its name in the lab: "chat
+            template", "Alpaca", "Metharme", or "plain" where it stands as it is. Empty: the model's
+            chat template where it has one, else plain.
     """
 
     text: str
     prompt: str = ""
     document: str = ""
+    prompt_format: str = ""
 
 
 @dataclass(frozen=True, init=False)
@@ -51,6 +55,7 @@ class Texts:
         name: str,
         passages: Iterable[str | tuple[str, str] | Passage],
         documents: Iterable[Any] | None = None,
+        prompt_format: str = "",
     ) -> None:
         """Take passages, or pairs of prompt and answer.
 
@@ -58,6 +63,7 @@ class Texts:
             name: the set's name.
             passages: texts, pairs of prompt and answer, or both; a column of pandas is such a list.
             documents: the document of each passage; each passage is one of its own if left out.
+            prompt_format: that of pairs, as in `Passage`.
 
         Raises:
             LabkitError: no passages, one that is no text or empty, or not one document for each.
@@ -67,7 +73,7 @@ class Texts:
                 f"the texts {shown(name)!r} are one text, expected a list of passages; read a file "
                 "with Texts.read"
             )
-        made = [_passage(one, number, name) for number, one in enumerate(passages)]
+        made = [_passage(one, number, name, prompt_format) for number, one in enumerate(passages)]
         if not made:
             raise LabkitError(f"the texts {shown(name)!r} hold no passage")
         if documents is not None:
@@ -77,19 +83,21 @@ class Texts:
                     f"the texts {shown(name)!r} have {len(made)} passages and {len(labels)} "
                     "documents; give one document for each passage"
                 )
-            made = [
-                Passage(one.text, one.prompt, label)
-                for one, label in zip(made, labels, strict=True)
-            ]
+            made = [replace(one, document=label) for one, label in zip(made, labels, strict=True)]
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "passages", tuple(made))
 
     @classmethod
-    def read(cls, path: str | Path, name: str | None = None) -> Texts:
+    def read(cls, path: str | Path, name: str | None = None, prompt_format: str = "") -> Texts:
         """Read a file, or all files of a folder, each a document.
 
         A `.txt` holds passages with a blank line between them. A `.jsonl` holds an object a line:
         `text`, or `prompt` and `answer`, and perhaps `document`.
+
+        Args:
+            path: the file or folder.
+            name: the set's name; that of the file if left out.
+            prompt_format: that of the prompts, as in `Passage`.
 
         Raises:
             LabkitError: a file that cannot be read, of another ending, or a line of another form.
@@ -97,7 +105,11 @@ class Texts:
         where = user_path(path)
         files = sorted(where.iterdir()) if where.is_dir() else [where]
         files = [file for file in files if file.suffix in (".txt", ".jsonl")] or files
-        passages = [passage for file in files for passage in _of_file(file)]
+        passages = [
+            replace(passage, prompt_format=prompt_format)
+            for file in files
+            for passage in _of_file(file)
+        ]
         return cls(name or where.stem, passages)
 
     def split(self, share: float = SEARCHED_SHARE, seed: int = 0) -> tuple[Texts, Texts]:
@@ -141,7 +153,7 @@ class Texts:
     @property
     def sha256(self) -> str:
         """The SHA-256 of all that is measured: what a table was made from."""
-        content = [[one.prompt, one.text, one.document] for one in self.passages]
+        content = [astuple(one) for one in self.passages]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -155,13 +167,13 @@ class Texts:
         return f"Texts {shown(self.name)}: {len(self)} passages of {documents} documents"
 
 
-def _passage(one: Any, number: int, name: str) -> Passage:
+def _passage(one: Any, number: int, name: str, prompt_format: str) -> Passage:
     if isinstance(one, Passage):
         made = one
     elif isinstance(one, str):
         made = Passage(one)
     elif isinstance(one, Sequence) and len(one) == 2 and all(isinstance(x, str) for x in one):
-        made = Passage(one[1], one[0])
+        made = Passage(one[1], one[0], prompt_format=prompt_format)
     else:
         raise LabkitError(
             f"passage {number} of {shown(name)!r} is {shown(repr(one))}; expected a text, or a "
@@ -169,7 +181,7 @@ def _passage(one: Any, number: int, name: str) -> Passage:
         )
     if not made.text.strip():
         raise LabkitError(f"passage {number} of {shown(name)!r} is empty")
-    return made if made.document else Passage(made.text, made.prompt, f"passage {number}")
+    return made if made.document else replace(made, document=f"passage {number}")
 
 
 def _of_file(file: Path) -> Iterator[Passage]:

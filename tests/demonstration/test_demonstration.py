@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from safetensors import safe_open
@@ -173,7 +174,7 @@ def test_adapter_gains_on_its_own_held_out_text(bench, name):
     from labkit.demonstration import measure
 
     model, tokenizer = bench
-    sample = measure.domains(12)[name]
+    sample = measure.domains(20)[name]
     with model.disable_adapter():
         without = measure.nats_per_token(model, tokenizer, sample)
     measure.weigh(model, name, [1.0] * 30)
@@ -204,18 +205,40 @@ def test_training_and_held_out_verses_are_disjoint():
 
 def test_the_texts_are_the_held_out_ones():
     sets = lk.demo_texts()
-    assert {name: len(passages) for name, passages in sets.items()} == {
-        "scripture": 59, "numbered steps": 24, "modern prose": 20,
-    }  # fmt: skip
+    sizes = {
+        name: (one.name, len(one), len({passage.document for passage in one}))
+        for name, one in sets.items()
+    }
+    assert sizes == {
+        "scripture": ("scripture", 66, 26),
+        "numbered steps": ("numbered steps", 96, 22),
+        "modern prose": ("modern prose", 64, 32),
+    }
     trained = " ".join(verse for one in texts.chapters("kjv_train.txt") for verse in one)
-    assert not any(passage[:80] in trained for passage in sets["scripture"])
-    assert all("### Response:\n" in passage for passage in sets["numbered steps"])
-    assert sets["modern prose"] == texts.general_prose()
+    assert not any(passage.text[:80] in trained for passage in sets["scripture"])
+    assert {passage.prompt[-15:] for passage in sets["numbered steps"]} == {"\n### Response:\n"}
+    assert {passage.document for passage in sets["scripture"]} >= {"Jonah 1", "Esther 10"}
+    assert not any("#" in passage.text for name in sets for passage in sets[name])
+
+
+def test_answers_are_measured_as_they_were_trained():
+    """The tokens and labels of a pair are those that training saw, end token included."""
+    from transformers import AutoTokenizer
+
+    from labkit.demonstration.train import tokens_and_labels as trained
+    from labkit.probing.scores import tokens_and_labels
+
+    model = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(base_folder()))
+    model.tokens = lambda text: model.tokenizer(text, return_tensors="pt").input_ids
+    for passage, example in zip(
+        lk.demo_texts()["numbered steps"].passages[:3], stepwise.held_out_examples(3), strict=True
+    ):
+        assert tokens_and_labels(model, passage) == trained(example, model.tokenizer, 1000)
 
 
 def test_general_prose_is_not_in_the_bible():
-    prose = " ".join(texts.general_prose())
-    assert len(prose.split()) > 1500
+    prose = " ".join(one.text for one in texts.general_prose())
+    assert len(prose.split()) > 5000
     assert not re.search(r"\b(thou|thee|unto|saith|hath)\b", prose, re.IGNORECASE)
 
 

@@ -109,3 +109,16 @@ def test_of_a_prompt_and_its_answer_the_answer_counts(loud):
 def test_a_passage_with_nothing_to_predict(loud):
     with pytest.raises(LabkitError, match="passage 1 of 't' has nothing to predict"):
         Reader(loud, Texts("t", ["In the", "A"]))
+
+
+def test_a_prompt_stands_in_the_format_that_it_asks_for(loud):
+    def before(prompt_format):
+        passage = Texts("t", [("Is it so?", "yes")], prompt_format=prompt_format).passages[0]
+        tokens, labels = tokens_and_labels(loud, passage)
+        return loud.tokenizer.decode(tokens[: labels.count(UNCOUNTED)])
+
+    # The letters that the tests' tokenizer knows have no line break among them.
+    assert before("plain") == "Is it so?"
+    assert before("Alpaca") == "### Instruction:Is it so?### Response:"
+    with pytest.raises(LabkitError, match="no prompt format 'alpine' for this model; there are"):
+        before("alpine")
