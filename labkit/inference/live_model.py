@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term, as_gradient
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.names import without_wrappers
 
 Weights = Gradient | str | Sequence[float]
 
@@ -282,13 +284,29 @@ class LiveModel:
         """Transformers' config of the model."""
         return self._loaded().config
 
-    def forward_weighted(self, tokens: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    @property
+    def decoder_layers(self) -> Sequence[torch.nn.Module]:
+        """The decoder layers in order; empty where the model does not hold them as one list."""
+        wanted = without_wrappers(self.base.layer_prefix)
+        for name, module in self._loaded().named_modules():
+            if isinstance(module, torch.nn.ModuleList) and without_wrappers(name) == wanted:
+                return list(module)
+        return []
+
+    def forward_weighted(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        weights: Tensor,
+        around: AbstractContextManager[Any] | None = None,
+    ) -> Tensor:
         """Run the model over padded rows, with a weight for every module; gradients flow to them.
 
         Args:
             tokens: shape rows × length.
             mask: 1 where there is a token, of the same shape.
             weights: shape rows × modules, or modules, in the order of `module_names`.
+            around: entered for this pass alone, such as `LayerOutputs.kept()`.
 
         Returns:
             logits of all positions but the last, shape rows × (length - 1) × vocabulary.
@@ -305,11 +323,12 @@ class LiveModel:
                         weight = weights[..., columns[index, name]] * scaling
                         # The backward pass needs its own tensors, and none of the module's.
                         module.scaling[adapter_name] = weight.to(model.dtype).view(-1, 1, 1)
-                found = model(
-                    input_ids=tokens.to(self.device),
-                    attention_mask=mask.to(self.device),
-                    use_cache=False,
-                )
+                with around or nullcontext():
+                    found = model(
+                        input_ids=tokens.to(self.device),
+                        attention_mask=mask.to(self.device),
+                        use_cache=False,
+                    )
             finally:
                 self._apply([self._mix])
             logits: Tensor = found.logits[:, :-1]

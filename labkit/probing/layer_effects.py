@@ -124,6 +124,10 @@ def ablation(
 ) -> pd.DataFrame:
     """Turn one layer at a time: exactly, by forward passes.
 
+    Layers below the one that is turned are computed once for all (by the models' own modules; where
+    a model's layers do not allow it, each pass is a whole one, with the same result). Layers stand
+    in for each other, so that taking one out often shows nothing: see `attribution`.
+
     Args:
         model: the live model.
         texts: one set of texts, or several.
@@ -145,14 +149,19 @@ def ablation(
     keys = _keys(model, "layer")
 
     def measure(reader: Reader) -> Float64[np.ndarray, "passages modules"]:
-        reference = reader.nll(whole if mode == "leave_one_out" else model.mix(0.0))
+        rows = list(dict.fromkeys(keys))
+        changed = []
+        for row in rows:
+            kept = [(key == row) != (mode == "leave_one_out") for key in keys]
+            # What lies outside the layers may be the embedding, so that no layer is below it.
+            changed.append((row[1] or 0, _masked(whole, kept)))
+        reference = whole if mode == "leave_one_out" else model.mix(0.0)
+        before, after = reader.nll_of_each(reference, changed)
         effects = np.zeros((len(reader.texts), len(keys)))
-        for key in dict.fromkeys(keys):
-            mine = [one == key for one in keys]
-            kept = [chosen != (mode == "leave_one_out") for chosen in mine]
-            found = reader.nll(_masked(whole, kept)) - reference
+        for number, row in enumerate(rows):
+            found = after[:, number] - before
             # Stands in the layer's first column; the columns of a layer are added up.
-            effects[:, mine.index(True)] = -found if mode == "leave_one_out" else found
+            effects[:, keys.index(row)] = -found if mode == "leave_one_out" else found
         return effects
 
     return _table(model, texts, measure, "layer", "nll_change", mode, seed)

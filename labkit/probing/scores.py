@@ -8,6 +8,7 @@ decoder does not look.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from labkit.errors import LabkitError, shown
+from labkit.inference.layer_outputs import LayerOutputs
 from labkit.inference.live_model import LiveModel, Mix
 from labkit.inference.prompts import CHAT, PLAIN, formats, formatted
 from labkit.probing.texts import Passage, Texts
@@ -93,6 +95,50 @@ class Reader:
         """`-Σ log p(token | those before it)` over each passage's tokens that count, in nats."""
         return self._measure(mix, _nll)
 
+    def nll_of_each(
+        self, reference: Mix, changed: Sequence[tuple[int, Mix]]
+    ) -> tuple[Float64[np.ndarray, " passages"], Float64[np.ndarray, "passages changed"]]:
+        """The NLL at one mixture, and at others that differ from it only from some layer on.
+
+        The layers below the first that differs are not run again: what they gave at the reference
+        is the same. Where a model's layers cannot be stood in for so, which the first batch shows,
+        every pass is a whole one. The numbers are the same either way, bit for bit.
+
+        Args:
+            reference: what the others are like.
+            changed: for each other one the number of the first layer in which it differs.
+
+        Returns:
+            each passage's NLL at the reference, and at each of the others.
+        """
+        found = np.zeros((len(self.texts), 1 + len(changed)))
+        layers = self.model.decoder_layers
+        with torch.no_grad():
+            for batch in self.batches:
+                outputs = LayerOutputs(layers)
+                whole = self._logits(batch, reference, outputs.kept())
+                if batch is self.batches[0] and not self._same(batch, reference, outputs, whole):
+                    layers = []
+                    outputs = LayerOutputs(layers)
+                numbers = batch.passages.numpy()
+                for column, (layer, mix) in enumerate([(-1, reference), *changed]):
+                    logits = whole
+                    if column:
+                        logits = self._logits(batch, mix, outputs.standing_in(layer))
+                    losses = _by_row(_nll(logits, batch), batch).double().cpu().numpy()
+                    np.add.at(found[:, column], numbers, losses)
+        return found[:, 0], found[:, 1:]
+
+    def _same(self, batch: Batch, mix: Mix, outputs: LayerOutputs, whole: Tensor) -> bool:
+        """Whether a pass in which the lower half of the layers is stood in for gives the same."""
+        half = self.model.base.layers // 2
+        try:
+            again = self._logits(batch, mix, outputs.standing_in(half))
+            return bool(torch.equal(again, whole))
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+            # The layers of this model need each other in other ways than by what they give.
+            return False
+
     def kl_from_base(self, mix: Mix) -> Float64[np.ndarray, " passages"]:
         """`Σ KL(base ‖ merge)` of the next token, over each passage's tokens that count (nats)."""
         base = self.model.mix(0)
@@ -126,9 +172,11 @@ class Reader:
             np.add.at(slopes, numbers, found.double().cpu().numpy())
         return sums, slopes
 
-    def _logits(self, batch: Batch, mix: Mix) -> Tensor:
+    def _logits(
+        self, batch: Batch, mix: Mix, around: AbstractContextManager[Any] | None = None
+    ) -> Tensor:
         flat = torch.tensor(mix.flat(), dtype=torch.float32, device=self.model.device)
-        return self.model.forward_weighted(batch.tokens, batch.mask, flat)
+        return self.model.forward_weighted(batch.tokens, batch.mask, flat, around)
 
     def _measure(
         self, mix: Mix, measure: Callable[[Tensor, Batch], Tensor]

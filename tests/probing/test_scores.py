@@ -122,3 +122,54 @@ def test_a_prompt_stands_in_the_format_that_it_asks_for(loud):
     assert before("Alpaca") == "### Instruction:Is it so?### Response:"
     with pytest.raises(LabkitError, match="no prompt format 'alpine' for this model; there are"):
         before("alpine")
+
+
+def test_passes_above_kept_layers_give_the_same_bits(loud, monkeypatch):
+    reader = Reader(loud, texts_of(loud), rows=2)
+    reference = loud.mix(MERGE)
+    changed = [
+        (layer, loud.mix(Gradient([0.3 if one == layer else w for one, w in enumerate(MERGE)])))
+        for layer in range(4)
+    ]
+    runs = []
+    for layer in loud.decoder_layers:
+        plain = layer.self_attn.forward
+        monkeypatch.setattr(
+            layer.self_attn,
+            "forward",
+            lambda *a, _plain=plain, **k: runs.append(1) or _plain(*a, **k),
+        )
+    before, after = reader.nll_of_each(reference, changed)
+    batches = len(reader.batches)
+    # One pass of 4 layers, then 4, 3, 2 and 1 of them; and half a pass to see that it holds.
+    assert len(runs) == batches * (4 + 4 + 3 + 2 + 1) + 2
+    assert np.array_equal(before, reader.nll(reference))
+    for column, (_, mix) in enumerate(changed):
+        assert np.array_equal(after[:, column], reader.nll(mix))
+
+
+@pytest.mark.parametrize("odd", ["other numbers", "an error"])
+def test_layers_that_cannot_be_stood_in_for_run_again(loud, monkeypatch, odd):
+    reader = Reader(loud, texts_of(loud), rows=2)
+    changed = [(3, loud.mix(Gradient([0, 0.5, 1, 1])))]
+    expected = reader.nll(changed[0][1])
+    layer, seen = loud.decoder_layers[3], []
+    plain = type(layer).forward
+
+    def forward(self, hidden, *given, **named):
+        """A last layer that needs the first one to have run, as layers with shared keys do."""
+        if self is layer and seen.pop() != "first":
+            if odd == "an error":
+                raise KeyError("keys of layer 0")
+            hidden = hidden * 2
+        return plain(self, hidden, *given, **named)
+
+    first = loud.decoder_layers[0].self_attn
+    attend = first.forward
+    monkeypatch.setattr(
+        first, "forward", lambda *given, **named: seen.append("first") or attend(*given, **named)
+    )
+    seen.append("nothing")
+    monkeypatch.setattr(type(layer), "forward", forward)
+    _, after = reader.nll_of_each(loud.mix(MERGE), changed)
+    assert np.array_equal(after[:, 0], expected)
