@@ -22,6 +22,9 @@ from .probing.evaluation import evaluate as evaluate
 from .probing.layer_effects import ablation as ablation
 from .probing.layer_effects import attribution as attribution
 from .probing.layer_effects import sensitivity as sensitivity
+from .probing.sweeping import Evaluation as Evaluation
+from .probing.sweeping import grid as grid
+from .probing.sweeping import sweep as sweep
 from .probing.texts import Texts as Texts
 from .publishing.baking import bake as bake
 from .publishing.hub import push as push
