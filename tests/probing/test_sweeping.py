@@ -331,8 +331,22 @@ class KilledOnce:
         return self.evaluation(point)
 
 
-def test_a_worker_of_dask_is_killed_and_nothing_is_lost(tmp_path, loud_base, loud_adapter):
-    distributed = pytest.importorskip("distributed", reason="install labkit[cluster]")
+@pytest.fixture
+def distributed():
+    """dask.distributed, whose workers are forked from a process that has read the libraries."""
+    found = pytest.importorskip("distributed", reason="install labkit[cluster]")
+    import dask
+
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        found.utils.get_mp_context().set_forkserver_preload(
+            ["distributed", "labkit.inference.live_model", "peft", "transformers.models.llama"]
+        )
+        yield found
+
+
+def test_a_worker_of_dask_is_killed_and_nothing_is_lost(
+    tmp_path, loud_base, loud_adapter, distributed
+):
     evaluation = lk.Evaluation(loud_base, loud_adapter, [TARGET, KEEP], device="cpu")
     points = lk.grid(gradient=SHAPES, strength=(0.25, 0.5, 0.75, 1))
     mark = tmp_path / "killed"
