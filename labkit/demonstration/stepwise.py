@@ -5,6 +5,7 @@ Some kinds of question are never trained on, so that held-out loss is not mere p
 
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 from labkit.demonstration.problems import NEVER_TRAINED, TRAINED, Problem, problem
 from labkit.demonstration.texts import Example
@@ -56,3 +57,32 @@ def training_examples(seed: int) -> Iterator[Example]:
     rng = Random(seed + 1)
     for made in training_problems(seed):
         yield example(made, rng.choice(OPENINGS))
+
+
+def harness_documents(**_: object) -> dict[str, Any]:
+    """The held-out questions, as the tasks of lm-evaluation-harness in this folder take them.
+
+    361 questions, each once; in turn of a kind trained and of one never trained, so that the first
+    ones (`limit=`) are of both.
+    """
+    from datasets import Dataset
+
+    return {"test": Dataset.from_list(distinct_questions())}
+
+
+def distinct_questions() -> list[dict[str, str]]:
+    """Each held-out question once: what is asked, the whole answer, and its result."""
+    made = zip(held_out_problems(400), held_out_examples(400), strict=True)
+    questions = {
+        text.prompt: {"prompt": text.prompt, "answer": text.answer, "result": asked.answer}
+        for asked, text in made
+    }
+    return list(questions.values())
+
+
+def harness_bits_per_byte(
+    document: dict[str, str], results: list[tuple[float, bool]]
+) -> dict[str, tuple[float, int]]:
+    """What lm-evaluation-harness adds up: an answer's log-likelihood in nats, and its bytes."""
+    (log_likelihood, _), *_others = results
+    return {"bits_per_byte": (log_likelihood, len(document["answer"].encode()))}

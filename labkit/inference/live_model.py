@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -333,6 +333,23 @@ class LiveModel:
                 self._apply([self._mix])
             logits: Tensor = found.logits[:, :-1]
             return logits
+
+    @contextmanager
+    def held(self, mix: Mix) -> Iterator[Any]:
+        """Transformers' model with a mixture in force, for a library that runs it itself.
+
+        Meanwhile nothing else runs it: other threads wait.
+
+        Raises:
+            LabkitError: the model was freed.
+        """
+        with self._lock:
+            model = self._loaded()
+            self._apply([mix])
+            try:
+                yield model
+            finally:
+                self._apply([self._mix])
 
     def _loaded(self) -> Any:
         """The model, which another thread may have freed since the last look."""

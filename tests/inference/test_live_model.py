@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import threading
 import weakref
 from itertools import pairwise
 from types import SimpleNamespace
@@ -312,6 +313,23 @@ def test_an_empty_text_is_the_start_token_or_refused(model):
     model.tokenizer.bos_token = None
     with pytest.raises(LabkitError, match="the text is empty; write at least one word"):
         model.tokens("")
+
+
+def test_a_held_model_is_transformers_own_with_that_mixture(model, words):
+    tokens = model.tokens("held")
+    before = model.logits("held")
+    with model.held(model.mix(0.0)) as held:
+        assert held is model._model
+        waiting = threading.Thread(target=model.logits, args=("other",), daemon=True)
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()  # nobody else turns the weights meanwhile
+        found = held(tokens).logits[0].detach()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    base = AutoModelForCausalLM.from_pretrained(words, dtype=torch.float32)
+    torch.testing.assert_close(found, base(tokens).logits[0].detach(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(model.logits("held"), before)
 
 
 def test_asking_again_gives_the_same_model_back(model, words, tiny_adapter):
