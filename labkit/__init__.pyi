@@ -19,12 +19,12 @@ from .models.checkpoint import Checkpoint as Checkpoint
 from .models.hollow import hollow_adapter as hollow_adapter
 from .models.hollow import hollow_base as hollow_base
 from .probing.evaluation import evaluate as evaluate
+from .probing.grid_points import grid as grid
 from .probing.harness_model import harness as harness
 from .probing.layer_effects import ablation as ablation
 from .probing.layer_effects import attribution as attribution
 from .probing.layer_effects import sensitivity as sensitivity
-from .probing.sweeping import Evaluation as Evaluation
-from .probing.sweeping import grid as grid
+from .probing.point_evaluation import Evaluation as Evaluation
 from .probing.sweeping import sweep as sweep
 from .probing.texts import Texts as Texts
 from .publishing.baking import bake as bake

@@ -54,6 +54,10 @@ TESTED_ELSEWHERE = {
         "how a plan shows itself",
         "summary",
     ),
+    "tests/probing/test_sweeping.py": (
+        "parts of a sweep, tested whole",
+        "probing/grid_points probing/point_evaluation probing/sweep_file",
+    ),
     "tests/widgets/test_editor.py": ("sliders behave as the editor does", "widgets/plain_sliders"),
     "tests/writing/test_card.py": (
         "parts of the card",

@@ -134,14 +134,14 @@ def test_ctrl_c_keeps_the_rows(tmp_path):
 
 def test_rows_reach_the_file_while_the_sweep_runs(tmp_path, monkeypatch):
     path = tmp_path / "sweep.parquet"
-    monkeypatch.setattr("labkit.probing.sweeping.BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("labkit.probing.sweep_file.BETWEEN_WRITES", 0.0)
     seen = []
 
     def look(point):
         seen.append(len(pd.read_parquet(path)) if path.exists() else 0)
         return {"value": 1}
 
-    monkeypatch.setattr("labkit.probing.sweeping.WRITING_SHARE", 1e9)
+    monkeypatch.setattr("labkit.probing.sweep_file.WRITING_SHARE", 1e9)
     lk.sweep(lk.grid(a=range(4)), look, path)
     assert seen == [0, 1, 2, 3]
 
