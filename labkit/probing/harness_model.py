@@ -202,7 +202,7 @@ def _intervals(mine: _Answers, base: _Answers, seed: int) -> tuple[Estimate, Est
 
 def _through(read: Callable[[float], float], found: Estimate) -> Estimate:
     """An estimate of a mean as one of the number made from it; some readings turn it around."""
-    low, high = sorted((read(found.low), read(found.high)))
+    low, high = sorted((read(found.low) + 0.0, read(found.high) + 0.0))  # never -0.0
     return Estimate(read(found.value), low, high)
 
 
