@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
+
 LONGEST_SHOWN = 160
 
 
 class LabkitError(Exception):
     """Wrong input, said in one line: what, where, expected, found, what to do."""
+
+    _shown_in: int | None = None
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: one line; and where it was raised, once a later cell asks (`%tb`).
+
+        IPython asks for it several times in the cell that raised it.
+        """
+        cell = sys.modules["IPython"].get_ipython().execution_count
+        if self._shown_in is None:
+            self._shown_in = cell
+        if cell != self._shown_in:
+            return traceback.format_exception(self)
+        return [f"{type(self).__name__}: {self} (%tb shows where)"]
 
 
 def shown(text: object, longest: int = LONGEST_SHOWN) -> str:

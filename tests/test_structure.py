@@ -32,7 +32,6 @@ TESTED_ELSEWHERE = {
         "demonstration/base demonstration/measure demonstration/passages demonstration/problems "
         "demonstration/stepwise demonstration/texts demonstration/train demonstration/words",
     ),
-    "tests/test_hostile.py": ("what it does to hostile text", "errors"),
     "tests/merging/test_rounding.py": (
         "rounding once, whatever calculates it",
         "files/floats merging/rounding_on_device",

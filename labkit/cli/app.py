@@ -12,10 +12,11 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from labkit import __version__
 from labkit.cli.looking import demo, inspect, picture
 from labkit.cli.making import bake, merge, verify
 from labkit.cli.recipes import recipes
@@ -24,7 +25,7 @@ from labkit.errors import LabkitError, shown
 from labkit.machine import require_address_space, shortage
 
 app = typer.Typer(
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     # Plain help: drawing it with rich takes longer to import than all of labkit's command line.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -44,8 +45,19 @@ STOPPED = 130
 """The status of a command that Ctrl-C ended, as shells have it."""
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"labkit {__version__}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def labkit(context: typer.Context) -> None:
+def labkit(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
     """A lab bench for layer-weighted LoRA merges."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -70,8 +82,18 @@ def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (demo, inspect, merge, push, bake, picture, verify):
-    app.command()(_stoppable(command))
+EXAMPLES: dict[Callable[..., None], str] = {
+    demo: "labkit demo --out here",
+    inspect: "labkit inspect here/base here/adapters/kjv --weights 0x15,1x15",
+    merge: "labkit merge here/base here/adapters/kjv --weights 'ramp(14,16)' --out merged",
+    push: "labkit push merged owner/name",
+    bake: "labkit bake here/adapters/kjv --weights 0x15,1x15 --out baked",
+    picture: "labkit picture --weights 0x19,0.5,1x20 --out gradient.svg",
+    verify: "labkit verify merged",
+}
+for command, example in EXAMPLES.items():
+    # \b keeps the line in one piece.
+    app.command(epilog=f"\b\nExample: {example}")(_stoppable(command))
 app.add_typer(recipes, name="recipe")
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from labkit.cli.options import gradient_for
 from labkit.errors import LabkitError, shown
 from labkit.figures import save_picture
-from labkit.gradients.gradient import Gradient
 from labkit.merging.planning import plan
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
@@ -35,6 +35,7 @@ def inspect(
     by: str = "layer",
     csv: Path | None = None,
     figure: Path | None = None,
+    stretch: bool = False,
 ) -> None:
     """Print what an adapter changes, and what a merge with these weights would do.
 
@@ -45,6 +46,7 @@ def inspect(
         by: "layer", "module" or "tensor": what a row of the table is.
         csv: where to write the table, with every digit.
         figure: where to draw it: .png or .svg.
+        stretch: stretch weights of another length over the layers.
 
     Raises:
         LabkitError: bad input, or a file that cannot be written.
@@ -52,7 +54,7 @@ def inspect(
     if by not in ("layer", "module", "tensor"):
         raise LabkitError(f"--by is layer, module or tensor, found {shown(by)!r}")
     checkpoint, opened = Checkpoint(base), Adapter(adapter)
-    gradient = Gradient.parse(weights or f"1x{checkpoint.layers}", checkpoint.layers)
+    gradient = gradient_for(weights or "1", checkpoint.layers, stretch)
     # What lies outside the layers is looked at in full; a merge asks for --rest there.
     progress = sys.stderr.isatty()
     whole = survey(checkpoint, opened, gradient, rest=1.0, progress=progress)

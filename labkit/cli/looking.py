@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli.options import AdapterName, Base, Weights
+from labkit.cli.options import WEIGHTS_HELP, AdapterName, Base, Stretch, Weights
 from labkit.errors import LabkitError, shown
 
 
@@ -35,8 +35,9 @@ def inspect(
     base: Base,
     adapter: AdapterName,
     weights: Annotated[
-        str | None, typer.Option(help="The layer weights to look at it with: 0x2,0.5,1.")
+        str | None, typer.Option(help=f"The weights to look at it with. {WEIGHTS_HELP}")
     ] = None,
+    stretch: Stretch = False,
     by: Annotated[str, typer.Option(help="A row for each layer, module or tensor.")] = "layer",
     csv: Annotated[Path | None, typer.Option(help="Write the table here, too.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw it here: .png or .svg.")] = None,
@@ -44,7 +45,7 @@ def inspect(
     """Show how much a LoRA changes where, and what a merge would do: ledger and forecast."""
     from labkit.cli.inspection import inspect as run
 
-    run(base, adapter, weights, by, csv, figure)
+    run(base, adapter, weights, by, csv, figure, stretch)
 
 
 def picture(

@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labkit.cli.options import AdapterName, Device, Quiet, Weights, WeightsFor, patterns_of
+from labkit.cli.options import (
+    WEIGHTS_HELP,
+    AdapterName,
+    Device,
+    Quiet,
+    Stretch,
+    Weights,
+    WeightsFor,
+    gradient_for,
+    patterns_of,
+)
 from labkit.cli.uploading import upload
-from labkit.errors import LabkitError
+from labkit.errors import LabkitError, shown
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
@@ -19,9 +29,8 @@ if TYPE_CHECKING:
 def merge(
     base: Annotated[str | None, typer.Argument(help="Base model: a folder or hub id.")] = None,
     adapter: Annotated[str | None, typer.Argument(help="LoRA: a folder or hub id.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="One weight for each layer: 0,0,0.5,1 or 0x2,0.5,1.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
+    stretch: Stretch = False,
     recipe: Annotated[
         Path | None,
         typer.Option(help="A recipe; BASE and ADAPTER then say where its inputs are here."),
@@ -78,7 +87,7 @@ def merge(
                 "a merge needs BASE, ADAPTER and --weights, or --recipe FILE "
                 "(see labkit merge --help)"
             )
-        resolved = _plan(base, adapter, weights, rest, weights_for, dtype, untie)
+        resolved = _plan(base, adapter, weights, rest, weights_for, dtype, untie, stretch)
     if dry_run:
         typer.echo(resolved)
         return
@@ -160,6 +169,7 @@ def verify(
         download=yes,
     )
     if not quiet:
+        typer.echo(f"{shown(folder)} is, byte for byte, what its recipe makes.")
         typer.echo(verified)
 
 
@@ -179,15 +189,15 @@ def _plan(
     weights_for: list[str] | None,
     dtype: str,
     untie: bool,
+    stretch: bool,
 ) -> Plan:
-    from labkit.gradients.gradient import Gradient
     from labkit.merging.planning import plan
     from labkit.merging.recipe import Recipe, Term
     from labkit.models.adapter import Adapter
     from labkit.models.checkpoint import Checkpoint
 
-    patterns = patterns_of(weights_for)
     checkpoint = Checkpoint(base)
-    gradient = Gradient.parse(weights, checkpoint.layers)
+    patterns = patterns_of(weights_for, checkpoint.layers, stretch)
+    gradient = gradient_for(weights, checkpoint.layers, stretch)
     terms = [Term(Adapter(adapter), gradient, patterns)]
     return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))

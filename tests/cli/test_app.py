@@ -143,3 +143,41 @@ def test_a_recipe_that_cannot_be_written_there(tiny_base, tiny_adapter, tmp_path
     assert "folder.yml" in said
     assert "No such file or directory" in said
     assert not nowhere.parent.exists()
+
+
+def test_versions_and_short_help():
+    assert labkit("--version").stdout == f"labkit {lk.__version__}\n"
+    assert labkit("-h").stdout == labkit("--help").stdout
+    assert "--install-completion" in labkit("-h").stdout
+    for command in ("demo", "inspect", "merge", "push", "bake", "picture", "verify"):
+        assert f"Example: labkit {command} " in labkit(command, "-h").stdout
+
+
+def test_weights_as_people_write_them(tiny_base, tiny_adapter, tmp_path):
+    def merged(weights, *more):
+        out = tmp_path / f"out {len(list(tmp_path.iterdir()))}"
+        done = labkit(
+            "merge", tiny_base, tiny_adapter, "--weights", weights, "--out", out, "--quiet", *more
+        )
+        assert done.returncode == 0, done.stderr
+        (term,) = lk.Recipe.load(out / "recipe.yaml").terms
+        return term
+
+    assert merged("0.5").weights == lk.Gradient.constant(4, 0.5)
+    assert merged("ramp(1,2)").weights == lk.Gradient.ramp(4, 1, 2)
+    assert merged("OUTALL").weights == lk.preset("OUTALL", 4)
+    term = merged("0,1", "--stretch", "--weights-for", "mlp=0.25")
+    assert term.weights == lk.Gradient([0, 1]).resample(4)
+    assert term.weights_for == {"mlp": lk.Gradient.constant(4, 0.25)}
+    assert labkit("inspect", tiny_base, tiny_adapter, "--weights", "0.5").returncode == 0
+    for option in (("--weights", "0,1"), ("--weights", "1", "--weights-for", "mlp=0,1")):
+        said = error_of("merge", tiny_base, tiny_adapter, *option, "--dry-run")
+        assert " has 2 weights for 4 layers; write one for each layer, one number for all" in said
+        assert said.endswith("or add --stretch")
+
+
+def test_verify_says_it_in_a_sentence(tiny_base, tiny_adapter, tmp_path):
+    out = tmp_path / "out"
+    labkit("merge", tiny_base, tiny_adapter, "--weights", "1", "--out", out, "--quiet")
+    said = labkit("verify", out).stdout.splitlines()
+    assert said[0] == f"{out} is, byte for byte, what its recipe makes."
