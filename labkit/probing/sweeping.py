@@ -104,22 +104,35 @@ def _measured_all(
             yield point, _measured(measure, point)
         return
     futures: dict[Any, Point] = {}
+    ended: BaseException | None = None
     try:
-        for point in points:
-            futures[executor.submit(_measured, measure, point)] = point
+        try:
+            for point in points:
+                futures[executor.submit(_measured, measure, point)] = point
+        except (RuntimeError, TypeError) as error:  # it takes no tasks, or cannot send this one
+            ended = error
         for future in as_completed(futures):
-            error = future.exception()
-            if isinstance(error, BrokenExecutor):
-                raise error
-            yield futures[future], _text(error) if error else future.result()
-    except (BrokenExecutor, CancelledError, RuntimeError, TypeError) as error:
-        raise LabkitError(
-            f"the executor ended before the sweep: {_text(error)}; the rows so far are kept in the "
-            "file, if there is one: the same sweep goes on from there"
-        ) from error
+            error = _error_of(future)
+            if isinstance(error, (BrokenExecutor, CancelledError)):
+                ended = error  # of every task that is left; those that finished are not lost
+            else:
+                yield futures[future], _text(error) if error else future.result()
     finally:
         for future in futures:
             future.cancel()
+    if ended is not None:
+        raise LabkitError(
+            f"the executor ended before the sweep: {_text(ended)}; the rows so far are kept in the "
+            "file, if there is one: the same sweep goes on from there"
+        ) from ended
+
+
+def _error_of(future: Any) -> BaseException | None:
+    try:
+        found: BaseException | None = future.exception()
+    except CancelledError as error:
+        return error
+    return found
 
 
 def _measured(measure: Callable[[Point], Any], point: Point) -> Any:

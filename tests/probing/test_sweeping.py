@@ -5,7 +5,9 @@ import os
 import pickle
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -249,6 +251,52 @@ def test_an_executor_that_breaks_down_keeps_the_rows(tmp_path):
     pool.shutdown()
     with pytest.raises(LabkitError, match="the executor ended before the sweep: RuntimeError: "):
         lk.sweep(lk.grid(a=1, b=2), product, path, pool)
+    assert not path.exists()
+
+
+class LosesAProcess(Executor):
+    """Runs tasks, until one of its processes is lost."""
+
+    def submit(self, function, /, *arguments):
+        future = Future()
+        if len(calls) < 2:
+            future.set_result(function(*arguments))
+        else:
+            future.set_exception(BrokenProcessPool("a process was terminated"))
+        return future
+
+
+def test_a_pool_that_lost_a_process_ends_the_sweep_and_the_next_one_goes_on(tmp_path):
+    path = tmp_path / "sweep.parquet"
+    points = lk.grid(a=(1, 2, 3), b=1)
+    with pytest.raises(LabkitError, match="BrokenProcessPool: a process was terminated; the rows"):
+        lk.sweep(points, product, path, LosesAProcess())
+    assert len(pd.read_parquet(path)) == 2  # what had finished, whatever was seen first
+    calls.clear()
+    table = lk.sweep(points, product, path)
+    assert table["value"].tolist() == [1, 2, 3]
+    assert calls == [{"a": 3, "b": 1}]
+
+
+def test_a_notebook_shows_the_rows_as_they_come(monkeypatch):
+    shown = []
+
+    class Cell:
+        def display(self, what, raw=False):
+            shown.append(what)
+
+        def update(self, what, raw=False):
+            shown.append(what)
+
+    monkeypatch.setattr("labkit.probing.sweep_file.BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=None))
+    monkeypatch.setattr("IPython.display.DisplayHandle", Cell)
+    lk.sweep(lk.grid(a=(1, 2), b=1), product)
+    assert [len(one) for one in shown[1:-1]] == [1, 2]
+    assert shown[-1] == {"text/plain": "sweep: 2 of 2 points"}
+    shown.clear()
+    lk.sweep(lk.grid(a=(1, 2), b=1), product, progress=False)
+    assert shown == []
 
 
 # Evaluations: what is measured of a live model
