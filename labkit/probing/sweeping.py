@@ -109,8 +109,8 @@ def _measured_all(
         try:
             for point in points:
                 futures[executor.submit(_measured, measure, point)] = point
-        except (RuntimeError, TypeError) as error:  # it takes no tasks, or cannot send this one
-            ended = error
+        except (RuntimeError, TypeError) as refused:  # it takes no tasks, or cannot send this one
+            ended = refused
         for future in as_completed(futures):
             error = _error_of(future)
             if isinstance(error, (BrokenExecutor, CancelledError)):
