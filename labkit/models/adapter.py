@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from labkit.deltas.low_rank import LowRank
 from labkit.errors import LabkitError, shown
@@ -62,6 +64,7 @@ class Adapter(Source):
         self.parts: tuple[Part, ...] = tuple(
             part for file in (self.file, *self._extra) for part in read_parts(file, self._checked)
         )
+        self._gives_head: WeakKeyDictionary[Checkpoint, bool] = WeakKeyDictionary()
         self.modules: dict[str, LoraModule] = {
             part.name: part.factors for part in self.parts if isinstance(part.factors, LoraModule)
         }
@@ -123,7 +126,11 @@ class Adapter(Source):
         """
         if not (self.config.get("ensure_weight_tying") and base.tied):
             return False
-        return any(base.find(f"{part.name}.weight") is base.embedding for part in self.parts)
+        if base not in self._gives_head:  # it is asked for each part
+            self._gives_head[base] = any(
+                base.find(f"{part.name}.weight") is base.embedding for part in self.parts
+            )
+        return self._gives_head[base]
 
     def require_selection(self, base: Checkpoint | None) -> None:
         """Check that the config selects some of the factors in the file.
@@ -217,12 +224,13 @@ class Adapter(Source):
             )
         if self.config.get("layers_to_transform"):
             return
-        merged = self.modules.keys() - {part.name for part in skipped}
-        for kind in sorted({module.rsplit(".", 1)[-1] for module in merged}):
-            layers = {
-                base.layer_of(module) for module in merged if module.rsplit(".", 1)[-1] == kind
-            } - {None}
-            if layers and len(layers) < base.layers:
+        layers_of: dict[str, set[int]] = defaultdict(set)
+        for module in self.modules.keys() - {part.name for part in skipped}:
+            layer = base.layer_of(module)
+            if layer is not None:
+                layers_of[module.rsplit(".", 1)[-1]].add(layer)
+        for kind, layers in sorted(layers_of.items()):
+            if len(layers) < base.layers:
                 yield f"{name} changes {kind} in {len(layers)} of {base.layers} layers only"
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor, TensorFile
+from labkit.machine import many_objects
 from labkit.models.adapter_config import AdapterConfig
 from labkit.models.kinds import KEYS, MLX_KEYS, experts, read_module, whole
 from labkit.models.kinds.part import ModuleTensors, Part
@@ -23,6 +24,7 @@ OTHER_KINDS = {
 }  # fmt: skip
 
 
+@many_objects()
 def read_parts(file: TensorFile, config: AdapterConfig) -> tuple[Part, ...]:
     """Sort an adapter's tensors into parts, in the order of the file.
 
