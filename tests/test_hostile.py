@@ -624,6 +624,16 @@ def test_pickles_that_would_fill_the_memory_are_refused(tmp_path, pickle, said):
     assert said in bounded(lambda: open_pickled(path))
 
 
+def test_an_archive_of_a_million_records_is_refused_before_they_are_read(tmp_path):
+    path = tmp_path / "x.bin"
+    record = b"PK\1\2" + struct.pack("<24xH16x", 1) + b"a"
+    size = 1_000_000 * len(record)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65534, 65534, size, 0, 0)
+    path.write_bytes(record * 1_000_000 + end)
+    said = bounded(lambda: open_pickled(path))
+    assert f"it lists its records in {size} bytes; expected 5000000 at most" in said
+
+
 def test_archives_with_two_pickles_or_packed_ones_are_refused(tmp_path):
     path = tmp_path / "x.bin"
     with zipfile.ZipFile(path, "w") as archive:
