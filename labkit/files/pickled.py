@@ -82,7 +82,9 @@ class _Archive(io.BufferedReader):
             ValueError: more than list or pickle take.
         """
         if size is not None and size > LARGEST_PICKLE:
-            raise ValueError(f"it lists its records in {size} bytes; expected {LARGEST_PICKLE} at most")
+            raise ValueError(
+                f"it lists its records in {size} bytes; expected {LARGEST_PICKLE} at most"
+            )
         return super().read(size)
 
 
