@@ -50,8 +50,9 @@ class Method(Protocol):
     """A way to make one change of one tensor out of several weighted deltas.
 
     A method makes the same numbers on every device, whatever it draws at random: `labkit verify`
-    computes them again. It is a frozen dataclass; its fields are the parameters that a recipe can give. One file
-    of `labkit.merging.methods` holds one method, and a line of its registry makes it known.
+    computes them again. It is a frozen dataclass; its fields are the parameters that a recipe can
+    give. One file of `labkit.merging.methods` holds one method, and a line of its registry makes it
+    known.
 
     Attributes:
         name: what a recipe calls it.
