@@ -20,6 +20,9 @@ from labkit.errors import LabkitError, shown
 from labkit.models.names import canonical
 
 CONFIG = "adapter_config.json"
+NOT_NAMED = "target_modules does not name it"
+UNUSUAL = "target_modules is not there, and it is none of PEFT's usual modules of this model"
+OTHER_LAYERS = "layers_to_transform leaves its layer out"
 LONGEST_MATCH_SECONDS = 1.5
 """Patterns of a config that take longer on all names together are refused: some never end."""
 LONGEST_PATTERN = 20_000
@@ -110,7 +113,7 @@ class AdapterConfig:
         self._compiled: dict[str, regex.Pattern[str]] = {}
         self._saved: tuple[frozenset[str], list[str]] | None = None
         self._parameters_of: defaultdict[str, list[tuple[int, str]]] | None = None
-        self._targeted: dict[tuple[str, str | None], bool] = {}
+        self._left_out: dict[tuple[str, str | None], str | None] = {}
         self._matches: dict[tuple[str, str, bool], regex.Match[str] | None] = {}
         self._refuse_other_kinds()
 
@@ -138,33 +141,41 @@ class AdapterConfig:
             model_type: the base's; a config that names no modules means PEFT's usual ones of that
                 type, and where there are none, or no base is known, all that the file holds.
         """
-        asked = (module, model_type)
-        if asked not in self._targeted:
-            self._targeted[asked] = self._asks_for(module, model_type)
-        return self._targeted[asked]
+        return self.why_left_out(module, model_type) is None
 
-    def _asks_for(self, module: str, model_type: str | None) -> bool:
+    def why_left_out(self, module: str, model_type: str | None = None) -> str | None:
+        """Why the config does not select a module; None if it does: see `targets`."""
+        asked = (module, model_type)
+        if asked not in self._left_out:
+            self._left_out[asked] = self._find_reason(module, model_type)
+        return self._left_out[asked]
+
+    def _find_reason(self, module: str, model_type: str | None) -> str | None:
         excluded = self.get("exclude_modules")
         if excluded and self._selects(excluded, module, "exclude_modules"):
-            return False
+            return "exclude_modules names it"
         if self._is_saved_whole(module):
-            return False
+            return "modules_to_save trains it whole"
         if self._selects_parameter(module):
-            return True
+            return None
         target = self.get("target_modules")
         usual = _usual_modules(model_type) if target is None else None
         if target is None and (usual or not self.get("target_parameters")):
             if isinstance(usual, str):
-                return self._match(usual, module, whole=True) is not None
-            named = usual is None or _named_in(frozenset(usual), module)
-            return named and self._transforms_layer(module)
+                return None if self._match(usual, module, whole=True) else UNUSUAL
+            if usual is not None and not _named_in(frozenset(usual), module):
+                return UNUSUAL
+            return None if self._transforms_layer(module) else OTHER_LAYERS
         if isinstance(target, str):
             # "all-linear" leaves out the output head, whatever its name; a head with factors of
             # its own was therefore named in another way.
-            return target.lower() == "all-linear" or self._selects(target, module, "target_modules")
+            named = target.lower() == "all-linear"
+            named = named or self._selects(target, module, "target_modules")
+            return None if named else NOT_NAMED
         if not self._selects(target or [], module, "target_modules"):
-            return False
-        return module in self._set_of("target_modules") or self._transforms_layer(module)
+            return NOT_NAMED
+        in_full = module in self._set_of("target_modules")
+        return None if in_full or self._transforms_layer(module) else OTHER_LAYERS
 
     def parameters(self, module: str) -> list[str]:
         """The parameters of a module that `target_parameters` names, other than its weight."""
