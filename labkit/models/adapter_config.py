@@ -94,6 +94,9 @@ REFUSED_KINDS = {
 }
 # Initialisations that subtract something from the base's weights before training.
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+REPEATED = ("pissa", "olora")
+"""Those that PEFT repeats when it loads the adapter: they take nothing but the base's weights. It
+repeats `pissa_niter_…` too, but that is drawn at random, and makes another base each time."""
 
 
 class AdapterConfig:
@@ -384,8 +387,15 @@ class AdapterConfig:
                 "(save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it "
                 "into the changed base it was trained on, with init_lora_weights set to true"
             )
+            why = ""
+            if start in REPEATED:
+                why = (
+                    " by a decomposition of its weights; labkit does not repeat that, since its "
+                    "last bits are other ones on another machine"
+                )
+                way_out += "; PeftModel.from_pretrained(base, adapter).unload() is that base"
             raise LabkitError(
-                f"{name} was initialised with {shown(start)!r}, which changes the base model; "
+                f"{name} was initialised with {shown(start)!r}, which changes the base model{why}; "
                 f"{way_out}"
             )
         for field, value in self.values.items():
@@ -545,9 +555,9 @@ class MlxConfig(AdapterConfig):
         """Whether it says that the adapter is DoRA."""
         return bool(self.values.get("fine_tune_type") == "dora")
 
-    def targets(self, module: str, model_type: str | None = None) -> bool:
+    def why_left_out(self, module: str, model_type: str | None = None) -> str | None:
         """Every factor in the file counts: MLX-LM loads them all."""
-        return True
+        return None
 
     def rank_of(self, module: str) -> int:
         """The rank, where the config says it."""
