@@ -26,6 +26,7 @@ class WholeReplacement(BaseDependent):
     """
 
     step = 0
+    by_element = True
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class RowReplacement(BaseDependent):
     """
 
     step = 0
+    by_element = True
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class Scaling(BaseDependent):
     """
 
     step = 1
+    by_element = True
 
     def __init__(
         self,
