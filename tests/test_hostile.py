@@ -340,6 +340,13 @@ def test_a_config_with_an_impossible_number_of_layers_is_refused(broken_base, la
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("model_type", [{"": []}, ["llama"], 3, None, "\ud800"])
+def test_a_config_of_a_strange_type_is_that_of_no_type(broken_base, adapter, model_type):
+    path = broken_base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
+    assert plan(broken_base, adapter, Gradient([1, 1])).changes
+
+
 # adapter_config.json.
 
 

@@ -256,7 +256,8 @@ class Adapter(Source):
 
 
 def _type_of(base: Checkpoint | None) -> str | None:
-    return None if base is None else base.config.get("model_type")
+    model_type = None if base is None else base.config.get("model_type")
+    return model_type if isinstance(model_type, str) else None
 
 
 def _no_config(folder: Path) -> str:
