@@ -25,7 +25,7 @@ from labkit.errors import LabkitError, shown
 MOST_SECONDS = 2
 """Processor time that one template may take; others take some thousandths."""
 MOST_MEMORY = 1 << 30
-"""Bytes of addresses that the process may have, where the system holds to that (Linux)."""
+"""Bytes that a template may take, where the system holds to that (Linux)."""
 LONGEST_TEXT = 1_000_000
 """Characters of what a template may write."""
 
@@ -127,7 +127,9 @@ def _serve(questions: IO[bytes], answers: IO[str]) -> None:
 
     _limit(resource.RLIMIT_CORE, 0)
     if sys.platform == "linux":
-        _limit(resource.RLIMIT_AS, MOST_MEMORY)
+        # Libraries reserve addresses for each processor, which take no memory.
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MOST_MEMORY)
     for line in questions:
         question = json.loads(line)
         _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + MOST_SECONDS)
