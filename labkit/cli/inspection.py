@@ -97,7 +97,9 @@ def _print_table(table: pd.DataFrame) -> None:
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
-    width = None if terminal else int(os.environ.get("COLUMNS", WIDTH_WITHOUT_TERMINAL))
+    said = os.environ.get("COLUMNS", "")
+    wished = int(said) if said.isdecimal() and len(said) < 6 else WIDTH_WITHOUT_TERMINAL
+    width = None if terminal else wished
     console = Console(width=width, highlight=False)
     drawn = _fitting(table, console.width)
     # A number that is cut says something else, so that a table too wide even so runs over.

@@ -30,9 +30,12 @@ class Delta(ABC):
 
     Attributes:
         step: when it is added, beside other deltas of one tensor: see `labkit.deltas.total`.
+        by_element: rows get the same bits as single elements do, as no product of matrices is
+            among what is added.
     """
 
     step: ClassVar[int]
+    by_element: bool = False
 
     @property
     def rank(self) -> int | None:

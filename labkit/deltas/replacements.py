@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Float64, Int64
 
@@ -24,6 +26,7 @@ class WholeReplacement(BaseDependent):
     """
 
     step = 0
+    by_element = True
 
     def __init__(
         self,
@@ -46,8 +49,8 @@ class WholeReplacement(BaseDependent):
         """The same `weight` times."""
         return WholeReplacement(self.saved, self.base, self.weight * weight, self.tokens)
 
-    def _read_rows(self, start: int, stop: int) -> Float64[np.ndarray, "rows columns"]:
-        """The adapter's rows."""
+    def rows(self, start: int, stop: int) -> Float64[np.ndarray, "rows columns"]:
+        """Read the adapter's rows."""
         rows = self.saved.read_rows(start, stop)
         if self.tokens is not None:
             indices, values = self.tokens
@@ -55,12 +58,32 @@ class WholeReplacement(BaseDependent):
             rows[indices[mine] - start] = values[mine]
         return rows
 
+    def blocks(self) -> Iterator[tuple[int, Float64[np.ndarray, "rows columns"]]]:
+        """Read the adapter's rows block by block, with the number of each block's first."""
+        count, columns = self.saved.matrix_shape
+        step = max(1, NORM_ELEMENTS // max(1, columns))
+        for start in range(0, count, step):
+            yield start, self.rows(start, min(start + step, count))
+
+    def entries(
+        self, rows: Int64[np.ndarray, " entries"], columns: Int64[np.ndarray, " entries"]
+    ) -> Float64[np.ndarray, " entries"]:
+        """Read single elements of the adapter's."""
+        saved = np.empty(len(rows))
+        step = max(1, NORM_ELEMENTS // max(1, self.saved.matrix_shape[1]))
+        for first in range(int(rows.min()), int(rows.max()) + 1, step):
+            here = (rows >= first) & (rows < first + step)
+            if here.any():
+                last = int(rows[here].max()) + 1
+                saved[here] = self.rows(first, last)[rows[here] - first, columns[here]]
+        return saved
+
     def add_rows_to(self, total: Array, start: int, base: Array) -> None:
         """Take away the base's share first: at weight 1 nothing is left of it, not even rounding.
 
         Exactly the adapter's numbers stand there then.
         """
-        saved = self._read_rows(start, start + total.shape[0])
+        saved = self.rows(start, start + total.shape[0])
         if not isinstance(total, np.ndarray):
             saved = on_device(str(total.device), saved)
         total -= base * self.weight
@@ -73,13 +96,7 @@ class WholeReplacement(BaseDependent):
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
     ) -> None:
         """Add single elements."""
-        saved = np.empty(len(rows))
-        step = max(1, NORM_ELEMENTS // max(1, self.saved.matrix_shape[1]))
-        for first in range(int(rows.min()), int(rows.max()) + 1, step):
-            here = (rows >= first) & (rows < first + step)
-            if here.any():
-                last = int(rows[here].max()) + 1
-                saved[here] = self._read_rows(first, last)[rows[here] - first, columns[here]]
+        saved = self.entries(rows, columns)
         total -= base * self.weight
         saved[rows < self.base.matrix_shape[0]] *= self.weight
         total += saved
@@ -100,6 +117,7 @@ class RowReplacement(BaseDependent):
     """
 
     step = 0
+    by_element = True
 
     def __init__(
         self,

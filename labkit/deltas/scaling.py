@@ -1,4 +1,4 @@
-"""Deltas that scale the base's own rows or columns, as DoRA's magnitude does."""
+"""Deltas that scale a tensor's own rows or columns, as DoRA's magnitude does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from labkit.deltas.delta import Array, BaseDependent, on_device
+from labkit.deltas.replacements import WholeReplacement
 from labkit.files.tensor_file import StoredTensor
 
 
@@ -16,30 +17,46 @@ class Scaling(BaseDependent):
         factors: one number for each row; or for each column.
         of_columns: the numbers are the columns'.
         base: the base's tensor.
+        replaced: what the adapter holds in place of the base's tensor; its numbers are scaled then.
     """
 
     step = 1
+    by_element = True
 
-    def __init__(self, factors: Float64[Array, " n"], of_columns: bool, base: StoredTensor) -> None:
+    def __init__(
+        self,
+        factors: Float64[Array, " n"],
+        of_columns: bool,
+        base: StoredTensor,
+        replaced: WholeReplacement | None = None,
+    ) -> None:
         self.factors = factors
         self.of_columns = of_columns
         self.base = base
+        self.replaced = replaced
 
     def times(self, weight: float) -> Scaling:
         """The same `weight` times."""
-        return Scaling(self.factors * weight, self.of_columns, self.base)
+        return Scaling(self.factors * weight, self.of_columns, self.base, self.replaced)
 
     def add_rows_to(self, total: Array, start: int, base: Array) -> None:
         """Add the rows from `start` on."""
         rows = slice(start, start + len(total))
+        if self.replaced is not None:
+            base = self.replaced.rows(rows.start, rows.stop)
+            if not isinstance(total, np.ndarray):
+                base = on_device(str(total.device), base)
         total += base * (self.factors if self.of_columns else self.factors[rows, None])
 
     def add_entries_to(
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
     ) -> None:
         """Add single elements."""
+        if self.replaced is not None:
+            base = self.replaced.entries(rows, columns)
         total += base * self.factors[columns if self.of_columns else rows]
 
     def to(self, device: str) -> Scaling:
         """The same on another device."""
-        return Scaling(on_device(device, self.factors), self.of_columns, self.base)
+        factors = on_device(device, self.factors)
+        return Scaling(factors, self.of_columns, self.base, self.replaced)

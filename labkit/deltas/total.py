@@ -29,6 +29,7 @@ class Total(BaseDependent):
         self, parts: Sequence[Delta], base: StoredTensor, row_count: int | None = None
     ) -> None:
         self._parts = tuple(parts)
+        self.by_element = all(part.by_element for part in self._parts)
         self.base = base
         self._row_count = base.matrix_shape[0] if row_count is None else row_count
 

@@ -9,6 +9,7 @@ memory as a number says (`bytearray`), which no file of tensors needs.
 
 from __future__ import annotations
 
+import io
 import pickletools
 import struct
 import zipfile
@@ -33,8 +34,9 @@ DTYPES = frozenset(CODES) | {
     "float8_e4m3fn", "float8_e5m2", "complex64", "complex128", "uint16", "uint32", "uint64",
 }  # fmt: skip
 """What torch calls its dtypes, for pickles that name one."""
-LARGEST_PICKLE = 25_000_000
-"""Bytes of the pickle in the archive: names and shapes, never tensors."""
+LARGEST_PICKLE = 5_000_000
+"""Bytes of the pickle in the archive (names and shapes, never tensors), and of the archive's list
+of its records: some 200 and 70 for each tensor."""
 MOST_STEPS = 1_000_000
 """Steps of the pickle: 40 for each tensor."""
 NEEDED = frozenset({
@@ -70,24 +72,40 @@ def open_pickled(path: Path) -> TensorFile:
     return TensorFile(path, b"", {"format": "pt"}, tuple(tensors), status.st_size, stamp_of(status))
 
 
+class _Archive(io.BufferedReader):
+    """An archive whose list of records has an end: `zipfile` reads all of it in one piece."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read bytes.
+
+        Raises:
+            ValueError: more than list or pickle take.
+        """
+        if size is not None and size > LARGEST_PICKLE:
+            raise ValueError(
+                f"it lists its records in {size} bytes; expected {LARGEST_PICKLE} at most"
+            )
+        return super().read(size)
+
+
 def _records(path: Path) -> dict[int, int]:
     """First byte -> length of every record of tensor bytes in the archive."""
     records: dict[int, int] = {}
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with _Archive(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
             if len(pickles) != 1 or len({entry.filename for entry in entries}) < len(entries):
                 raise ValueError(f"{len(pickles)} times data.pkl, or another record twice")
             for entry in entries:
                 of_tensor = "/data/" in entry.filename
-                if entry.file_size > LARGEST_PICKLE and not of_tensor:
-                    raise LabkitError(f"{shown(path)} names more than a model's tensors")
                 if entry.compress_type or entry.compress_size != entry.file_size:
                     raise LabkitError(
                         f"{shown(path)} holds compressed tensors, which torch does not write; get "
                         "the file again, or convert it to safetensors"
                     )
+                if not of_tensor and entry.file_size > LARGEST_PICKLE:
+                    raise LabkitError(f"{shown(path)} names more than a model's tensors")
                 if not of_tensor:
                     continue
                 # The local header: 26 bytes, the lengths of name and extra field, and these two.

@@ -20,6 +20,7 @@ import numpy as np
 from labkit.errors import LabkitError, shown
 from labkit.files.floats import ARRAYS, wide
 from labkit.files.small_files import require_plain
+from labkit.machine import many_objects
 
 LONGEST_HEADER = 25_000_000
 """Bytes of a header. safetensors itself accepts four times as many, and no model has a tenth: the
@@ -46,7 +47,7 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 FLOAT_CODES = {name: code for code, name in FLOATS.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One tensor as it lies in a file.
 
@@ -256,15 +257,28 @@ def open_tensor_file(path: Path) -> TensorFile:
             header = file.read(length)
     except OSError as error:
         raise LabkitError(f"cannot read {shown(path)}: {error.strerror}") from error
+    metadata, tensors = _read_header(header, path, 8 + length, size)
+    return TensorFile(path, prefix + header, metadata, tensors, size, stamp_of(status))
+
+
+@many_objects()
+def _read_header(
+    header: bytes, path: Path, start: int, size: int
+) -> tuple[dict[str, str], tuple[StoredTensor, ...]]:
+    """The metadata and the tensors, which lie in the file from `start` to `size`.
+
+    Raises:
+        LabkitError: as `open_tensor_file`.
+    """
     entries = _json_object(header, path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise LabkitError(
             f"the header of {shown(path)} is damaged: __metadata__ is not an object of texts"
         )
-    tensors = [_entry(name, entry, path, 8 + length) for name, entry in entries.items()]
+    tensors = [_entry(name, entry, path, start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
-    end = 8 + length
+    end = start
     for tensor in tensors:
         if tensor.start != end:
             raise LabkitError(
@@ -278,7 +292,7 @@ def open_tensor_file(path: Path) -> TensorFile:
             f"{shown(path)} is damaged: its tensors end at byte {end} and the file at byte {size}; "
             "it was cut off or something was appended; get the file again"
         )
-    return TensorFile(path, prefix + header, metadata, tuple(tensors), size, stamp_of(status))
+    return metadata, tuple(tensors)
 
 
 def header_for(tensors: Iterator[tuple[str, str, tuple[int, ...]]], metadata: Any) -> bytes:

@@ -12,7 +12,7 @@ from labkit.errors import LabkitError, shown
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.kinds.lora import LoraModule
-from labkit.models.model_files import ADAPTER_WEIGHTS
+from labkit.models.model_files import ADAPTER_WEIGHTS, is_of_tokenizer
 from labkit.models.names import canonical
 
 PREFIX = "base_model.model."
@@ -68,10 +68,15 @@ def load_tokenizer(base: Checkpoint) -> Any:
     """Load the base's tokenizer, without running code from its folder.
 
     Raises:
-        LabkitError: transformers cannot load it.
+        LabkitError: there is none, or transformers cannot load it.
     """
     from transformers import AutoTokenizer
 
+    if not any(is_of_tokenizer(path.name) for path in base.folder.iterdir()):
+        raise LabkitError(
+            f"{shown(base.folder)} holds no tokenizer, which a model needs to read a prompt; put "
+            "the model's own there (tokenizer.json and tokenizer_config.json)"
+        )
     try:
         return AutoTokenizer.from_pretrained(
             base.folder, local_files_only=True, trust_remote_code=False

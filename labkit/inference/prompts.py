@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from labkit.errors import LabkitError, shown
+from labkit.inference.chat_templates import rendered
 from labkit.models.prompt_formats import FORMATS
 
 PLAIN, CHAT = "plain", "chat template"
@@ -22,7 +23,8 @@ def formatted(prompt: str, kind: str, tokenizer: Any) -> str:
     """Put a prompt into a format.
 
     Raises:
-        LabkitError: an unknown format, or a chat template that the tokenizer does not have.
+        LabkitError: an unknown format, or a chat template that the tokenizer does not have or that
+            cannot be used.
     """
     if kind == PLAIN:
         return prompt
@@ -33,8 +35,11 @@ def formatted(prompt: str, kind: str, tokenizer: Any) -> str:
             f"no prompt format {shown(kind)!r} for this model; there are "
             f"{', '.join(formats(tokenizer))}"
         )
-    messages = [{"role": "user", "content": prompt}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several, and none of them is the usual one
+        raise LabkitError(f"no chat template to choose for this model: {shown(error)}") from error
+    text = rendered(template, prompt, tokenizer.special_tokens_map)
     # Templates write the start token, and so does the tokenizer; once is what the model knows.
     start = tokenizer.bos_token
     if start and tokenizer.bos_token_id in tokenizer("").input_ids:

@@ -49,19 +49,19 @@ class BaseTensor:
 class Method(Protocol):
     """A way to make one change of one tensor out of several weighted deltas.
 
-    A method is a frozen dataclass; its fields are the parameters that a recipe can give. One file
-    of `labkit.merging.methods` holds one method, and a line of its registry makes it known.
+    A method makes the same numbers on every device, whatever it draws at random: `labkit verify`
+    computes them again. It is a frozen dataclass; its fields are the parameters that a recipe can
+    give. One file of `labkit.merging.methods` holds one method, and a line of its registry makes it
+    known.
 
     Attributes:
         name: what a recipe calls it.
         linear: `Δ` is linear in the weights: then a live model can turn them by scaling what each
             adapter adds, and a bake can put them into the adapter.
-        reproducible: its bytes are the same on every device: then `labkit verify` compares them.
     """
 
     name: ClassVar[str]
     linear: ClassVar[bool]
-    reproducible: ClassVar[bool]
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Make the change `Δ` of one tensor.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import FLOAT_CODES, FLOATS, ITEM_BITS, StoredTensor
 from labkit.gradients.gradient import Gradient, plain
+from labkit.machine import many_objects
 from labkit.merging.matching import Change as Change
 from labkit.merging.matching import Contribution as Contribution
 from labkit.merging.matching import LedgerRow as LedgerRow
@@ -223,6 +224,7 @@ def plan(
     return _resolve(Recipe(Checkpoint.open(base), [term], rest, dtype))
 
 
+@many_objects()
 def _resolve(recipe: Recipe) -> Plan:
     base = recipe.base
     base.require_unquantised()

@@ -12,7 +12,8 @@ A float64 output has all of a sum's bits, so there every element is summed in a 
 
 Else both concern the same few elements: those whose float32 (for a float32 output: whose float64)
 lies halfway, or next to it. They are found by their bit pattern, and `merge_exactly` sums them
-again in a fixed order and rounds them with one exact operation.
+again in a fixed order and rounds them with one exact operation. Where no product is added
+(`Delta.by_element`) they need only the rounding: half of a mean of two embeddings lies halfway.
 
 All of it is numpy's, without torch, whose import alone would take half a gigabyte and seconds.
 numpy knows no bfloat16 and converts float16 slowly, so numbers of 16 bits are converted by their
@@ -284,6 +285,13 @@ class _Block:
             flat = self.total.reshape(-1)
             found.append(np.flatnonzero(near_halfway_in_float64(flat.view(np.int64), flat)))
         found = [one for one in found if len(one)]
+        if update is None or update.by_element:
+            for one in found:  # the sum is the same everywhere; it is only to be rounded once
+                once = round_once(self.total.reshape(-1)[one], self.dtype)
+                merged.reshape(-1)[one] = once
+                if self.dtype in SHORT:
+                    self.rounded.reshape(-1)[one] = wide(once, self.dtype)
+            found = []
         # (W' - W) - wΔW = W' - (W + wΔW), and the sum in brackets is at hand.
         if self.short:
             missing = np.subtract(self.single, self.rounded, out=self.single)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from labkit.deltas.low_rank import LowRank
 from labkit.errors import LabkitError, shown
 from labkit.files.references import Located, locate
 from labkit.files.small_files import read_json, require_inside, require_same_json
 from labkit.files.tensor_file import TensorFile, open_tensor_file
-from labkit.models.adapter_config import CONFIG, AdapterConfig, read_config
+from labkit.models.adapter_config import CONFIG, NOT_NAMED, UNUSUAL, AdapterConfig, read_config
 from labkit.models.adapter_file import read_parts
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.kinds.lora import LoraModule
@@ -25,7 +27,6 @@ from labkit.models.model_files import (
 )
 from labkit.models.source import Source
 
-NOT_NAMED = "target_modules does not name it"
 TIED = "the head is tied to the embedding, whose change it gets (ensure_weight_tying)"
 COMPUTED = ("inv_freq", "position_ids")
 """Tensors that whole states hold and models compute by themselves."""
@@ -62,6 +63,7 @@ class Adapter(Source):
         self.parts: tuple[Part, ...] = tuple(
             part for file in (self.file, *self._extra) for part in read_parts(file, self._checked)
         )
+        self._gives_head: WeakKeyDictionary[Checkpoint, bool] = WeakKeyDictionary()
         self.modules: dict[str, LoraModule] = {
             part.name: part.factors for part in self.parts if isinstance(part.factors, LoraModule)
         }
@@ -101,9 +103,13 @@ class Adapter(Source):
                 return f"{found}; it comes from {part.tensors[0].file.name}"
         if base is not None and self.gives_head(base) and base.is_head(part.name):
             return TIED
-        if part.needs_selection and not self.targets(part.name, base):
-            return NOT_NAMED
-        return None
+        return self._not_selected(part, base)
+
+    def _not_selected(self, part: Part, base: Checkpoint | None) -> str | None:
+        """Why the config does not select a part; None if it does, or need not."""
+        if not part.needs_selection:
+            return None
+        return self._checked.why_left_out(part.name, _type_of(base))
 
     def wanted_base(self, base: Checkpoint) -> str:
         """Name the kind of model that the adapter's head belongs to, where it says so."""
@@ -123,7 +129,11 @@ class Adapter(Source):
         """
         if not (self.config.get("ensure_weight_tying") and base.tied):
             return False
-        return any(base.find(f"{part.name}.weight") is base.embedding for part in self.parts)
+        if base not in self._gives_head:  # it is asked for each part
+            self._gives_head[base] = any(
+                base.find(f"{part.name}.weight") is base.embedding for part in self.parts
+            )
+        return self._gives_head[base]
 
     def require_selection(self, base: Checkpoint | None) -> None:
         """Check that the config selects some of the factors in the file.
@@ -132,8 +142,15 @@ class Adapter(Source):
             LabkitError: it selects none of them, so that nothing would be merged.
         """
         parts = [part for part in self.parts if part.needs_selection]
-        if not parts or any(self.targets(part.name, base) for part in parts):
+        reasons = {self._not_selected(part, base) for part in parts}
+        if not parts or None in reasons:
             return
+        others = sorted(one for one in reasons if one and one not in (NOT_NAMED, UNUSUAL))
+        if others:
+            raise LabkitError(
+                f"{CONFIG} of {shown(self.name)} selects none of the {len(parts)} modules in its "
+                f"file (of {shown(parts[0].name)!r} {others[0]}); correct {CONFIG}"
+            )
         held = sorted({part.name.rsplit(".", 1)[-1] for part in parts})
         asked = self.config.get("target_modules")
         raise LabkitError(
@@ -182,8 +199,7 @@ class Adapter(Source):
             module: the module's name in the base.
             base: the base, for what PEFT takes where the config names no modules.
         """
-        model_type = None if base is None else base.config.get("model_type")
-        return self._checked.targets(module, model_type)
+        return self._checked.targets(module, _type_of(base))
 
     def asked_as(self, module: str) -> str:
         """The name by which PEFT asks `rank_pattern` and `alpha_pattern` for a module."""
@@ -207,22 +223,27 @@ class Adapter(Source):
             yield f"{name}: {file.path.name} is merged too" + (
                 f", but for {left} tensors that the base has no place for" if left else ""
             )
-        skipped = [part for part in self.parts if self.why_skipped(part, base) == NOT_NAMED]
-        lost = [part.name for part in skipped if part.changes_something()]
-        if lost:
-            some = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
+        skipped = {part.name for part in self.parts if self._not_selected(part, base)}
+        lost: dict[str, list[str]] = defaultdict(list)
+        for part in self.parts:
+            reason = self._not_selected(part, base)
+            if reason and self.why_skipped(part, base) == reason and part.changes_something():
+                lost[reason].append(shown(part.name))
+        for reason, names in lost.items():
+            some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             yield (
-                f"{name} holds a change of {len(lost)} modules that is left out, as by PEFT, since "
-                f"target_modules of {CONFIG} does not name them: {some}"
+                f"{name} holds a change of {len(names)} modules that is left out, as by PEFT, "
+                f"since in {CONFIG} {reason}: {some}"
             )
         if self.config.get("layers_to_transform"):
             return
-        merged = self.modules.keys() - {part.name for part in skipped}
-        for kind in sorted({module.rsplit(".", 1)[-1] for module in merged}):
-            layers = {
-                base.layer_of(module) for module in merged if module.rsplit(".", 1)[-1] == kind
-            } - {None}
-            if layers and len(layers) < base.layers:
+        layers_of: dict[str, set[int]] = defaultdict(set)
+        for module in self.modules.keys() - skipped:
+            layer = base.layer_of(module)
+            if layer is not None:
+                layers_of[module.rsplit(".", 1)[-1]].add(layer)
+        for kind, layers in sorted(layers_of.items()):
+            if len(layers) < base.layers:
                 yield f"{name} changes {kind} in {len(layers)} of {base.layers} layers only"
 
     def __repr__(self) -> str:
@@ -232,6 +253,11 @@ class Adapter(Source):
         others = f", and {more} other changes" if more else ""
         modules = f"{len(self.modules)} modules{others}"
         return f"Adapter {shown(self.name)}: LoRA of rank {rank} on {modules}"
+
+
+def _type_of(base: Checkpoint | None) -> str | None:
+    model_type = None if base is None else base.config.get("model_type")
+    return model_type if isinstance(model_type, str) else None
 
 
 def _no_config(folder: Path) -> str:

@@ -20,7 +20,10 @@ from labkit.errors import LabkitError, shown
 from labkit.models.names import canonical
 
 CONFIG = "adapter_config.json"
-LONGEST_MATCH_SECONDS = 2.0
+NOT_NAMED = "target_modules does not name it"
+UNUSUAL = "target_modules is not there, and it is none of PEFT's usual modules of this model"
+OTHER_LAYERS = "layers_to_transform leaves its layer out"
+LONGEST_MATCH_SECONDS = 1.5
 """Patterns of a config that take longer on all names together are refused: some never end."""
 LONGEST_PATTERN = 20_000
 """Characters of a pattern; compiling a longer one takes memory and time without end."""
@@ -35,6 +38,8 @@ UNREAD = re.compile(r"\(\?#|\(\?[A-Za-z]*x")
 """Comments in a pattern, in which anything may stand."""
 LITERAL = re.compile(r"(\^?)((?:[\w.-]|\\[.-]|\\_)+)")
 """A pattern that is a name, with its dots escaped, as `labkit bake` writes them, or not."""
+WORD = re.compile(r"[\w-]+")
+"""A pattern that is one word of a module's name."""
 ESCAPED = re.compile(r"\\?.")
 """One character of such a pattern."""
 
@@ -89,6 +94,9 @@ REFUSED_KINDS = {
 }
 # Initialisations that subtract something from the base's weights before training.
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+REPEATED = ("pissa", "olora")
+"""Those that PEFT repeats when it loads the adapter: they take nothing but the base's weights. It
+repeats `pissa_niter_…` too, but that is drawn at random, and makes another base each time."""
 
 
 class AdapterConfig:
@@ -106,8 +114,9 @@ class AdapterConfig:
         self._sets: dict[str, frozenset[str]] = {}
         self._patterns: dict[str, _Patterns] = {}
         self._compiled: dict[str, regex.Pattern[str]] = {}
+        self._saved: tuple[frozenset[str], list[str]] | None = None
         self._parameters_of: defaultdict[str, list[tuple[int, str]]] | None = None
-        self._targeted: dict[tuple[str, str | None], bool] = {}
+        self._left_out: dict[tuple[str, str | None], str | None] = {}
         self._matches: dict[tuple[str, str, bool], regex.Match[str] | None] = {}
         self._refuse_other_kinds()
 
@@ -135,33 +144,41 @@ class AdapterConfig:
             model_type: the base's; a config that names no modules means PEFT's usual ones of that
                 type, and where there are none, or no base is known, all that the file holds.
         """
-        asked = (module, model_type)
-        if asked not in self._targeted:
-            self._targeted[asked] = self._asks_for(module, model_type)
-        return self._targeted[asked]
+        return self.why_left_out(module, model_type) is None
 
-    def _asks_for(self, module: str, model_type: str | None) -> bool:
+    def why_left_out(self, module: str, model_type: str | None = None) -> str | None:
+        """Why the config does not select a module; None if it does: see `targets`."""
+        asked = (module, model_type)
+        if asked not in self._left_out:
+            self._left_out[asked] = self._find_reason(module, model_type)
+        return self._left_out[asked]
+
+    def _find_reason(self, module: str, model_type: str | None) -> str | None:
         excluded = self.get("exclude_modules")
         if excluded and self._selects(excluded, module, "exclude_modules"):
-            return False
+            return "exclude_modules names it"
         if self._is_saved_whole(module):
-            return False
+            return "modules_to_save trains it whole"
         if self._selects_parameter(module):
-            return True
+            return None
         target = self.get("target_modules")
         usual = _usual_modules(model_type) if target is None else None
         if target is None and (usual or not self.get("target_parameters")):
             if isinstance(usual, str):
-                return self._match(usual, module, whole=True) is not None
-            named = usual is None or _named_in(frozenset(usual), module)
-            return named and self._transforms_layer(module)
+                return None if self._match(usual, module, whole=True) else UNUSUAL
+            if usual is not None and not _named_in(frozenset(usual), module):
+                return UNUSUAL
+            return None if self._transforms_layer(module) else OTHER_LAYERS
         if isinstance(target, str):
             # "all-linear" leaves out the output head, whatever its name; a head with factors of
             # its own was therefore named in another way.
-            return target.lower() == "all-linear" or self._selects(target, module, "target_modules")
+            named = target.lower() == "all-linear"
+            named = named or self._selects(target, module, "target_modules")
+            return None if named else NOT_NAMED
         if not self._selects(target or [], module, "target_modules"):
-            return False
-        return module in (target or []) or self._transforms_layer(module)
+            return NOT_NAMED
+        in_full = module in self._set_of("target_modules")
+        return None if in_full or self._transforms_layer(module) else OTHER_LAYERS
 
     def parameters(self, module: str) -> list[str]:
         """The parameters of a module that `target_parameters` names, other than its weight."""
@@ -171,6 +188,8 @@ class AdapterConfig:
                 container, _, leaf = target.rpartition(".")
                 if leaf != "weight":  # a bare name stands for the stacks of experts
                     self._parameters_of[container or "experts"].append((number, leaf))
+        if not self._parameters_of:
+            return []
         found = [one for end in _ends_of(module) for one in self._parameters_of.get(end, ())]
         # PEFT wraps them in the order in which the model's class defines them.
         order = {"gate_up_proj": 0, "down_proj": 1}
@@ -208,14 +227,15 @@ class AdapterConfig:
         arXiv 2312.03732.
         """
         alpha = self._pattern("alpha_pattern", module, "lora_alpha")
-        where = self._where(module)
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+            where = self._where(module)
             raise LabkitError(f"{where} has alpha {shown(alpha)!r} in {CONFIG}; expected a number")
         try:
             alpha = float(alpha)
         except OverflowError:
             alpha = math.inf
         if not math.isfinite(alpha):
+            where = self._where(module)
             raise LabkitError(f"{where} has alpha {alpha} in {CONFIG}; expected a finite number")
         return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
 
@@ -253,12 +273,15 @@ class AdapterConfig:
 
     def _is_saved_whole(self, module: str) -> bool:
         """PEFT puts no factors where `modules_to_save` trains a module whole, or inside of it."""
-        saved = self.get("modules_to_save")
-        names = saved if isinstance(saved, list) else []
-        return any(
-            self._match(rf"(^|.*\.){name}($|\..*)", module, whole=False)
-            for name in names
-            if isinstance(name, str)
+        if self._saved is None:
+            saved = self.get("modules_to_save")
+            found = saved if isinstance(saved, list) else []
+            names = [name for name in found if isinstance(name, str)]
+            words = frozenset(filter(WORD.fullmatch, names))
+            self._saved = words, [name for name in names if name not in words]
+        words, patterns = self._saved
+        return not words.isdisjoint(module.split(".")) or any(
+            self._match(rf"(^|.*\.){name}($|\..*)", module, whole=False) for name in patterns
         )
 
     def _transforms_layer(self, module: str) -> bool:
@@ -288,7 +311,10 @@ class AdapterConfig:
             if not isinstance(given, dict):
                 raise LabkitError(f"{field} in {CONFIG} of {shown(self.name)} is not an object")
             self._patterns[field] = _Patterns(given)
-        patterns, module = self._patterns[field], self.asked_as(module)
+        patterns = self._patterns[field]
+        if not patterns.values:
+            return self._default(default)
+        module = self.asked_as(module)
         chosen = patterns.literal(module)
         for number, pattern in patterns.expressions:
             if chosen is not None and number > chosen:
@@ -298,7 +324,10 @@ class AdapterConfig:
                 break
         if chosen is not None:
             return patterns.values[chosen]
-        return self.values.get(default, {"r": 8, "lora_alpha": 8}[default])
+        return self._default(default)
+
+    def _default(self, field: str) -> Any:
+        return self.values.get(field, {"r": 8, "lora_alpha": 8}[field])
 
     def _match(self, pattern: str, name: str, whole: bool) -> regex.Match[str] | None:
         """Match a pattern from the config against a name, with an end to it.
@@ -358,8 +387,15 @@ class AdapterConfig:
                 "(save_pretrained(..., path_initial_model_for_weight_conversion=...)), or merge it "
                 "into the changed base it was trained on, with init_lora_weights set to true"
             )
+            why = ""
+            if start in REPEATED:
+                why = (
+                    " by a decomposition of its weights; labkit does not repeat that, since its "
+                    "last bits are other ones on another machine"
+                )
+                way_out += "; PeftModel.from_pretrained(base, adapter).unload() is that base"
             raise LabkitError(
-                f"{name} was initialised with {shown(start)!r}, which changes the base model; "
+                f"{name} was initialised with {shown(start)!r}, which changes the base model{why}; "
                 f"{way_out}"
             )
         for field, value in self.values.items():
@@ -484,17 +520,17 @@ def _without(name: str, positions: Sequence[int]) -> str:
 
 
 def _ends_of(module: str) -> Iterator[str]:
-    """A module's name, and what is behind each of its dots."""
-    yield module
-    position = module.find(".")
+    """What is behind each dot of a module's name, from the last, and the whole name."""
+    position = module.rfind(".")
     while position >= 0:
         yield module[position + 1 :]
-        position = module.find(".", position + 1)
+        position = module.rfind(".", 0, position)
+    yield module
 
 
 def _named_in(names: frozenset[str], module: str) -> bool:
     """Tell whether a list of names has a module's name, or the end of it."""
-    return any(end in names for end in _ends_of(module))
+    return bool(names) and any(end in names for end in _ends_of(module))
 
 
 def _usual_modules(model_type: str | None) -> Sequence[str] | str | None:
@@ -519,9 +555,9 @@ class MlxConfig(AdapterConfig):
         """Whether it says that the adapter is DoRA."""
         return bool(self.values.get("fine_tune_type") == "dora")
 
-    def targets(self, module: str, model_type: str | None = None) -> bool:
+    def why_left_out(self, module: str, model_type: str | None = None) -> str | None:
         """Every factor in the file counts: MLX-LM loads them all."""
-        return True
+        return None
 
     def rank_of(self, module: str) -> int:
         """The rank, where the config says it."""

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor, TensorFile
+from labkit.machine import many_objects
 from labkit.models.adapter_config import AdapterConfig
-from labkit.models.kinds import KEYS, MLX_KEYS, experts, read_module, whole
+from labkit.models.kinds import KEYS, MLX_KEYS, dora, experts, read_module, whole
 from labkit.models.kinds.part import ModuleTensors, Part
 from labkit.models.names import without_training_prefix
 
@@ -23,6 +24,7 @@ OTHER_KINDS = {
 }  # fmt: skip
 
 
+@many_objects()
 def read_parts(file: TensorFile, config: AdapterConfig) -> tuple[Part, ...]:
     """Sort an adapter's tensors into parts, in the order of the file.
 
@@ -53,7 +55,7 @@ def read_parts(file: TensorFile, config: AdapterConfig) -> tuple[Part, ...]:
                 "seems to hold several adapters; save one by itself"
             )
         found[module][what] = tensor
-    return tuple(whole.with_tokens(list(_trained(found, config)), wholes))
+    return tuple(dora.on_replaced(whole.with_tokens(list(_trained(found, config)), wholes)))
 
 
 def _sorted_as(key: str, config: AdapterConfig) -> tuple[str, str] | None:

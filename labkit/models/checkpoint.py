@@ -295,6 +295,9 @@ def _indexed_files(folder: Path, index_path: Path) -> list[TensorFile]:
     suffix = ".bin" if index_path.name == PICKLED_INDEX else ".safetensors"
     listed: dict[str, set[str]] = defaultdict(set)
     for tensor, file_name in weight_map.items():
+        if isinstance(file_name, str) and file_name in listed:
+            listed[file_name].add(tensor)
+            continue
         if (
             not isinstance(file_name, str)
             or Path(file_name).name != file_name

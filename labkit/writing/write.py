@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import threading
 import time
@@ -118,7 +119,9 @@ def write(
 def _check_target(plan: Plan, out: Path, overwrite: bool) -> None:
     parent = out.parent
     base = plan.base.folder
-    if is_or_lies_in(out, base) or is_or_lies_in(base, out):
+    # A folder inside the base may be mounted elsewhere by itself.
+    of_base = (base, *(Path(where) for where, _, _ in os.walk(base)))
+    if any(is_or_lies_in(out, one) for one in of_base) or is_or_lies_in(base, out):
         raise LabkitError(
             f"the output {shown(out.resolve())} and the base {shown(base.resolve())} lie in each "
             "other; the base is never written to: choose another folder"

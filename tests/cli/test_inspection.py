@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import labkit as lk
-from labkit.cli.inspection import BLOCKS, bar, inspect
+from labkit.cli.inspection import BLOCKS, WIDTH_WITHOUT_TERMINAL, bar, inspect
 from tests.tiny import make_adapter, make_base
 
 
@@ -117,6 +117,12 @@ def test_the_numbers_are_those_of_the_survey(tiny_base, tiny_adapter, capsys, mo
             sum(8 if cell == "█" else BLOCKS.index(cell) for cell in line if cell in "█▏▎▍▌▋▊▉")
             == bars
         )
+
+
+@pytest.mark.parametrize("width", ["", "x", "-5", "9" * 20])
+def test_a_width_that_is_none_is_passed_over(tiny_base, tiny_adapter, capsys, monkeypatch, width):
+    usual = printed(tiny_base, tiny_adapter, capsys, monkeypatch, WIDTH_WITHOUT_TERMINAL)
+    assert printed(tiny_base, tiny_adapter, capsys, monkeypatch, width) == usual
 
 
 @pytest.mark.parametrize("weights", [None, "0,-0.5,1,2"])

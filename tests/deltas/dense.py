@@ -24,6 +24,11 @@ def added_by(delta, base, start=0):
     delta.add_entries_to(entries, here, rows[order] + start, columns[order])
     np.testing.assert_allclose(entries - 7, total[rows[order], columns[order]], atol=1e-12)
 
+    if delta.by_element:  # to the last bit, as the merge relies on
+        alone = np.zeros(len(order))
+        delta.add_entries_to(alone, here, rows[order] + start, columns[order])
+        np.testing.assert_array_equal(alone, total[rows[order], columns[order]])
+
     by_torch = torch.zeros(base.shape, dtype=torch.float64)
     delta.to("cpu").add_rows_to(by_torch, start, torch.tensor(base))
     np.testing.assert_allclose(by_torch.numpy(), total, atol=1e-12)

@@ -368,6 +368,15 @@ def test_what_is_not_there_is_said(words, tiny_adapter, arguments, message):
         live(words, tiny_adapter, **arguments)
 
 
+def test_a_model_without_a_tokenizer(tiny_base, tiny_adapter):
+    with pytest.raises(LabkitError) as caught:
+        live(tiny_base, tiny_adapter, device="cpu")
+    assert str(caught.value) == (
+        f"{tiny_base} holds no tokenizer, which a model needs to read a prompt; put the model's "
+        "own there (tokenizer.json and tokenizer_config.json)"
+    )
+
+
 def test_an_adapter_is_needed_and_gradients_fit(model, words):
     with pytest.raises(LabkitError, match="needs at least one adapter"):
         live(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 import pytest
 from transformers import AutoTokenizer
@@ -44,18 +45,34 @@ def test_the_models_own_template(chatty, plain):
         formatted("Go!", "chat template", plain)
 
 
+def test_a_template_means_what_transformers_makes_of_it(chatty):
+    for prompt in ("Go!", "two\nlines", "ünïcödé 漢字 \u2028 {{ x }}", ""):
+        messages = [{"role": "user", "content": prompt}]
+        expected = chatty.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert formatted(prompt, "chat template", chatty) == expected
+
+
+def test_several_templates_without_a_usual_one(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(make_tokenizer(tmp_path))
+    tokenizer.chat_template = {"rag": TEMPLATE, "default": "{{ messages[0].content }}?"}
+    assert formatted("Go", "chat template", tokenizer) == "Go?"
+    tokenizer.chat_template = {"rag": TEMPLATE}
+    with pytest.raises(LabkitError, match="no chat template to choose for this model: This model"):
+        formatted("Go", "chat template", tokenizer)
+
+
 class WithStart:
     """A tokenizer that writes the start token itself, as its template does."""
 
-    chat_template, bos_token, bos_token_id = "…", "<s>", 7
+    chat_template = "{{ bos_token }}[INST]{{ messages[0].content }}</s>"
+    bos_token, bos_token_id = "<s>", 7
+    special_tokens_map: ClassVar = {"bos_token": "<s>"}
 
     def __init__(self, writes: list[int]) -> None:
         self.writes = writes
 
-    def apply_chat_template(self, messages, **options):
-        assert messages == [{"role": "user", "content": "Go!"}]
-        assert options == {"tokenize": False, "add_generation_prompt": True}
-        return "<s>[INST]Go!</s>"
+    def get_chat_template(self):
+        return self.chat_template
 
     def __call__(self, text):
         return type("Encoded", (), {"input_ids": self.writes})

@@ -73,9 +73,9 @@ def test_usual_modules_leave_out_the_others(tmp_path, base):
     resolved = resolve(base, adapter)
     compare(labkits(resolved), expected)
     assert (
-        "a holds a change of 3 modules that is left out, as by PEFT, since target_modules of "
-        "adapter_config.json does not name them: model.layers.0.mlp.up_proj, "
-        "model.layers.1.mlp.up_proj, model.layers.2.mlp.up_proj"
+        "a holds a change of 3 modules that is left out, as by PEFT, since in adapter_config.json "
+        "target_modules is not there, and it is none of PEFT's usual modules of this model: "
+        "model.layers.0.mlp.up_proj, model.layers.1.mlp.up_proj, model.layers.2.mlp.up_proj"
     ) in resolved.notes
     assert not any("changes up_proj" in note for note in resolved.notes)
 
@@ -91,6 +91,43 @@ def test_a_config_that_selects_nothing_is_refused(base, copy, asked):
     text = str(caught.value)
     assert "target_modules of copy selects none of the 6 modules in its file" in text
     assert f"adapter_config.json asks for {asked}, and the file holds q_proj, v_proj" in text
+
+
+WHY_LEFT_OUT = [
+    ({"exclude_modules": ["v_proj"]}, "exclude_modules names it"),
+    ({"modules_to_save": ["v_proj"]}, "modules_to_save trains it whole"),
+    ({"target_modules": ["q_proj"]}, "target_modules does not name it"),
+    ({"target_modules": ".*q_proj"}, "target_modules does not name it"),
+    ({"layers_to_transform": [0]}, "layers_to_transform leaves its layer out"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), WHY_LEFT_OUT)
+def test_what_is_left_out_has_its_reason(base, copy, changes, reason):
+    resolved = resolve(base, configured(copy, **changes))
+    skipped = [row for row in resolved.ledger if row.status == "skipped"]
+    modules = {
+        row.tensor.removeprefix("base_model.model.").rpartition(".lora")[0] for row in skipped
+    }
+    assert {row.reason for row in skipped} == {reason}
+    assert 3 <= len(modules) < 6
+    assert any(
+        note.startswith(
+            f"copy holds a change of {len(modules)} modules that is left out, as by PEFT, since in "
+            f"adapter_config.json {reason}: model.layers."
+        )
+        for note in resolved.notes
+    )
+
+
+def test_a_config_that_excludes_everything_says_so(base, copy):
+    configured(copy, exclude_modules=".*")
+    with pytest.raises(LabkitError) as caught:
+        resolve(base, copy)
+    assert str(caught.value) == (
+        "adapter_config.json of copy selects none of the 6 modules in its file (of "
+        "'model.layers.0.self_attn.q_proj' exclude_modules names it); correct adapter_config.json"
+    )
 
 
 def test_layers_that_are_skipped_do_not_count_as_changed(base, copy):

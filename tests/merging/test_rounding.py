@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from labkit.deltas.low_rank import LowRank
+from labkit.deltas.replacements import WholeReplacement
 from labkit.files.floats import (
     ARRAYS,
     LARGEST,
@@ -18,7 +20,7 @@ from labkit.files.floats import (
     round_once,
     wide,
 )
-from labkit.files.tensor_file import FLOATS
+from labkit.files.tensor_file import FLOATS, open_tensor_file
 from labkit.merging.rounding import BlockMerger
 from labkit.merging.rounding_on_device import DeviceMerger
 
@@ -128,6 +130,33 @@ def test_a_change_of_dtype_alone_rounds_once(base_dtype, dtype, dice):
     merged = BlockMerger().merge(base, base_dtype, None, 0, dtype)[0]
     expected = round_once(wide(base, base_dtype), dtype)
     assert np.array_equal(bits(merged), bits(expected))
+
+
+@pytest.mark.parametrize("make", MERGERS)
+@pytest.mark.parametrize("weight", [0.5, 0.3, 1.0, -1.5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_mean_with_a_saved_tensor_is_rounded_once(make, dtype, weight, dice, tmp_path):
+    """Half of the means of two numbers lie halfway between two that can be stored."""
+    magnitude = 2.0 ** dice.integers(-16, 12, (64, 80))
+    numbers = dice.standard_normal((2, 64, 80)) * magnitude
+    numbers[1, :32] = numbers[0, :32] * 1.01
+    stored = {
+        name: as_torch(round_once(values, dtype), dtype)
+        for name, values in zip(("base", "saved"), numbers, strict=True)
+    }
+    save_file(stored, tmp_path / "x.safetensors")
+    base, saved = open_tensor_file(tmp_path / "x.safetensors").tensors
+    update = WholeReplacement(saved, base, weight)
+    there = round_once(numbers[0], dtype)
+    out = np.empty(there.shape, ARRAYS[dtype])
+    merged, squared, missing = make().merge(there, dtype, update, 0, dtype, out)
+    before, after = base.read(), saved.read()
+    total = before - before * weight + after * weight
+    expected = [exactly_rounded(value, dtype) for value in total.reshape(-1).tolist()]
+    assert wide(merged, dtype).reshape(-1).tolist() == expected
+    change = wide(merged, dtype) - before
+    assert squared == pytest.approx(np.square(change).sum(), rel=1e-5)
+    assert missing == pytest.approx(np.square(change - (total - before)).sum(), rel=1e-3)
 
 
 @pytest.mark.parametrize("make", MERGERS)

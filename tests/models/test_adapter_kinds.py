@@ -350,3 +350,24 @@ def test_a_converted_pissa_is_a_plain_lora(tmp_path, base):
     """PEFT's conversion doubles the rank and sets init_lora_weights to True."""
     adapter = train(tmp_path / "a", base, r=8, target_modules=["q_proj"], init_lora_weights=True)
     assert plan(base, adapter, ONES).changes
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_the_base_that_peft_makes_again_is_a_way_out(tmp_path, base, start):
+    from peft import PeftModel
+
+    adapter = train(tmp_path / "a", base, target_modules=["q_proj"], init_lora_weights=start)
+    with pytest.raises(LabkitError, match=r"unload\(\) is that base"):
+        plan(base, adapter, ONES)
+    expected = merged(base, adapter).state_dict()
+    with quiet():
+        PeftModel.from_pretrained(load(base), adapter).unload().save_pretrained(tmp_path / "again")
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": True}))
+    plan(tmp_path / "again", adapter, ONES).write(tmp_path / "out", progress=False)
+    found = load(tmp_path / "out").state_dict()
+    changed = load(base).state_dict()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert (expected[name] - changed[name]).abs().max() > 0.01
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, atol=2e-6, rtol=0)

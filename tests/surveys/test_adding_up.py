@@ -162,3 +162,22 @@ def test_no_base_and_no_weights_leave_their_columns_out(tiny_adapter):
 def test_a_base_of_zeros_has_no_relative_norm(tiny_base, tiny_adapter):
     table = lk.survey(tiny_base, tiny_adapter, progress=False)
     assert lk.totals(table.assign(base_norm=0.0))["relative_norm"].isna().all()
+
+
+def test_what_lies_outside_the_layers_is_a_row_of_its_own():
+    table = pd.DataFrame(
+        {
+            "layer": [0, 1, None, 1, float("nan")],
+            "module": ["q", "q", "embed_tokens", "v", "lm_head"],
+            "norm": [3.0, 1.0, 12.0, 2.0, 5.0],
+        }
+    )
+    found = lk.totals(table, "layer")
+    assert found["layer"].tolist() == [0, 1, "outside"]
+    assert [type(layer) for layer in found["layer"]] == [int, int, str]
+    assert found["tensors"].tolist() == [1, 2, 2]
+    assert found["norm"].tolist() == pytest.approx([3, math.sqrt(5), 13])
+    assert lk.totals(table, "tensor")["layer"].tolist() == [0, 1, "outside", 1, "outside"]
+    assert lk.totals(table, "module")["tensors"].tolist() == [2, 1, 1, 1]
+    assert lk.totals(table, "all").iloc[0]["norm"] == pytest.approx(math.sqrt(183))
+    assert table["layer"].isna().sum() == 2

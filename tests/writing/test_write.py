@@ -404,11 +404,13 @@ def test_targets_that_would_hurt(plan, tiny_base, tiny_adapter):
         write(plan, Path("/nowhere/at/all"))
 
 
-def test_a_base_is_not_written_to_through_another_name(tiny_base, tiny_adapter, tmp_path):
+@pytest.mark.parametrize("inside", [".", "onnx", "onnx/original"])
+def test_a_base_is_not_written_to_through_another_name(tiny_base, tiny_adapter, tmp_path, inside):
     base, mounted = tmp_path / "base", tmp_path / "mounted"
     shutil.copytree(tiny_base, base)
+    (base / "onnx" / "original").mkdir(parents=True)
     mounted.mkdir()
-    command = ["mount", "--bind", base, mounted]
+    command = ["mount", "--bind", base / inside, mounted]
     if subprocess.run(command, check=False, capture_output=True).returncode:
         pytest.skip("no mounts here")
     try:

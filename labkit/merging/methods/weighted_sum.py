@@ -20,7 +20,6 @@ class WeightedSum:
 
     name: ClassVar[str] = "sum"
     linear: ClassVar[bool] = True
-    reproducible: ClassVar[bool] = True
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Add the deltas up."""

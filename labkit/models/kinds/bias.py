@@ -10,7 +10,7 @@ import numpy as np
 from labkit.deltas.low_rank import LowRank
 from labkit.errors import LabkitError
 from labkit.files.tensor_file import StoredTensor
-from labkit.models.kinds.lora import LoraModule
+from labkit.models.kinds.lora import LoraModule, only_whole
 from labkit.models.kinds.part import BakedInto, Match, ModuleTensors, Part
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ class BiasOfB(Part):
     def needs_selection(self) -> bool:
         """As for the LoRA that it belongs to."""
         return True
+
+    def matches(self, base: Checkpoint) -> list[Match] | str:
+        """Its module's bias, in a tensor of its own."""
+        found = super().matches(base)
+        if isinstance(found, str) and not isinstance(base.find(f"{self.name}.weight"), str):
+            return "the base has no bias there, which lora_bias adds to"
+        return only_whole(self, found, base)
 
     def orientation(self, match: Match, base: Checkpoint) -> bool | None:
         """A vector lies in one way only."""

@@ -5,7 +5,8 @@ Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv 2402.0935
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,9 @@ from labkit.deltas.total import Total
 from labkit.errors import LabkitError
 from labkit.files.tensor_file import StoredTensor
 from labkit.models.adapter_config import CONFIG
-from labkit.models.kinds.lora import LoraModule
+from labkit.models.kinds.lora import LoraModule, only_whole
 from labkit.models.kinds.part import Match, ModuleTensors, Part
+from labkit.models.kinds.whole import WholeTensor
 
 if TYPE_CHECKING:
     from labkit.models.checkpoint import Checkpoint
@@ -38,6 +40,8 @@ class DoraModule(Part):
     Attributes:
         direction: the LoRA, of a linear module or an embedding.
         magnitude: `m`, one number for each output.
+        replaced: the module's weight, where the adapter holds that whole: it is `W` then, as it is
+            for PEFT, which loads it in place of the base's.
         name: the module's name.
         rank: the LoRA's.
         scaling: the LoRA's.
@@ -45,6 +49,7 @@ class DoraModule(Part):
 
     direction: LoraModule
     magnitude: StoredTensor
+    replaced: WholeTensor | None = None
     name: str = field(init=False)
     parameter: str = field(init=False, default="weight")
     rank: int = field(init=False)
@@ -66,8 +71,8 @@ class DoraModule(Part):
 
     @property
     def memory(self) -> int:
-        """Bytes of the LoRA's factors in float64."""
-        return self.direction.memory
+        """Bytes of the LoRA's factors in float64, and what its weight takes where that is whole."""
+        return self.direction.memory + (self.replaced.memory if self.replaced else 0)
 
     @property
     def factors(self) -> LoraModule:
@@ -79,6 +84,10 @@ class DoraModule(Part):
         """As for a LoRA."""
         return True
 
+    def matches(self, base: Checkpoint) -> list[Match] | str:
+        """Its module, in a tensor of its own."""
+        return only_whole(self, super().matches(base), base)
+
     def orientation(self, match: Match, base: Checkpoint) -> bool | None:
         """As the LoRA's; but rows for new tokens would need norms of what the base lacks."""
         transposed = self.direction.orientation(match, base)
@@ -88,16 +97,19 @@ class DoraModule(Part):
     def delta(self, match: Match) -> Total:
         """Read `m/‖W + sBA‖·(W + sBA) − W`: the base's rows scaled, and a product of factors."""
         source = match.tensor
+        replaced = self.replaced.delta(match) if self.replaced else None
         product = self.direction.product()
         product = product.transposed() if match.transposed else product
         magnitude = self.magnitude.read().reshape(-1)
-        factors = magnitude / _norms(source, product, match.transposed)
+        blocks = replaced.blocks() if replaced else source.blocks(NORM_ELEMENTS)
+        factors = magnitude / _norms(source, blocks, product, match.transposed)
         scaled = (
             LowRank(product.left, product.right * factors)
             if match.transposed
             else LowRank(product.left * factors[:, None], product.right)
         )
-        return Total([Scaling(factors - 1, match.transposed, source), scaled], source)
+        scaling = Scaling(factors - 1, match.transposed, source, replaced)
+        return Total([scaling, scaled], source)
 
     def vocabulary(self, tensor: StoredTensor) -> int | None:
         """As the LoRA's."""
@@ -131,7 +143,27 @@ def read(direction: LoraModule, found: ModuleTensors) -> Part:
     return DoraModule(direction, magnitude)
 
 
-def _norms(source: StoredTensor, product: LowRank, transposed: bool) -> Float64[np.ndarray, " n"]:
+def on_replaced(parts: Sequence[Part]) -> list[Part]:
+    """Tell DoRA's modules whose weight the adapter holds whole."""
+    wholes = {
+        part.name: part
+        for part in parts
+        if isinstance(part, WholeTensor) and part.parameter == "weight"
+    }
+    return [
+        replace(part, replaced=wholes[part.name])
+        if isinstance(part, DoraModule) and part.name in wholes
+        else part
+        for part in parts
+    ]
+
+
+def _norms(
+    source: StoredTensor,
+    blocks: Iterator[tuple[int, np.ndarray]],
+    product: LowRank,
+    transposed: bool,
+) -> Float64[np.ndarray, " n"]:
     """`‖W + s·B·A‖` for each output of the module, in float64 (equation 5 of the paper).
 
     The norm runs over the inputs: over columns where the tensor is stored as out × in, over rows
@@ -139,7 +171,7 @@ def _norms(source: StoredTensor, product: LowRank, transposed: bool) -> Float64[
     """
     rows, columns = source.matrix_shape
     squared = np.zeros(columns if transposed else rows)
-    for start, total in source.blocks(NORM_ELEMENTS):
+    for start, total in blocks:
         for k in range(product.rank):
             total += product.left[start : start + len(total), k, None] * product.right[k]
         total *= total

@@ -226,7 +226,22 @@ def require_rank(found: ModuleTensors, a: StoredTensor, b: StoredTensor, rank: i
     )
 
 
-def _inside(lora: LoraModule, base: Checkpoint) -> list[Match]:
+def only_whole(part: Part, found: list[Match] | str, base: Checkpoint) -> list[Match] | str:
+    """Say of a module that is no plain LoRA where the base keeps it, if not in a tensor of its own.
+
+    Args:
+        part: what changes the module.
+        found: its matches, or why there are none.
+        base: the base.
+    """
+    places = [] if isinstance(found, list) else _inside(part, base) or _over(part, base)
+    if not places:
+        return found
+    names = ", ".join(shown(match.tensor.name) for match in places)
+    return f"the base keeps it in {names}, where labkit merges plain LoRA only"
+
+
+def _inside(lora: Part, base: Checkpoint) -> list[Match]:
     """The tensor that holds the module beside others: a stack of experts, a fused projection."""
     parent, _, leaf = lora.name.rpartition(".")
     for fused, leaves in FUSED.items():
@@ -256,7 +271,7 @@ def _inside(lora: LoraModule, base: Checkpoint) -> list[Match]:
     return [Match(stack, block=blocks.get(leaf, (first, first + rows)))]
 
 
-def _over(lora: LoraModule, base: Checkpoint) -> list[Match]:
+def _over(lora: Part, base: Checkpoint) -> list[Match]:
     """The tensors that a fused module stands for, each with its rows of it."""
     parent, _, leaf = lora.name.rpartition(".")
     tensors = [base.find(f"{parent}.{one}.weight") for one in FUSED.get(leaf, ())]

@@ -126,5 +126,6 @@ def with_tokens(trained: Sequence[Part], wholes: Sequence[WholeTensor]) -> list[
         replace(whole, tokens=rows.get(whole.name)) if whole.parameter == "weight" else whole
         for whole in wholes
     ]
-    taken = [whole.tokens for whole in joined if whole.tokens]
-    return [*(part for part in trained if part not in taken), *joined]
+    taken = {whole.name for whole in joined if whole.tokens}
+    apart = [part for part in trained if not (part.name in taken and isinstance(part, TokenRows))]
+    return [*apart, *joined]

@@ -48,7 +48,13 @@ def test_errors(made, tmp_path):
     tensors, _ = factors(MODULE, 16, 32)
     for count, base, text in (
         (15, "qwen2", r"has a lora_B.bias of shape \(15,\); expected \(16,\)"),
-        (16, "llama", "k_proj': the base has no module of that name"),
+        (16, "llama", "k_proj': the base has no bias there, which lora_bias adds to; "),
+        (
+            16,
+            "phi3",
+            "k_proj': the base keeps it in model.layers.1.self_attn.qkv_proj.weight, "
+            "where labkit merges plain LoRA only; ",
+        ),
     ):
         adapter = write_adapter(
             tmp_path / "a",

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from labkit import LabkitError
 from tests.models.kinds.helpers import (
@@ -11,6 +12,7 @@ from tests.models.kinds.helpers import (
     labkits,
     pefts,
     resolve,
+    retensored,
     some,
     write_adapter,
 )
@@ -59,6 +61,36 @@ def test_the_formula(made, tmp_path, weight):
     compare(labkits(resolve(base, adapter, weight)), expected, expected, atol=1e-12)
 
 
+WHOLE = {"llama": ["model.embed_tokens", MODULE], "gpt2": ["transformer.h.1.mlp.c_fc"]}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_weights_that_the_adapter_holds_whole_are_those_that_it_scales(
+    made, tmp_path, architecture
+):
+    """PEFT loads them in place of the base's, and takes the norms of them."""
+    base, names = made(architecture), WHOLE[architecture]
+    modules = [name.rsplit(".", 1)[-1] for name in names]
+    adapter = train(tmp_path / "a", base, target_modules=modules, use_dora=True)
+    before = bases(base)
+
+    def with_wholes(tensors):
+        for name in names:
+            shape = before[f"{name}.weight"].shape
+            key = f"base_model.model.{name}.base_layer.weight"
+            tensors[key] = torch.tensor(some(*shape), dtype=torch.float32)
+        return tensors
+
+    without = pefts(base, adapter)
+    retensored(adapter, with_wholes)
+    after = {name: values for name, values in pefts(base, adapter).items() if name in before}
+    for name in names:
+        assert np.abs(after[f"{name}.weight"] - without[f"{name}.weight"]).max() > 0.01
+    for weight in (1.0, 0.35):
+        expected = {name: before[name] + weight * (after[name] - before[name]) for name in after}
+        compare(labkits(resolve(base, adapter, weight, weight)), expected, expected)
+
+
 def test_new_tokens_are_refused(made, tmp_path):
     """The norms run over rows that the base has not."""
     base = made("llama")
@@ -85,4 +117,30 @@ def test_errors(made, tmp_path):
     assert "has a magnitude of DoRA, but adapter_config.json does not say DoRA" in error(48)
     assert "a magnitude of shape (47,); expected 48 numbers, one for each output" in error(
         47, use_dora=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "module", "out", "places"),
+    [
+        ("phi3", "self_attn.k_proj", 16, ["qkv_proj"]),
+        ("phi3", "mlp.up_proj", 48, ["gate_up_proj"]),
+        ("llama", "self_attn.qkv_proj", 64, ["q_proj", "k_proj", "v_proj"]),
+    ],
+)
+def test_parts_of_tensors_are_refused(made, tmp_path, architecture, module, out, places):
+    name = f"model.layers.1.{module}"
+    tensors, _ = factors(name, out, 32)
+    adapter = write_adapter(
+        tmp_path / "a",
+        tensors | {f"{name}.lora_magnitude_vector": np.ones(out)},
+        target_modules=[module.split(".")[1]],
+        use_dora=True,
+    )
+    parent = name.rpartition(".")[0]
+    said = ", ".join(f"{parent}.{place}.weight" for place in places)
+    with pytest.raises(LabkitError) as caught:
+        resolve(made(architecture), adapter)
+    assert f"{name!r}: the base keeps it in {said}, where labkit merges plain LoRA only; " in str(
+        caught.value
     )
