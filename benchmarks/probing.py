@@ -8,11 +8,8 @@ Each figure is a function; all print NLL and KL in nats a token on held-out text
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import labkit as lk
 

@@ -20,6 +20,7 @@ from .models.hollow import hollow_adapter as hollow_adapter
 from .models.hollow import hollow_base as hollow_base
 from .probing.evaluation import evaluate as evaluate
 from .probing.fitting import fit as fit
+from .probing.front import pareto as pareto
 from .probing.layer_effects import ablation as ablation
 from .probing.layer_effects import attribution as attribution
 from .probing.layer_effects import sensitivity as sensitivity

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 
 from labkit.errors import LabkitError
 from labkit.inference.live_model import LiveModel
-from labkit.probing.evaluations import Evaluation
 from labkit.probing.families import Cells, Family
-from labkit.probing.searching import Search, Stopped, Wanted
+from labkit.probing.searching import Search, Wanted
 
 MOST_PARAMETERS = 24
 

@@ -83,8 +83,8 @@ class History:
                 ) from None
             if found.problem != problem:
                 raise LabkitError(
-                    f"{where} was made with another model or adapter, other texts, or another `by`; "
-                    "go on with the same ones, or begin without it"
+                    f"{where} was made with another model or adapter, other texts, or another "
+                    "`by`; go on with the same ones, or begin without it"
                 )
             self.made.append(found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -46,16 +46,12 @@ class LayerWeights:
             raise LabkitError(f"by is {shown(repr(by))}; expected layer or kind")
         self._model = model
         self.layers = model.base.layers
-        kinds = [
-            name.rsplit(".", 1)[-1] if by == "kind" else "" for _, name in model.module_names
-        ]
+        kinds = [name.rsplit(".", 1)[-1] if by == "kind" else "" for _, name in model.module_names]
         inside = [model.layer_of(*key) for key in model.module_names]
         self.chains = list(
             dict.fromkeys(
                 (adapter, kind)
-                for (adapter, _), kind, layer in zip(
-                    model.module_names, kinds, inside, strict=True
-                )
+                for (adapter, _), kind, layer in zip(model.module_names, kinds, inside, strict=True)
                 if layer is not None
             )
         )
@@ -76,15 +72,18 @@ class LayerWeights:
 
     def modules(self, cells: Cells) -> Float64[np.ndarray, " modules"]:
         """The weight of every module."""
-        return self._of_module @ cells + self._rest
+        found: Cells = self._of_module @ cells + self._rest
+        return found
 
     def slopes(self, of_modules: Float64[np.ndarray, " modules"]) -> Cells:
         """Derivatives by cells, of those by modules."""
-        return of_modules @ self._of_module
+        found: Cells = of_modules @ self._of_module
+        return found
 
-    def constant(self, weights: Sequence[float]) -> Cells:
+    def constant(self, weights: Iterable[float]) -> Cells:
         """One weight for all layers of each adapter."""
-        return np.repeat([float(weights[adapter]) for adapter, _ in self.chains], self.layers)
+        every = list(weights)
+        return np.repeat([float(every[adapter]) for adapter, _ in self.chains], self.layers)
 
     def roughness(self) -> Float64[np.ndarray, "cells cells"]:
         """The matrix `R` of `½·wᵀRw`, the mean of `(w_{l+1} - w_l)²` over all neighbours."""
@@ -150,7 +149,9 @@ class LayerWeights:
             return [np.kron(each, np.stack([one, ~one]).astype(float)) for one in before]
         if family in ("anchors", "ramp"):
             count = min(self.layers, ANCHORS if family == "anchors" else 2)
-            shapes = [list(Gradient.from_anchors(self.layers, row)) for row in np.eye(count)]
+            shapes = [
+                list(Gradient.from_anchors(self.layers, row)) for row in np.eye(count).tolist()
+            ]
             return [np.kron(each, np.array(shapes))]
         raise LabkitError(
             f"the family {shown(repr(family))} is unknown; known are {', '.join(FAMILIES)}"

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, Weights
+from labkit.merging.fitted import Fitted, FittedText, HeldOutRow
 from labkit.merging.recipe import Term, as_gradient
 from labkit.probing.anchor_search import search_anchors
 from labkit.probing.comparison import KNOTS, ConstantsCurve, SameKl, held_out_rows
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FIT = "fit"
+MOST_PICTURES = 4
 PASSAGES = 12
 TOKENS = 64
 RIVALS: tuple[Family, ...] = ("ramp", "step")
@@ -50,7 +52,8 @@ class Fit(Summary):
     Attributes:
         gradient: the gradient; with several adapters or kinds of module a mapping of them, by the
             keys that `live.weights` takes.
-        terms: the same as terms of a recipe, one for each adapter.
+        terms: the same as terms of a recipe, one for each adapter; recipe and card then say what
+            they were fitted on.
         better: whether the NLL of each target is below that of the constant of the same KL, with
             its whole interval.
         sentence: that in words.
@@ -85,12 +88,10 @@ class Fit(Summary):
         yield "search", f"{self.family}, strength {self.strength:g}: {made}, {self.seconds:.0f} s"
 
     def _repr_html_(self) -> str:
-        from labkit.figures import gradient_picture, picture_html
-
         named = {"": self.gradient} if isinstance(self.gradient, Gradient) else self.gradient
         pictures = "".join(
-            picture_html(gradient_picture(one, adapter_name=name or "LoRA"), f"Gradient {name}", "")
-            for name, one in list(named.items())[:4]
+            html.escape(name) + one._repr_mimebundle_()["text/html"]
+            for name, one in list(named.items())[:MOST_PICTURES]
         )
         return super()._repr_html_() + pictures + _held_out_html(self.table)
 
@@ -163,7 +164,7 @@ def fit(
         LabkitError: a number out of range, an unknown choice, texts that cannot be split, or a
             history of something else.
     """
-    wanted = _wanted(strength, smooth, bounds, evaluations)
+    wanted = wanted_from(strength, smooth, bounds, evaluations)
     began = time.process_time()
     if method not in ("gradient", "optuna"):
         raise LabkitError(f"the method is {shown(repr(method))}; expected gradient or optuna")
@@ -177,17 +178,21 @@ def fit(
     for name, one in own.items():
         one.require(model.base.layers, f"beside, {shown(name)}")
     parts = search_and_held_out(target, keep, held_out, passages, seed)
-    with _bar(evaluations, progress) as bar:
+    with bar_of(evaluations, progress) as bar:
         search = Search(model, *parts[0], tokens, by, history, stop, bar, objective is not None)
         measured = HeldOut(model, search.weights, *parts[1], tokens, wanted.bounds[1], seed)
         found = search_once(search, wanted, family, evaluations, method, objective, seed)
     table, same = _measured(measured, found, own)
     cells = found.cells
+    sentence = measured.sentence(same, found.direction)
+    record = fitted_record(
+        sentence, wanted, family, len(search.history.made), listed(target), listed(keep), table
+    )
     return Fit(
         search.weights.shown(cells),
-        search.weights.terms(cells),
+        tuple(replace(term, fitted=record) for term in search.weights.terms(cells)),
         same is not None and same.better,
-        measured.sentence(same, found.direction),
+        sentence,
         table,
         search.history.table(),
         float(strength),
@@ -197,9 +202,39 @@ def fit(
     )
 
 
-def _wanted(
+def fitted_record(
+    sentence: str,
+    wanted: Wanted,
+    family: str,
+    evaluations: int,
+    targets: Sequence[Texts],
+    keeps: Sequence[Texts],
+    table: pd.DataFrame,
+) -> Fitted:
+    """What a recipe and a card say of a fit; a row without an interval is left out."""
+    texts = [
+        FittedText(role, one.name, one.sha256, len(one))
+        for role, sets in (("target", targets), ("keep", keeps))
+        for one in sets
+    ]
+    rows = [
+        HeldOutRow(row.gradient, row.text, row.metric, row.estimate, row.low, row.high)
+        for row in rows_of(table)
+        if math.isfinite(row.low) and math.isfinite(row.high)
+    ]
+    return Fitted(
+        sentence, wanted.strength, wanted.smooth, family, evaluations, tuple(texts), tuple(rows)
+    )
+
+
+def wanted_from(
     strength: float, smooth: float, bounds: tuple[float, float], evaluations: int
 ) -> Wanted:
+    """Check what to minimise.
+
+    Raises:
+        LabkitError: a number out of range.
+    """
     for name, value in (("strength", strength), ("smooth", smooth)):
         if not (math.isfinite(value) and value >= 0):
             raise LabkitError(f"{name} is {value:g}; expected a number of at least 0")
@@ -214,7 +249,8 @@ def _wanted(
     return Wanted(float(strength), float(smooth), (float(low), float(high)))
 
 
-def _bar(evaluations: int, progress: bool) -> Any:
+def bar_of(evaluations: int, progress: bool) -> Any:
+    """A bar of evaluations."""
     from tqdm.auto import tqdm
 
     return tqdm(total=evaluations, desc="fit", disable=not progress)
@@ -280,32 +316,35 @@ def search_once(
     method: str = "gradient",
     objective: Callable[[LiveModel], float] | None = None,
     seed: int = 0,
+    rivals: Sequence[Family] = RIVALS,
 ) -> Found:
-    """Search from the best constant on, and look for the best ramp and the best step beside.
+    """Search from the best constant on, or from a better point seen, and look for rivals beside.
 
     Raises:
         KeyboardInterrupt: it came before anything was found.
     """
     direction, constant = _best_constant(search, wanted, evaluations)
-    rivals: dict[str, Cells] = {}
+    others = [] if method == "optuna" else [rival for rival in rivals if rival != family]
     stopped = True
     try:
         if method == "optuna":
             search_anchors(search, wanted, family, constant, evaluations, objective, seed)
         else:
             search.minimise(wanted, family, constant, evaluations)
-            for rival in RIVALS:
-                if rival != family:
-                    search.minimise(wanted, rival, constant, RIVAL_EVALUATIONS)
+            for rival in others:
+                search.minimise(wanted, rival, constant, RIVAL_EVALUATIONS)
         stopped = False
     except (KeyboardInterrupt, Stopped):
         pass
-    cells = search.best(wanted, family)
-    for rival in RIVALS:
-        best = None if method == "optuna" or stopped else search.best(wanted, rival)
-        if rival != family and best is not None:
-            rivals[rival] = best
-    return Found(constant if cells is None else cells, direction, constant, rivals, stopped)
+    best = {one: search.best(wanted, one) for one in (family, *others)}
+    cells = best.pop(family)
+    return Found(
+        constant if cells is None else cells,
+        direction,
+        constant,
+        {name: one for name, one in best.items() if one is not None},
+        stopped,
+    )
 
 
 def _best_constant(
@@ -320,12 +359,13 @@ def _best_constant(
         search.minimise(wanted, "constant", start, max(1, evaluations // 2))
         best = search.best(wanted, "constant")
         start = start if best is None else best
-        values = [start[search.weights.chains.index(chain) * search.weights.layers]
-                  for chain in search.weights.chains]  # fmt: skip
-        of_adapter = dict(zip((adapter for adapter, _ in search.weights.chains), values, strict=True))
-        largest = max(of_adapter.values())
-        if largest > 0:
-            direction = tuple(of_adapter[number] / largest for number in range(adapters))
+        constants = [
+            start[search.weights.chains.index(chain) * search.weights.layers]
+            for number in range(adapters)
+            for chain in [next(one for one in search.weights.chains if one[0] == number)]
+        ]
+        if max(constants) > 0:
+            direction = tuple(one / max(constants) for one in constants)
     return direction, np.round(start, DECIMALS)
 
 
@@ -440,12 +480,17 @@ def _name(constant: Cells) -> str:
     return f"constant {' and '.join(f'{one:g}' for one in dict.fromkeys(constant.tolist()))}"
 
 
+def rows_of(table: pd.DataFrame) -> Iterator[Any]:
+    """The rows, their columns as attributes."""
+    return table.itertuples(index=False)
+
+
 def _held_out_html(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     cells = [
         (f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]", f"{row.metric} of {row.text}")
-        for row in table.itertuples()
+        for row in rows_of(table)
     ]
     short = table.assign(shown=[text for text, _ in cells], column=[name for _, name in cells])
     wide = short.pivot(index="gradient", columns="column", values="shown")

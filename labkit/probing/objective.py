@@ -96,9 +96,12 @@ class Objective:
         (nll, nll_slopes), (kl, kl_slopes) = found
         return Value(nll, kl, nll_slopes, kl_slopes)
 
-    @torch.no_grad()
     def scores(self, weights: Float64[np.ndarray, " modules"]) -> Scores:
         """One pass forwards: the sums of each passage."""
+        with torch.no_grad():
+            return self._scores(weights)
+
+    def _scores(self, weights: Float64[np.ndarray, " modules"]) -> Scores:
         found = []
         for reads, losses in ((self.targets, self._nll), (self.keeps, self._kl)):
             of_sets = []
@@ -139,12 +142,12 @@ class Objective:
         found = self._logits(batch, weights).float().log_softmax(-1)
         return (expected.exp() * (expected - found)).sum(-1)
 
-    @torch.no_grad()
     def _base(self, batch: Batch, weights: Tensor, key: tuple[int, int]) -> Tensor:
         kept = self._base_logits.get(key)
         if kept is not None:
             return kept
-        logits = self._logits(batch, torch.zeros_like(weights))
+        with torch.no_grad():
+            logits = self._logits(batch, torch.zeros_like(weights))
         size = logits.numel() * logits.element_size()
         if self._kept_bytes + size <= KEPT_BYTES:
             self._base_logits[key] = logits

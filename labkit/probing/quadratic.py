@@ -61,7 +61,8 @@ class Quadratic:
             low, high = np.maximum(low, here - radius), np.minimum(high, here + radius)
         slope = basis @ (self.slope - self.curvature @ self.center)
         curvature = basis @ self.curvature @ basis.T
-        return box_minimum(curvature, slope, low, high, np.clip(here, low, high)) @ basis
+        found: Vector = box_minimum(curvature, slope, low, high, np.clip(here, low, high)) @ basis
+        return found
 
 
 def box_minimum(curvature: Matrix, slope: Vector, low: Vector, high: Vector, at: Vector) -> Vector:
@@ -124,6 +125,4 @@ def quadratic_model(
             # Where it bends down, the model bends less than before, but up (Powell's damping).
             turn = turn + (LEAST_BEND * held - seen) / (held - seen) * (bent - turn)
         curvature += np.outer(turn, turn) / (step @ turn) - np.outer(bent, bent) / held
-    return Quadratic(
-        points[center], whole[center], slope, (curvature + curvature.T) / 2 + known
-    )
+    return Quadratic(points[center], whole[center], slope, (curvature + curvature.T) / 2 + known)

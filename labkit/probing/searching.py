@@ -81,7 +81,7 @@ class Search:
         Args:
             wanted: what to minimise.
             family: the lists to choose among.
-            start: a point of the family, which is evaluated first.
+            start: a point of the family, which is evaluated first, unless some point of it was.
             evaluations: how many passes, forwards and backwards, over all texts.
 
         Raises:
@@ -90,14 +90,12 @@ class Search:
         bases = self.weights.bases(family)
         span = wanted.bounds[1] - wanted.bounds[0]
         radius = FIRST_RADIUS * span
-        for number in range(evaluations):
+        for _ in range(evaluations):
             seen = [one for one in self.history.made if one.nll_slopes]
-            if number == 0 and not any(_same(one.point, start) for one in seen):
+            inside = [index for index, one in enumerate(seen) if _lies_in(one.point, bases, wanted)]
+            if not inside:
                 self.evaluate(start, wanted, family)
                 continue
-            inside = [
-                index for index, one in enumerate(seen) if _lies_in(one.point, bases, wanted)
-            ]
             center = min(inside, key=lambda index: self.worth(seen[index], wanted))
             model = quadratic_model(
                 [one.point for one in seen],
@@ -174,9 +172,7 @@ class Search:
                 self._model.use(before)
         seconds = time.process_time() - began
         problem = self.history.problem
-        self.note(
-            Evaluation(family, objective, nll, kl, seconds, point.tolist(), [], [], problem)
-        )
+        self.note(Evaluation(family, objective, nll, kl, seconds, point.tolist(), [], [], problem))
         return objective
 
     def note(self, made: Evaluation) -> None:
@@ -232,7 +228,12 @@ def _lies_in(point: Cells, bases: Sequence[np.ndarray], wanted: Wanted) -> bool:
 
 
 def _problem(
-    model: LiveModel, targets: Sequence[Texts], keeps: Sequence[Texts], tokens: int, by: By, own: bool
+    model: LiveModel,
+    targets: Sequence[Texts],
+    keeps: Sequence[Texts],
+    tokens: int,
+    by: By,
+    own: bool,
 ) -> str:
     """What ties an evaluation to a model, its adapters and the texts."""
     said = [
