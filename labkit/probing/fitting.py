@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FIT = "fit"
 MOST_PICTURES = 4
 PASSAGES = 12
-TOKENS = 64
+TOKENS = 48
 RIVALS: tuple[Family, ...] = ("ramp", "step")
 RIVAL_EVALUATIONS = 2
 """Passes that a rival gets: what was seen before has shown most of the way."""
@@ -45,7 +45,7 @@ MORE_HELD_OUT = 2
 SetsOfTexts = Texts | Sequence[Texts]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit(Summary):
     """Fitted layer weights, and how good they are on text that was held out.
 
@@ -111,6 +111,7 @@ def fit(
     objective: Callable[[LiveModel], float] | None = None,
     held_out: tuple[SetsOfTexts, SetsOfTexts] | None = None,
     beside: Mapping[str, Weights] | None = None,
+    rivals: Sequence[Family] = RIVALS,
     passages: int | None = PASSAGES,
     tokens: int = TOKENS,
     history: pd.DataFrame | str | Path | None = None,
@@ -151,6 +152,7 @@ def fit(
             wrong answers.
         held_out: target and keep to measure on, in place of a part of the texts.
         beside: name -> a gradient of your own, for all LoRAs, that the table shall show too.
+        rivals: other families whose best list the table shows.
         passages: of each set at most so many are searched on, drawn over its documents, and twice
             as many held out; all if None.
         tokens: of each passage the first so many that count.
@@ -168,20 +170,21 @@ def fit(
     began = time.process_time()
     if method not in ("gradient", "optuna"):
         raise LabkitError(f"the method is {shown(repr(method))}; expected gradient or optuna")
-    if family not in FAMILIES:
-        raise LabkitError(
-            f"the family {shown(repr(family))} is unknown; known are {', '.join(FAMILIES)}"
-        )
+    for name in (family, *rivals):
+        if name not in FAMILIES:
+            raise LabkitError(
+                f"the family {shown(repr(name))} is unknown; known are {', '.join(FAMILIES)}"
+            )
     if objective is not None and method != "optuna":
         raise LabkitError("an objective of your own has no gradient; use it with method='optuna'")
     own = {name: as_gradient(one) for name, one in (beside or {}).items()}
     for name, one in own.items():
         one.require(model.base.layers, f"beside, {shown(name)}")
-    parts = search_and_held_out(target, keep, held_out, passages, seed)
+    parts = search_and_held_out(target, keep, held_out, passages, tokens, seed)
     with bar_of(evaluations, progress) as bar:
         search = Search(model, *parts[0], tokens, by, history, stop, bar, objective is not None)
         measured = HeldOut(model, search.weights, *parts[1], tokens, wanted.bounds[1], seed)
-        found = search_once(search, wanted, family, evaluations, method, objective, seed)
+        found = search_once(search, wanted, family, evaluations, method, objective, seed, rivals)
     table, same = _measured(measured, found, own)
     cells = found.cells
     sentence = measured.sentence(same, found.direction)
@@ -264,6 +267,7 @@ def search_and_held_out(
     keep: SetsOfTexts,
     held_out: tuple[SetsOfTexts, SetsOfTexts] | None,
     passages: int | None,
+    tokens: int,
     seed: int,
 ) -> tuple[Parts, Parts]:
     """Target and keep to search on, and target and keep that are held out.
@@ -273,6 +277,8 @@ def search_and_held_out(
     """
     if passages is not None and passages < 1:
         raise LabkitError(f"passages is {passages}; expected at least 1, or None for all")
+    if tokens < 1:
+        raise LabkitError(f"tokens is {tokens}; expected at least 1")
     targets, keeps = listed(target), listed(keep)
     listed([*targets, *keeps])
     if held_out is None:

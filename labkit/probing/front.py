@@ -38,7 +38,7 @@ STRENGTHS = (0.1, 0.3, 1.0, 3.0)
 CURVE_POINTS = 51
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Front(Summary):
     """Fits for several strengths: each trades the NLL of the target against the KL to the base.
 
@@ -125,7 +125,7 @@ def pareto(
     if not every or len({one.strength for one in every}) < len(every):
         raise LabkitError("strengths are different numbers, at least one")
     later = max(1, evaluations // 2)
-    parts = search_and_held_out(target, keep, held_out, passages, seed)
+    parts = search_and_held_out(target, keep, held_out, passages, tokens, seed)
     with bar_of(evaluations + later * (len(every) - 1), progress) as bar:
         search = Search(model, *parts[0], tokens, by, history, stop, bar)
         measured = HeldOut(model, search.weights, *parts[1], tokens, bounds[1], seed)

@@ -90,34 +90,41 @@ class Search:
         bases = self.weights.bases(family)
         span = wanted.bounds[1] - wanted.bounds[0]
         radius = FIRST_RADIUS * span
+        center: Evaluation | None = None
         for _ in range(evaluations):
             seen = [one for one in self.history.made if one.nll_slopes]
-            inside = [index for index, one in enumerate(seen) if _lies_in(one.point, bases, wanted)]
-            if not inside:
-                self.evaluate(start, wanted, family)
+            if center is None:
+                inside = [one for one in seen if _lies_in(one.point, bases, wanted)]
+                center = min(inside, key=lambda one: self.worth(one, wanted), default=None)
+            if center is None:
+                center = self.evaluate(start, wanted, family)
                 continue
-            center = min(inside, key=lambda index: self.worth(seen[index], wanted))
             model = quadratic_model(
                 [one.point for one in seen],
                 [one.nll + wanted.strength * one.kl for one in seen],
                 [one.slopes(wanted.strength) for one in seen],
                 wanted.smooth * self._rough,
-                center,
+                seen.index(center),
                 radius,
             )
             proposed = [model.minimum(basis, wanted.bounds, radius) for basis in bases]
             new = [one for one in proposed if not any(_same(one, old.point) for old in seen)]
-            point = min(new, key=model.change, default=start)
+            point = min(new, key=model.change, default=center.point)
             expected = model.change(point)
             if expected > -LEAST_CHANGE:
                 return
             found = self.evaluate(point, wanted, family)
-            ratio = (self.worth(found, wanted) - model.value) / expected
-            far = float(np.abs(point - model.center).max())
-            if ratio < 0.25:
+            # From the slopes at both ends: values of 16 bits differ by more than what is left to
+            # gain, and slopes do not.
+            step = point - center.point
+            gained = float((self._slopes(center, wanted) + self._slopes(found, wanted)) @ step) / 2
+            far = float(np.abs(step).max())
+            if gained > expected / 4:
                 radius = min(radius, far) / 2
-            elif ratio > 0.75:
+            elif gained < expected * 3 / 4:
                 radius = min(max(radius, 2 * far), span)
+            if gained < 0:
+                center = found
 
     def evaluate(self, point: Cells, wanted: Wanted, family: str) -> Evaluation:
         """One pass over all texts, forwards and backwards, which goes into the history.
@@ -206,6 +213,9 @@ class Search:
             scores = [self.objective.scores(self.weights.modules(one)) for one in cells]
             self._curves[key] = ConstantsCurve(self.objective, shares, scores)
         return self._curves[key]
+
+    def _slopes(self, made: Evaluation, wanted: Wanted) -> Cells:
+        return made.slopes(wanted.strength) + wanted.smooth * self._rough @ made.point
 
     def _objective(self, nll: float, kl: float, point: Cells, wanted: Wanted) -> float:
         rough = float(point @ self._rough @ point) / 2
