@@ -170,10 +170,10 @@ def fit(
     began = time.process_time()
     if method not in ("gradient", "optuna"):
         raise LabkitError(f"the method is {shown(repr(method))}; expected gradient or optuna")
-    for name in (family, *rivals):
-        if name not in FAMILIES:
+    for wished in (family, *rivals):
+        if wished not in FAMILIES:
             raise LabkitError(
-                f"the family {shown(repr(name))} is unknown; known are {', '.join(FAMILIES)}"
+                f"the family {shown(repr(wished))} is unknown; known are {', '.join(FAMILIES)}"
             )
     if objective is not None and method != "optuna":
         raise LabkitError("an objective of your own has no gradient; use it with method='optuna'")

@@ -215,7 +215,8 @@ class Search:
         return self._curves[key]
 
     def _slopes(self, made: Evaluation, wanted: Wanted) -> Cells:
-        return made.slopes(wanted.strength) + wanted.smooth * self._rough @ made.point
+        found: Cells = made.slopes(wanted.strength) + wanted.smooth * self._rough @ made.point
+        return found
 
     def _objective(self, nll: float, kl: float, point: Cells, wanted: Wanted) -> float:
         rough = float(point @ self._rough @ point) / 2
