@@ -2,13 +2,14 @@
 
 Any merge that changes the model more can look better on its target text. So a merge is compared
 with the constant that moves the model as far: the one of the same KL to the base on the texts to
-keep. Between the constants that were measured, each passage's numbers are interpolated by the
-polynomial through all of them.
+keep; or with a smaller one where that is better, as 0 is for a LoRA that does harm. Between a few constants that are measured, each passage's numbers are interpolated by the
+polynomial through all of them; that finds the constant, which is then measured itself where much
+hangs on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +31,12 @@ class SameKl:
     Attributes:
         share: the constant, as a share of the curve's direction; nothing where each constant has
             a smaller KL.
+        less: whether it is a constant of a smaller KL, since that one has a smaller NLL too.
         gains: NLL of the merge less that of the constant, for each target set; below 0 is better.
     """
 
     share: float | None
+    less: bool
     gains: tuple[Estimate, ...]
 
     @property
@@ -68,7 +71,7 @@ class ConstantsCurve:
 
     def share_of(self, kl: float) -> float | None:
         """The smallest share of a KL; nothing where each constant has a smaller one."""
-        above = np.flatnonzero(self.kl >= kl)
+        above = np.flatnonzero(self.kl >= kl * (1 - 1e-9))
         if not len(above):
             return None
         index = int(above[0])
@@ -85,18 +88,41 @@ class ConstantsCurve:
             for number in range(len(self._objective.targets))
         ]
 
-    def compare(self, scores: Scores, draws: Sequence[Bootstrap]) -> SameKl:
-        """Compare a merge with the constant of the same KL.
+    def compare(
+        self,
+        scores: Scores,
+        draws: Sequence[Bootstrap],
+        measure: Callable[[float], Scores] | None = None,
+    ) -> SameKl:
+        """Compare a merge with the constant of the same KL, or the best one of a smaller KL.
 
         Args:
             scores: what was measured of the merge.
             draws: the draws of each target set.
+            measure: measures a constant. The one of the same KL is measured then, and only what its
+                KL still misses is interpolated.
         """
-        share = self.share_of(self._objective.means(scores)[1])
+        kl = self._objective.means(scores)[1]
+        share = self.share_of(kl)
         if share is None:
-            return SameKl(None, ())
-        pairs = zip(draws, scores.nll, self.nll_at(share), strict=True)
-        return SameKl(share, tuple(draw.estimate(mine - its) for draw, mine, its in pairs))
+            return SameKl(None, False, ())
+        reached = self.fine <= share
+        best = float(self.fine[reached][np.argmin(self.nll[reached])])
+        less = best < self.fine[reached][-1]
+        if less:
+            share = best
+            its = self.nll_at(share) if measure is None else list(measure(share).nll)
+        else:
+            its = self.nll_at(share)
+        if measure is not None and not less:
+            there = measure(share)
+            missed = kl - self._objective.means(there)[1]
+            moved = self.share_of(float(np.interp(share, self.fine, self.kl)) + missed)
+            moved = share if moved is None else moved
+            changes = zip(there.nll, its, self.nll_at(moved), strict=True)
+            share, its = moved, [seen + (after - before) for seen, before, after in changes]
+        pairs = zip(draws, scores.nll, its, strict=True)
+        return SameKl(share, less, tuple(draw.estimate(mine - one) for draw, mine, one in pairs))
 
 
 def _lagrange(
@@ -117,6 +143,8 @@ def held_out_rows(
     base: Scores,
     curve: ConstantsCurve,
     seed: int,
+    measure: Callable[[float], Scores],
+    exact: Collection[str],
 ) -> tuple[list[dict[str, Any]], dict[str, SameKl]]:
     """The rows of a held-out table, and each merge against the constant of the same KL.
 
@@ -127,6 +155,8 @@ def held_out_rows(
         base: what was measured of the base.
         curve: the constants' curve on these texts.
         seed: of the intervals' draws.
+        measure: measures a constant.
+        exact: the merges whose constant of the same KL is measured, not interpolated.
     """
     of_targets, of_keeps = (
         [
@@ -138,7 +168,9 @@ def held_out_rows(
     rows: list[dict[str, Any]] = []
     compared = {}
     for name, scores in measured.items():
-        same = compared[name] = curve.compare(scores, of_targets)
+        same = compared[name] = curve.compare(
+            scores, of_targets, measure if name in exact else None
+        )
         gains: Sequence[Estimate | None] = same.gains or [None] * len(of_targets)
         groups = (
             ("nll", objective.targets, of_targets, scores.nll, base.nll, gains),

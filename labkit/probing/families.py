@@ -36,6 +36,7 @@ class LayerWeights:
     Attributes:
         chains: the adapter's number and the kind ("" by layer) of each chain.
         layers: how many cells a chain has.
+        adapters: how many adapters the model has.
 
     Raises:
         LabkitError: another `by`.
@@ -45,7 +46,7 @@ class LayerWeights:
         if by not in ("layer", "kind"):
             raise LabkitError(f"by is {shown(repr(by))}; expected layer or kind")
         self._model = model
-        self.layers = model.base.layers
+        self.layers, self.adapters = model.base.layers, len(model.adapters)
         kinds = [name.rsplit(".", 1)[-1] if by == "kind" else "" for _, name in model.module_names]
         inside = [model.layer_of(*key) for key in model.module_names]
         self.chains = list(
@@ -84,6 +85,13 @@ class LayerWeights:
         """One weight for all layers of each adapter."""
         every = list(weights)
         return np.repeat([float(every[adapter]) for adapter, _ in self.chains], self.layers)
+
+    def constants(self, cells: Cells) -> list[float]:
+        """The weight of each adapter in the first layer, of lists that `constant` makes."""
+        first = {adapter: row[0] for (adapter, _), row in zip(
+            reversed(self.chains), reversed(cells.reshape(-1, self.layers)), strict=True
+        )}  # fmt: skip
+        return [float(first.get(adapter, 0.0)) for adapter in range(self.adapters)]
 
     def roughness(self) -> Float64[np.ndarray, "cells cells"]:
         """The matrix `R` of `½·wᵀRw`, the mean of `(w_{l+1} - w_l)²` over all neighbours."""
@@ -141,7 +149,7 @@ class LayerWeights:
         if family == "free":
             return [np.eye(len(self))]
         if family == "constant":
-            own = np.eye(len(self._model.adapters))
+            own = np.eye(self.adapters)
             return [np.stack([self.constant(row) for row in own])]
         each = np.eye(len(self.chains))
         if family == "step":

@@ -6,7 +6,7 @@ import html
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from labkit.probing.families import DECIMALS, FAMILIES, Cells, Family, LayerWeig
 from labkit.probing.intervals import LEVEL
 from labkit.probing.layer_effects import listed
 from labkit.probing.objective import Objective, Scores
-from labkit.probing.searching import By, Search, Stopped, Wanted
+from labkit.probing.searching import By, Search, Wanted
 from labkit.probing.texts import Texts
 from labkit.summary import Summary
 
@@ -54,12 +54,13 @@ class Fit(Summary):
             keys that `live.weights` takes.
         terms: the same as terms of a recipe, one for each adapter; recipe and card then say what
             they were fitted on.
-        better: whether the NLL of each target is below that of the constant of the same KL, with
-            its whole interval.
+        better: whether the NLL of each target is below that of the constant of the same KL, and of
+            smaller ones, with its whole interval.
         sentence: that in words.
         table: held-out rows as those of `lk.evaluate`, and `from_constant`, `from_constant_low`,
             `from_constant_high`: the NLL less that of the constant of the same KL, paired by
-            passage. Empty if the search was stopped twice.
+            passage (measured of the fit's, interpolated of others); or of a smaller constant, where
+            that has a smaller NLL. Empty if the search was stopped twice.
         history: each evaluation with its weights, values and derivatives; `fit` goes on from it.
         strength: the weight of the KL.
         family: what the lists were chosen among.
@@ -181,7 +182,8 @@ def fit(
     for name, one in own.items():
         one.require(model.base.layers, f"beside, {shown(name)}")
     parts = search_and_held_out(target, keep, held_out, passages, tokens, seed)
-    with bar_of(evaluations, progress) as bar:
+    more = RIVAL_EVALUATIONS * len(rivals) + (len(model.adapters) > 1) * (evaluations // 2)
+    with bar_of(evaluations + more, progress) as bar:
         search = Search(model, *parts[0], tokens, by, history, stop, bar, objective is not None)
         measured = HeldOut(model, search.weights, *parts[1], tokens, wanted.bounds[1], seed)
         found = search_once(search, wanted, family, evaluations, method, objective, seed, rivals)
@@ -200,7 +202,7 @@ def fit(
         search.history.table(),
         float(strength),
         family,
-        found.stopped,
+        search.stopped,
         time.process_time() - began,
     )
 
@@ -304,14 +306,12 @@ class Found:
         direction: the constants of the adapters, the largest of them 1.
         constant: the best constants, as layer weights.
         rivals: the best lists of other families.
-        stopped: whether it was stopped.
     """
 
     cells: Cells
     direction: tuple[float, ...]
     constant: Cells
     rivals: dict[str, Cells]
-    stopped: bool
 
 
 def search_once(
@@ -331,17 +331,13 @@ def search_once(
     """
     direction, constant = _best_constant(search, wanted, evaluations)
     others = [] if method == "optuna" else [rival for rival in rivals if rival != family]
-    stopped = True
-    try:
+    with search.interruptible():
         if method == "optuna":
             search_anchors(search, wanted, family, constant, evaluations, objective, seed)
         else:
             search.minimise(wanted, family, constant, evaluations)
             for rival in others:
                 search.minimise(wanted, rival, constant, RIVAL_EVALUATIONS)
-        stopped = False
-    except (KeyboardInterrupt, Stopped):
-        pass
     best = {one: search.best(wanted, one) for one in (family, *others)}
     cells = best.pop(family)
     return Found(
@@ -349,27 +345,23 @@ def search_once(
         direction,
         constant,
         {name: one for name, one in best.items() if one is not None},
-        stopped,
     )
 
 
 def _best_constant(
     search: Search, wanted: Wanted, evaluations: int
 ) -> tuple[tuple[float, ...], Cells]:
-    adapters = len({adapter for adapter, _ in search.weights.chains})
+    """The constants' proportion, the largest 1, and the best constants as layer weights."""
     low, high = wanted.bounds
-    direction = (1.0,) * adapters
+    direction = (1.0,) * search.weights.adapters
     share = search.curve(direction, high).best(wanted.strength)
-    start = search.weights.constant(np.clip([share * one for one in direction], low, high))
-    if adapters > 1:
-        search.minimise(wanted, "constant", start, max(1, evaluations // 2))
+    start = search.weights.constant([min(max(share, low), high)] * len(direction))
+    if len(direction) > 1:
+        with search.interruptible():
+            search.minimise(wanted, "constant", start, max(1, evaluations // 2))
         best = search.best(wanted, "constant")
         start = start if best is None else best
-        constants = [
-            start[search.weights.chains.index(chain) * search.weights.layers]
-            for number in range(adapters)
-            for chain in [next(one for one in search.weights.chains if one[0] == number)]
-        ]
+        constants = search.weights.constants(start)
         if max(constants) > 0:
             direction = tuple(one / max(constants) for one in constants)
     return direction, np.round(start, DECIMALS)
@@ -414,29 +406,43 @@ class HeldOut:
         """One gradient for all adapters and kinds of module."""
         return np.tile(list(gradient), len(self._weights.chains))
 
+    def constant(self, share: float, direction: Sequence[float]) -> Scores:
+        """What each passage has at the constants `share · direction`."""
+        cells = self._weights.constant(share * np.array(direction))
+        return self.scores(self._weights.modules(cells))
+
     def curve(self, direction: Sequence[float]) -> ConstantsCurve:
-        """The constants `share · direction`."""
+        """The constants `share · direction`, interpolated between a few."""
         shares = [share * self._largest for share in KNOTS]
-        modules = [
-            self._weights.modules(self._weights.constant(share * np.array(direction)))
-            for share in shares
-        ]
-        return ConstantsCurve(self.objective, shares, [self.scores(one) for one in modules])
+        measured = [self.constant(share, direction) for share in shares]
+        return ConstantsCurve(self.objective, shares, measured)
 
     def rows(
-        self, merges: Mapping[str, Cells], direction: Sequence[float]
+        self, merges: Mapping[str, Cells], direction: Sequence[float], exact: Collection[str]
     ) -> tuple[pd.DataFrame, dict[str, SameKl]]:
-        """The table of base, full LoRA and merges, and each against the constant of its KL."""
+        """The table of base, full LoRA and merges, and each against the constant of its KL.
+
+        Args:
+            merges: name -> layer weights.
+            direction: the constants' proportion.
+            exact: the merges whose constant of the same KL is measured, not interpolated.
+        """
         import pandas as pd
 
-        whole = {BASE: np.array(self._model.mix(0.0).flat()),
-                 FULL: np.array(self._model.mix(1.0).flat())}  # fmt: skip
+        whole = {
+            BASE: np.array(self._model.mix(0.0).flat()),
+            FULL: np.array(self._model.mix(1.0).flat()),
+        }
         modules = {**whole, **{name: self._weights.modules(one) for name, one in merges.items()}}
-        measured = {name: self.scores(one) for name, one in modules.items()}
-        means = {name: float(one.mean()) for name, one in modules.items()}
-        curve = self.curve(direction)
         rows, same = held_out_rows(
-            self.objective, measured, means, measured[BASE], curve, self._seed
+            self.objective,
+            {name: self.scores(one) for name, one in modules.items()},
+            {name: float(one.mean()) for name, one in modules.items()},
+            self.scores(modules[BASE]),
+            self.curve(direction),
+            self._seed,
+            lambda share: self.constant(share, direction),
+            exact,
         )
         table = pd.DataFrame(rows)
         table.attrs["level"] = LEVEL
@@ -454,17 +460,18 @@ class HeldOut:
         constants = " and ".join(f"{same.share * one:.2f}" for one in direction)
         named = f"the constant{'s' if len(direction) > 1 else ''} {constants}"
         names = [read.texts.name for read in self.objective.targets]
+        kl = "less" if same.less else "the same"
         if same.better:
             gains = " and ".join(
                 f"by {-gain.value:.3f} [{-gain.high:.3f}, {-gain.low:.3f}] on {shown(name)}"
                 for name, gain in zip(names, same.gains, strict=True)
             )
-            return f"better than {named} {gains} at the same KL (nats a token)"
+            return f"better than {named} {gains} at {kl} KL (nats a token)"
         gains = " and ".join(
             f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on {shown(name)}"
             for name, gain in zip(names, same.gains, strict=True)
         )
-        return f"no better than {named} at the same KL: NLL {gains} (nats a token)"
+        return f"no better than {named} at {kl} KL: NLL {gains} (nats a token)"
 
 
 def _measured(
@@ -476,7 +483,7 @@ def _measured(
     merges |= {f"best {name}": one for name, one in found.rivals.items()}
     merges |= {name: held_out.cells(one) for name, one in beside.items() if name not in merges}
     try:
-        table, same = held_out.rows(merges, found.direction)
+        table, same = held_out.rows(merges, found.direction, {FIT})
     except KeyboardInterrupt:
         return pd.DataFrame(), None
     return table, same[FIT]

@@ -95,6 +95,7 @@ def pareto(
 
     Values and derivatives of NLL and KL are kept apart, so each evaluation serves every strength:
     the first strength takes `evaluations`, each other one half as many, from the best point seen.
+    The constants of several LoRAs have the proportion that is best at the first strength.
     `lk.figures.front` draws the result. Arguments are those of `fit`.
 
     Args:
@@ -138,7 +139,8 @@ def pareto(
     for wanted, one in found.items():
         merges[f"constant, strength {wanted.strength:g}"] = one.constant
         merges[f"fit, strength {wanted.strength:g}"] = one.cells
-    table, same = measured.rows(merges, direction)
+    fits = {name for name in merges if name.startswith("fit")}
+    table, same = measured.rows(merges, direction, fits)
     sentences, terms = {}, {}
     for wanted, one in found.items():
         name = f"fit, strength {wanted.strength:g}"

@@ -7,7 +7,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,6 +53,12 @@ class Search:
         stop: ends the search when it is set.
         bar: a progress bar.
         own: whether something else than NLL and KL is minimised.
+
+    Attributes:
+        weights: the model's layer weights as cells.
+        objective: the texts, read.
+        history: every evaluation.
+        stopped: whether the search was stopped; it makes no more evaluations then.
     """
 
     def __init__(
@@ -67,11 +74,11 @@ class Search:
         own: bool = False,
     ) -> None:
         self._model = model
+        self.stopped = False
         self.weights = LayerWeights(model, by)
         self.objective = Objective(model, targets, keeps, tokens)
         self.history = History(history, _problem(model, targets, keeps, tokens, by, own))
-        self.evaluations = 0
-        self._stop, self._bar = stop, bar
+        self._stop, self._bar = stop or threading.Event(), bar
         self._rough = self.weights.roughness()
         self._curves: dict[tuple[float, ...], ConstantsCurve] = {}
 
@@ -132,8 +139,7 @@ class Search:
         Raises:
             Stopped: it was asked to.
         """
-        if self._stop is not None and self._stop.is_set():
-            raise Stopped
+        self._go_on()
         began = time.process_time()
         value = self.objective.value(self.weights.modules(point))
         made = Evaluation(
@@ -162,8 +168,7 @@ class Search:
         Raises:
             Stopped: it was asked to.
         """
-        if self._stop is not None and self._stop.is_set():
-            raise Stopped
+        self._go_on()
         began = time.process_time()
         nll = kl = math.nan
         if own is None:
@@ -182,10 +187,21 @@ class Search:
         self.note(Evaluation(family, objective, nll, kl, seconds, point.tolist(), [], [], problem))
         return objective
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Ends quietly when the search is stopped, or interrupted from the keyboard."""
+        try:
+            yield
+        except (Stopped, KeyboardInterrupt):
+            self.stopped = True
+
+    def _go_on(self) -> None:
+        if self.stopped or self._stop.is_set():
+            raise Stopped
+
     def note(self, made: Evaluation) -> None:
         """Put an evaluation into the history, and show it."""
         self.history.add(made)
-        self.evaluations += 1
         self._bar.update(1)
         self._bar.set_postfix(objective=f"{made.objective:.4f}", NLL=f"{made.nll:.4f}",
                               KL=f"{made.kl:.4f}")  # fmt: skip

@@ -61,6 +61,35 @@ def test_a_merge_is_compared_with_the_constant_of_its_own_kl(curve):
     assert not beyond.better
 
 
+def test_a_constant_that_is_measured_counts_more_than_the_curve(curve):
+    """Between the knots the truth lies 0.2 off the curve in NLL, and the KL 0.01."""
+
+    def measure(share):
+        return Scores(at(share, 0.2).nll, (at(share).kl[0] + 0.1,))
+
+    draws = [Bootstrap([str(one) for one in range(PASSAGES)], COUNTS)]
+    merge = Scores(at(0.6).nll, (at(0.6).kl[0] + 0.1,))
+    exact = curve.compare(merge, draws, measure)
+    assert exact.share == pytest.approx(0.6, abs=1e-4)
+    assert exact.gains[0].value == pytest.approx(-0.2, abs=1e-3)
+    # The curve alone takes a larger constant to have that KL.
+    assert curve.compare(merge, draws).share == pytest.approx(0.37**0.5, abs=1e-4)
+
+
+def test_where_a_smaller_constant_is_better_it_is_the_one_to_beat():
+    def harmful(constant, gain=0.0):
+        return Scores((HARD + 10 * constant + 10 * gain,), at(constant).kl)
+
+    curve = ConstantsCurve(objective(), SHARES, [harmful(share) for share in SHARES])
+    draws = [Bootstrap([str(one) for one in range(PASSAGES)], COUNTS)]
+    for measure in (None, harmful):
+        # Better than constant 0.6, but worse than none at all.
+        same = curve.compare(harmful(0.6, -0.3), draws, measure)
+        assert (same.share, same.less, same.better) == (0.0, True, False)
+        assert same.gains[0].value == pytest.approx(0.3)
+        assert curve.compare(harmful(0.6, -0.7), draws, measure).better
+
+
 def test_where_a_gain_is_not_sure_it_is_none(curve):
     draws = [Bootstrap([str(one) for one in range(PASSAGES)], COUNTS)]
     uneven = np.where(np.arange(PASSAGES) % 2, 4.0, -5.0)
@@ -73,7 +102,7 @@ def test_where_a_gain_is_not_sure_it_is_none(curve):
 def test_rows(curve):
     merges = {"base": at(0.0), "mine": Scores(at(0.6, -0.05).nll, at(0.6).kl)}
     means = {"base": 0.0, "mine": 0.6}
-    rows, same = held_out_rows(objective(), merges, means, at(0.0), curve, 0)
+    rows, same = held_out_rows(objective(), merges, means, at(0.0), curve, 0, at, ())
     assert [(row["gradient"], row["text"], row["metric"]) for row in rows] == [
         ("base", "t", "nll"), ("base", "k", "kl"), ("mine", "t", "nll"), ("mine", "k", "kl"),
     ]  # fmt: skip

@@ -60,6 +60,9 @@ def test_a_family_of_two_adapters_has_parameters_for_each(two):
     (constant,) = weights.bases("constant")
     assert (np.array([0.2, 0.6]) @ constant).tolist() == [0.2] * 4 + [0.6] * 4
     assert [len(one) for one in weights.bases("step")] == [4, 4, 4]
+    for by in ("layer", "kind"):
+        weights = LayerWeights(two, by)
+        assert weights.constants(weights.constant([0.2, 0.6])) == [0.2, 0.6]
 
 
 def test_what_is_no_family(loud):

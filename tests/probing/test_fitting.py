@@ -177,6 +177,11 @@ def test_two_loras_have_a_gradient_each(loud_base, tmp_path):
     assert " and 0." in found.sentence
     assert " on a and " in found.sentence
     assert [term.adapter.name for term in found.terms] == ["one", "two"]
+    stop = threading.Event()
+    stop.set()
+    at_once = lk.fit(model, texts, KEEP, stop=stop, **QUICK)
+    assert at_once.stopped
+    assert at_once.history.empty
     model.free()
 
 
