@@ -2,9 +2,9 @@
 
 Any merge that changes the model more can look better on its target text. So a merge is compared
 with the constant that moves the model as far: the one of the same KL to the base on the texts to
-keep; or with a smaller one where that is better, as 0 is for a LoRA that does harm. Between a few constants that are measured, each passage's numbers are interpolated by the
-polynomial through all of them; that finds the constant, which is then measured itself where much
-hangs on it.
+keep; or with a smaller one where that is better, as 0 is for a LoRA that does harm. Between a few
+constants that are measured, each passage's numbers are interpolated by the polynomial through all
+of them; that finds the constant, which is then measured itself where much hangs on it.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ def fit(
 
     Minimises `NLL(target) + strength · KL(base ‖ merge on keep) + smooth · mean (w_{l+1} - w_l)²`,
     in nats a token, on one part of the texts, and measures the result on the other: against base,
-    full LoRA, the best constant, the best ramp and the best step. A list of forty numbers that is
-    no better than one number for all layers is said to be no better.
+    full LoRA, the best constant, the best ramp and the best step. Then one sentence says whether the
+    list is better than one number for all layers that moves the model as far, or no better.
 
     The search begins at the best constant, which five forward passes find. An evaluation is a pass
     over the texts, forwards and backwards, that gives the value and all derivatives; a quasi-Newton
