@@ -124,8 +124,8 @@ def fit(
 
     Minimises `NLL(target) + strength · KL(base ‖ merge on keep) + smooth · mean (w_{l+1} - w_l)²`,
     in nats a token, on one part of the texts, and measures the result on the other: against base,
-    full LoRA, the best constant, the best ramp and the best step. Then one sentence says whether the
-    list is better than one number for all layers that moves the model as far, or no better.
+    full LoRA, the best constant, the best ramp and the best step. One sentence then says whether
+    the list is better than one number for all layers that moves the model as far, or no better.
 
     The search begins at the best constant, which five forward passes find. An evaluation is a pass
     over the texts, forwards and backwards, that gives the value and all derivatives; a quasi-Newton
@@ -147,7 +147,7 @@ def fit(
             "constant", which are lists that people can read.
         method: "gradient"; or "optuna" for what no gradient goes through: Optuna's sampler (TPE)
             over the family's parameters, of which "anchors" is the sensible one then, by forward
-            passes; `pip install optuna`.
+            passes; `pip install "labkit[optuna]"`.
         objective: with "optuna", a function of the live model, with the layer weights to judge in
             force, to be minimised in place of NLL and KL: an own metric, such as the share of
             wrong answers.
