@@ -19,6 +19,8 @@ from .models.checkpoint import Checkpoint as Checkpoint
 from .models.hollow import hollow_adapter as hollow_adapter
 from .models.hollow import hollow_base as hollow_base
 from .probing.evaluation import evaluate as evaluate
+from .probing.fitting import fit as fit
+from .probing.front import pareto as pareto
 from .probing.grid_points import grid as grid
 from .probing.harness_model import harness as harness
 from .probing.layer_effects import ablation as ablation

@@ -57,6 +57,10 @@ TESTED_ELSEWHERE = {
         "parts of a sweep, tested whole",
         "probing/grid_points probing/point_evaluation probing/sweep_file",
     ),
+    "tests/probing/test_fitting.py": (
+        "a search, its evaluations and where no gradient goes, each seen through a fit",
+        "probing/anchor_search probing/evaluations probing/searching",
+    ),
     "tests/widgets/test_editor.py": ("sliders behave as the editor does", "widgets/plain_sliders"),
     "tests/writing/test_card.py": (
         "parts of the card",

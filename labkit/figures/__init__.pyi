@@ -1,5 +1,6 @@
 # The public names, and the module each is imported from when it is first used. `lazy_loader` reads
 # this file, and so do type checkers.
+from .front_figure import front as front
 from .gradient_figure import gradient_picture as gradient_picture
 from .picture import picture_bytes as picture_bytes
 from .picture import picture_html as picture_html

@@ -21,6 +21,7 @@ from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
 from labkit.gradients.calls import as_gradient as as_gradient
 from labkit.gradients.gradient import Gradient
+from labkit.merging.fitted import Fitted
 from labkit.merging.formula import Method
 from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.models.adapter import Adapter
@@ -93,12 +94,15 @@ class Term:
         weights_for: module pattern -> the gradient of the modules it selects, in place of
             `weights`. Of several patterns that select one module the last one counts.
         calls: module pattern ("" for `weights`) -> the call that made the gradient, where one did.
+        fitted: what the gradients were fitted on, where `lk.fit` made them; the merged bytes do
+            not depend on it.
     """
 
     source: Source
     weights: Gradient
     weights_for: Mapping[str, Gradient] = field(default_factory=dict)
     calls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    fitted: Fitted | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         source: Any = self.source
@@ -283,6 +287,8 @@ class Recipe:
                 pattern: _written_weights(gradient, term.calls.get(pattern))
                 for pattern, gradient in term.weights_for.items()
             }
+        if term.fitted is not None:
+            entry["fitted"] = term.fitted.data()
         return entry
 
     def changed_files(self, read: Mapping[str, str]) -> list[str]:

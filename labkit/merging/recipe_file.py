@@ -19,6 +19,7 @@ from labkit.files.paths import user_path
 from labkit.files.small_files import read_text
 from labkit.gradients.calls import CALLS, as_gradient
 from labkit.gradients.gradient import Gradient
+from labkit.merging.fitted import fitted_from
 from labkit.merging.formula import Method
 from labkit.merging.methods import METHODS
 from labkit.merging.methods.weighted_sum import WeightedSum
@@ -294,7 +295,8 @@ def _hashes(entry: Entry | None) -> dict[str, str]:
 def _term(
     entry: Entry, folder: Path, layers: int, place: Any, sha256: dict[str, dict[str, str]]
 ) -> Term:
-    members = entry.members("adapter and weights", ("adapter", "weights", "weights_for"))
+    known = ("adapter", "weights", "weights_for", "fitted")
+    members = entry.members("adapter and weights", known)
     for needed in ("adapter", "weights"):
         if needed not in members:
             raise entry.error(f"has no {needed}")
@@ -309,7 +311,9 @@ def _term(
         weights.attempt(gradients[pattern].require, layers)
         if call is not None:
             calls[pattern] = call
-    return Term(adapter, gradients.pop(""), gradients, calls)
+    said = members.get("fitted")
+    fitted = said.attempt(fitted_from, said.data()) if said and not said.empty else None
+    return Term(adapter, gradients.pop(""), gradients, calls, fitted)
 
 
 def _weights(entry: Entry) -> tuple[Gradient, dict[str, Any] | None]:

@@ -54,6 +54,7 @@ def model_card(plan: Plan, receipt: Receipt) -> str:
         "",
         *_weights(plan),
         *_picture(plan),
+        *_fitted(plan),
         *_norms(plan, receipt),
         *_usage(receipt.folder.name, prompts),
         *_limitations(),
@@ -92,6 +93,35 @@ def _picture(plan: Plan) -> Iterator[str]:
     if len(plan.recipe.terms) > 1:
         yield "The picture shows the first LoRA."
     yield ""
+
+
+def _fitted(plan: Plan) -> Iterator[str]:
+    """What fitted weights came from; terms that were fitted together have one section."""
+    for fitted in dict.fromkeys(term.fitted for term in plan.recipe.terms if term.fitted):
+        yield "## Where the layer weights come from"
+        yield ""
+        sets = {
+            role: " and ".join(
+                f"{as_text(text.name)} ({text.passages} passages, SHA-256 `{text.sha256}`)"
+                for text in fitted.texts
+                if text.role == role
+            )
+            for role in ("target", "keep")
+        }
+        yield (
+            f"They were fitted: the NLL of {sets['target']} plus {fitted.strength:g} times the KL "
+            f"to the base on {sets['keep']}, in {fitted.evaluations} evaluations. On passages that "
+            f"the fit did not read they are {as_text(fitted.said)}."
+        )
+        yield ""
+        yield "| layer weights | text | measure | nats a token | 95 % interval |"
+        yield "|---|---|---|---:|---:|"
+        for row in fitted.held_out:
+            yield (
+                f"| {as_text(row.gradient)} | {as_text(row.text)} | {as_text(row.metric)} | "
+                f"{row.estimate:.4f} | {row.low:.4f} to {row.high:.4f} |"
+            )
+        yield ""
 
 
 def description(gradient: Gradient, base: str, adapter: str) -> str:

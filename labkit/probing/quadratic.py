@@ -1,0 +1,128 @@
+"""A quadratic model of an objective, made from the values and slopes that were seen of it.
+
+A quasi-Newton method with bounds: curvature by the formula of Broyden, Fletcher, Goldfarb and
+Shanno, and a region in which the model is trusted (Nocedal and Wright, Numerical Optimization,
+2006, formula 6.19 and algorithm 4.1), a box here, as the bounds are. Every evaluation that was ever
+made serves the model, also those for another weight of the KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+Vector = Float64[np.ndarray, " n"]
+Matrix = Float64[np.ndarray, "n n"]
+
+SWEEPS = 200
+CHANGE = 1e-7
+FIRST_RADIUS = 0.3
+LEAST_BEND = 0.1
+"""A step takes at most nine tenths off what the model bends along it."""
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """`slope·(w - center) + ½(w - center)ᵀ·curvature·(w - center)`.
+
+    Attributes:
+        center: a point that was evaluated.
+        value: the objective there.
+        slope: its derivatives there.
+        curvature: the model's second derivatives.
+    """
+
+    center: Vector
+    value: float
+    slope: Vector
+    curvature: Matrix
+
+    def change(self, point: Vector) -> float:
+        """How much the objective is expected to change from the center to a point."""
+        step = point - self.center
+        return float(self.slope @ step + step @ self.curvature @ step / 2)
+
+    def minimum(
+        self,
+        basis: Float64[np.ndarray, "parameters n"],
+        bounds: tuple[float, float],
+        radius: float,
+    ) -> Vector:
+        """The best of the points `parameters @ basis`, each parameter within bounds.
+
+        Where the center is such a point itself, no parameter moves farther than the radius.
+        """
+        low, high = (np.full(len(basis), float(end)) for end in bounds)
+        here = np.linalg.lstsq(basis.T, self.center, rcond=None)[0]
+        if np.allclose(here @ basis, self.center, atol=1e-6):
+            low, high = np.maximum(low, here - radius), np.minimum(high, here + radius)
+        slope = basis @ (self.slope - self.curvature @ self.center)
+        curvature = basis @ self.curvature @ basis.T
+        found: Vector = box_minimum(curvature, slope, low, high, np.clip(here, low, high)) @ basis
+        return found
+
+
+def box_minimum(curvature: Matrix, slope: Vector, low: Vector, high: Vector, at: Vector) -> Vector:
+    """The minimum of `slope·x + ½xᵀ·curvature·x` in a box, one coordinate after the other.
+
+    Args:
+        curvature: positive definite.
+        slope: the linear part.
+        low: the lower ends.
+        high: the upper ends.
+        at: where to begin.
+    """
+    point = at.copy()
+    for _ in range(SWEEPS):
+        before = point.copy()
+        for index in range(len(point)):
+            down = slope[index] + curvature[index] @ point
+            moved = point[index] - down / curvature[index, index]
+            point[index] = min(max(moved, low[index]), high[index])
+        if np.abs(point - before).max() < CHANGE:
+            break
+    return point
+
+
+def quadratic_model(
+    points: Sequence[Vector],
+    values: Sequence[float],
+    slopes: Sequence[Vector],
+    known: Matrix,
+    center: int,
+    radius: float,
+) -> Quadratic:
+    """The model around one of the points.
+
+    Args:
+        points: where the objective was evaluated, in order; at least one.
+        values: what it was, less the part whose curvature is known.
+        slopes: its derivatives, likewise.
+        known: the known curvature `K` of the part `½wᵀKw` that comes on top of values and slopes.
+        center: the number of the point.
+        radius: how far the first step may go, where nothing is known of the curvature.
+    """
+    whole = [
+        value + float(point @ known @ point) / 2
+        for point, value in zip(points, values, strict=True)
+    ]
+    slope = slopes[center] + known @ points[center]
+    # Each evaluation is compared with the best one before it, from which it was a step.
+    pairs = []
+    for number in range(1, len(points)):
+        old = int(np.argmin(whole[:number]))
+        pairs.append((points[number] - points[old], slopes[number] - slopes[old]))
+    bends = [step @ turn / (step @ step) for step, turn in pairs if step @ turn > 0]
+    scale = float(np.median(bends)) if bends else float(np.abs(slope).max()) / radius
+    curvature = np.eye(len(points[0])) * max(scale, 1e-9)
+    for step, turn in pairs:
+        bent = curvature @ step
+        held, seen = float(step @ bent), float(step @ turn)
+        if seen < LEAST_BEND * held:
+            # Where it bends down, the model bends less than before, but up (Powell's damping).
+            turn = turn + (LEAST_BEND * held - seen) / (held - seen) * (bent - turn)
+        curvature += np.outer(turn, turn) / (step @ turn) - np.outer(bent, bent) / held
+    return Quadratic(points[center], whole[center], slope, (curvature + curvature.T) / 2 + known)
