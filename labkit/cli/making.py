@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def merge(
     base: Annotated[str | None, typer.Argument(help="Base model: a folder or hub id.")] = None,
-    adapter: Annotated[str | None, typer.Argument(help="LoRA: a folder or hub id.")] = None,
+    adapter: Annotated[
+        str | None, typer.Argument(help="LoRA or full model: a folder or hub id.")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="One weight for each layer: 0,0,0.5,1 or 0x2,0.5,1.")
     ] = None,
@@ -56,7 +58,7 @@ def merge(
     no_hash: Annotated[bool, typer.Option("--no-hash", help="Leave SHA-256 sums out.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Merge a LoRA into a base model, each layer with its own weight."""
+    """Merge a LoRA or a full model into a base model, each layer with its own weight."""
     from labkit.merging.planning import plan
     from labkit.merging.recipe import Recipe
 
@@ -183,11 +185,11 @@ def _plan(
     from labkit.gradients.gradient import Gradient
     from labkit.merging.planning import plan
     from labkit.merging.recipe import Recipe, Term
-    from labkit.models.adapter import Adapter
     from labkit.models.checkpoint import Checkpoint
+    from labkit.models.full_model import open_source
 
     patterns = patterns_of(weights_for)
     checkpoint = Checkpoint(base)
     gradient = Gradient.parse(weights, checkpoint.layers)
-    terms = [Term(Adapter(adapter), gradient, patterns)]
+    terms = [Term(open_source(adapter), gradient, patterns)]
     return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))

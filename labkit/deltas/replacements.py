@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from labkit.deltas.delta import NORM_ELEMENTS, Array, BaseDependent, on_device
+from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
 
 
@@ -21,6 +22,8 @@ class WholeReplacement(BaseDependent):
         weight: `w`.
         tokens: rows that the adapter holds apart, and that count in place of those in `saved`:
             where they stand, and their numbers.
+        checked: whether it is known that the saved numbers are finite; else each block is looked at
+            when it is read.
     """
 
     step = 0
@@ -31,11 +34,13 @@ class WholeReplacement(BaseDependent):
         base: StoredTensor,
         weight: float = 1.0,
         tokens: tuple[np.ndarray, np.ndarray] | None = None,
+        checked: bool = True,
     ) -> None:
         self.saved = saved
         self.base = base
         self.weight = weight
         self.tokens = tokens
+        self.checked = checked
 
     @property
     def row_count(self) -> int:
@@ -44,11 +49,17 @@ class WholeReplacement(BaseDependent):
 
     def times(self, weight: float) -> WholeReplacement:
         """The same `weight` times."""
-        return WholeReplacement(self.saved, self.base, self.weight * weight, self.tokens)
+        weight *= self.weight
+        return WholeReplacement(self.saved, self.base, weight, self.tokens, self.checked)
 
     def _read_rows(self, start: int, stop: int) -> Float64[np.ndarray, "rows columns"]:
         """The adapter's rows."""
         rows = self.saved.read_rows(start, stop)
+        if not (self.checked or np.isfinite(rows).all()):
+            raise LabkitError(
+                f"{shown(self.saved.name)!r} of {shown(self.saved.file)} holds numbers that are "
+                "NaN or infinite; its training failed, or the file is damaged: use another one"
+            )
         if self.tokens is not None:
             indices, values = self.tokens
             mine = (indices >= start) & (indices < stop)
