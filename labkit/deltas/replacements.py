@@ -84,13 +84,11 @@ class WholeReplacement(BaseDependent):
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
     ) -> None:
         """Add single elements."""
-        saved = np.empty(len(rows))
-        step = max(1, NORM_ELEMENTS // max(1, self.saved.matrix_shape[1]))
-        for first in range(int(rows.min()), int(rows.max()) + 1, step):
-            here = (rows >= first) & (rows < first + step)
-            if here.any():
-                last = int(rows[here].max()) + 1
-                saved[here] = self._read_rows(first, last)[rows[here] - first, columns[here]]
+        saved = self.saved.read_entries(rows, columns)
+        if self.tokens is not None:
+            for index, values in zip(*self.tokens, strict=True):
+                mine = rows == index
+                saved[mine] = values[columns[mine]]
         total -= base * self.weight
         saved[rows < self.base.matrix_shape[0]] *= self.weight
         total += saved

@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ LONGEST_NAME = 1_000
 """Characters of a tensor's name."""
 MOST_DIMENSIONS = 64
 """Numbers of a shape: torch itself takes no more."""
+
+GATHERED_ELEMENTS = 1 << 19
+"""Elements among which single ones are looked up at a time."""
 
 ITEM_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
@@ -103,6 +106,34 @@ class StoredTensor:
         if there == stop - start:
             return part
         return np.concatenate([part, np.zeros((stop - start - there, columns))])
+
+    def read_entries(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Read single elements of the tensor seen as a matrix, in float64.
+
+        Args:
+            rows: their rows, ascending.
+            columns: their columns.
+
+        Raises:
+            LabkitError: as `read`.
+        """
+        count, width = self.matrix_shape
+        found = np.empty(len(rows))
+        step = max(1, GATHERED_ELEMENTS // max(1, width))
+        begin = 0
+        while begin < len(rows):
+            first = int(rows[begin])
+            end = int(np.searchsorted(rows, first + step))
+            last = int(rows[end - 1]) + 1
+            start = self.start + first * self.nbytes // count
+            stop = self.start + last * self.nbytes // count
+            part = replace(self, shape=(last - first, width), start=start, stop=stop)
+            stored = np.frombuffer(part.read_bytes(), ARRAYS[self.float_dtype])
+            # Of what is read only these few are widened.
+            wanted = stored[(rows[begin:end] - first) * width + columns[begin:end]]
+            found[begin:end] = wide(wanted, self.dtype)
+            begin = end
+        return found
 
     def blocks(self, elements: int, rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Read the tensor, seen as a matrix, in blocks of whole rows, in float64.
