@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from labkit.deltas.delta import NORM_ELEMENTS, Array, BaseDependent, on_device
+from labkit.deltas.delta import Array, BaseDependent, on_device
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
 

@@ -111,7 +111,7 @@ class StoredTensor:
         """Read single elements of the tensor seen as a matrix, in float64.
 
         Args:
-            rows: their rows, ascending.
+            rows: their rows, which the tensor has.
             columns: their columns.
 
         Raises:
@@ -120,19 +120,17 @@ class StoredTensor:
         count, width = self.matrix_shape
         found = np.empty(len(rows))
         step = max(1, GATHERED_ELEMENTS // max(1, width))
-        begin = 0
-        while begin < len(rows):
-            first = int(rows[begin])
-            end = int(np.searchsorted(rows, first + step))
-            last = int(rows[end - 1]) + 1
-            start = self.start + first * self.nbytes // count
-            stop = self.start + last * self.nbytes // count
+        for first in range(int(rows.min()), int(rows.max()) + 1, step):
+            here = (rows >= first) & (rows < first + step)
+            if not here.any():
+                continue
+            last = int(rows[here].max()) + 1
+            start, stop = (self.start + row * self.nbytes // count for row in (first, last))
             part = replace(self, shape=(last - first, width), start=start, stop=stop)
             stored = np.frombuffer(part.read_bytes(), ARRAYS[self.float_dtype])
             # Of what is read only these few are widened.
-            wanted = stored[(rows[begin:end] - first) * width + columns[begin:end]]
-            found[begin:end] = wide(wanted, self.dtype)
-            begin = end
+            wanted = stored[(rows[here] - first) * width + columns[here]]
+            found[here] = wide(wanted, self.dtype)
         return found
 
     def blocks(self, elements: int, rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
