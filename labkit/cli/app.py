@@ -16,6 +16,7 @@ from typing import Any
 
 import typer
 
+from labkit.cli.adapters import combine, extract, resize
 from labkit.cli.looking import demo, inspect, picture
 from labkit.cli.making import bake, merge, verify
 from labkit.cli.recipes import recipes
@@ -70,7 +71,18 @@ def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for command in (demo, inspect, merge, push, bake, picture, verify):
+for command in (
+    demo,
+    inspect,
+    merge,
+    push,
+    bake,
+    extract,
+    resize,
+    combine,
+    picture,
+    verify,
+):
     app.command()(_stoppable(command))
 app.add_typer(recipes, name="recipe")
 
