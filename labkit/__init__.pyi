@@ -30,9 +30,12 @@ from .probing.point_evaluation import Evaluation as Evaluation
 from .probing.sweeping import sweep as sweep
 from .probing.texts import Texts as Texts
 from .publishing.baking import bake as bake
+from .publishing.extraction import extract as extract
 from .publishing.hub import push as push
 from .publishing.interchange import export_recipe as export_recipe
 from .publishing.interchange import import_recipe as import_recipe
+from .publishing.recombination import combine as combine
+from .publishing.recombination import resize as resize
 from .surveys.adding_up import totals as totals
 from .surveys.delta_survey import spectra as spectra
 from .surveys.delta_survey import survey as survey

@@ -19,10 +19,15 @@ with install_import_hook(["labkit.deltas", "labkit.merging.rounding"], "beartype
 
 import shutil
 
+import hypothesis
 import pytest
 import torch
 
 from tests.tiny import make_adapter, make_base, make_letters, merged_by_peft
+
+# On a busy machine the first example of a test can take long; how long says nothing.
+hypothesis.settings.register_profile("labkit", deadline=None)
+hypothesis.settings.load_profile("labkit")
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,8 @@ def test_what_the_shell_can_do_python_can():
     in_python = {
         "demo": "demo", "inspect": "survey", "merge": "plan", "push": "push", "bake": "bake",
         "picture": "Gradient", "verify": "verify", "import": "import_recipe",
-        "export": "export_recipe", "preset": "preset",
+        "export": "export_recipe", "preset": "preset", "extract": "extract",
+        "resize": "resize", "combine": "combine",
     }  # fmt: skip
     assert commands == in_python.keys()
     assert set(in_python.values()) <= set(labkit.__all__)

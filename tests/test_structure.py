@@ -24,7 +24,7 @@ TESTED_ELSEWHERE = {
     "tests/bench/test_lab.py": ("a piece of the lab, seen through it", "bench/panel"),
     "tests/cli/test_app.py": (
         "every command is run through the app",
-        "cli/looking cli/making cli/options cli/recipes cli/uploading",
+        "cli/adapters cli/looking cli/making cli/options cli/recipes cli/uploading",
     ),
     "tests/deltas/test_low_rank.py": ("what a delta has to say", "deltas/delta"),
     "tests/demonstration/test_demonstration.py": (
@@ -40,6 +40,10 @@ TESTED_ELSEWHERE = {
         "each kind of adapter goes through all of them",
         "files/pickled models/adapter_config models/adapter_file models/kinds/part models/names "
         "models/source",
+    ),
+    "tests/publishing/test_extraction.py": (
+        "what it makes is an adapter",
+        "publishing/made_adapter",
     ),
     "tests/merging/test_recipe.py": (
         "what a recipe can say",

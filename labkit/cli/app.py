@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from labkit import __version__
+from labkit.cli.adapters import combine, extract, resize
 from labkit.cli.looking import demo, inspect, picture
 from labkit.cli.making import bake, merge, verify
 from labkit.cli.recipes import recipes
@@ -88,6 +89,9 @@ EXAMPLES: dict[Callable[..., None], str] = {
     merge: "labkit merge here/base here/adapters/kjv --weights 'ramp(14,16)' --out merged",
     push: "labkit push merged owner/name",
     bake: "labkit bake here/adapters/kjv --weights 0x15,1x15 --out baked",
+    extract: "labkit extract owner/model owner/base --out lora",
+    resize: "labkit resize here/adapters/kjv --rank 4 --out small",
+    combine: "labkit combine one two --weights 1x30 --weights 0x15,1x15 --out both",
     picture: "labkit picture --weights 0x19,0.5,1x20 --out gradient.svg",
     verify: "labkit verify merged",
 }

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 def merge(
     base: Annotated[str | None, typer.Argument(help="Base model: a folder or hub id.")] = None,
-    adapter: Annotated[str | None, typer.Argument(help="LoRA: a folder or hub id.")] = None,
+    adapter: Annotated[
+        str | None, typer.Argument(help="LoRA or full model: a folder or hub id.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     stretch: Stretch = False,
     recipe: Annotated[
@@ -65,7 +67,7 @@ def merge(
     no_hash: Annotated[bool, typer.Option("--no-hash", help="Leave SHA-256 sums out.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Merge a LoRA into a base model, each layer with its own weight."""
+    """Merge a LoRA or a full model into a base model, each layer with its own weight."""
     from labkit.merging.planning import plan
     from labkit.merging.recipe import Recipe
 
@@ -193,11 +195,11 @@ def _plan(
 ) -> Plan:
     from labkit.merging.planning import plan
     from labkit.merging.recipe import Recipe, Term
-    from labkit.models.adapter import Adapter
     from labkit.models.checkpoint import Checkpoint
+    from labkit.models.full_model import open_source
 
     checkpoint = Checkpoint(base)
     patterns = patterns_of(weights_for, checkpoint.layers, stretch)
     gradient = gradient_for(weights, checkpoint.layers, stretch)
-    terms = [Term(Adapter(adapter), gradient, patterns)]
+    terms = [Term(open_source(adapter), gradient, patterns)]
     return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))

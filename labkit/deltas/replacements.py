@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from labkit.deltas.delta import NORM_ELEMENTS, Array, BaseDependent, on_device
+from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
 
 
@@ -23,6 +24,8 @@ class WholeReplacement(BaseDependent):
         weight: `w`.
         tokens: rows that the adapter holds apart, and that count in place of those in `saved`:
             where they stand, and their numbers.
+        checked: whether it is known that the saved numbers are finite; else each block is looked at
+            when it is read.
     """
 
     step = 0
@@ -34,11 +37,13 @@ class WholeReplacement(BaseDependent):
         base: StoredTensor,
         weight: float = 1.0,
         tokens: tuple[np.ndarray, np.ndarray] | None = None,
+        checked: bool = True,
     ) -> None:
         self.saved = saved
         self.base = base
         self.weight = weight
         self.tokens = tokens
+        self.checked = checked
 
     @property
     def row_count(self) -> int:
@@ -47,11 +52,17 @@ class WholeReplacement(BaseDependent):
 
     def times(self, weight: float) -> WholeReplacement:
         """The same `weight` times."""
-        return WholeReplacement(self.saved, self.base, self.weight * weight, self.tokens)
+        weight *= self.weight
+        return WholeReplacement(self.saved, self.base, weight, self.tokens, self.checked)
 
     def rows(self, start: int, stop: int) -> Float64[np.ndarray, "rows columns"]:
         """Read the adapter's rows."""
         rows = self.saved.read_rows(start, stop)
+        if not (self.checked or np.isfinite(rows).all()):
+            raise LabkitError(
+                f"{shown(self.saved.name)!r} of {shown(self.saved.file)} holds numbers that are "
+                "NaN or infinite; its training failed, or the file is damaged: use another one"
+            )
         if self.tokens is not None:
             indices, values = self.tokens
             mine = (indices >= start) & (indices < stop)
@@ -69,13 +80,11 @@ class WholeReplacement(BaseDependent):
         self, rows: Int64[np.ndarray, " entries"], columns: Int64[np.ndarray, " entries"]
     ) -> Float64[np.ndarray, " entries"]:
         """Read single elements of the adapter's."""
-        saved = np.empty(len(rows))
-        step = max(1, NORM_ELEMENTS // max(1, self.saved.matrix_shape[1]))
-        for first in range(int(rows.min()), int(rows.max()) + 1, step):
-            here = (rows >= first) & (rows < first + step)
-            if here.any():
-                last = int(rows[here].max()) + 1
-                saved[here] = self.rows(first, last)[rows[here] - first, columns[here]]
+        saved = self.saved.read_entries(rows, columns)
+        if self.tokens is not None:
+            for index, values in zip(*self.tokens, strict=True):
+                mine = rows == index
+                saved[mine] = values[columns[mine]]
         return saved
 
     def add_rows_to(self, total: Array, start: int, base: Array) -> None:

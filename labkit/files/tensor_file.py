@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ LONGEST_NAME = 1_000
 """Characters of a tensor's name."""
 MOST_DIMENSIONS = 64
 """Numbers of a shape: torch itself takes no more."""
+
+GATHERED_ELEMENTS = 1 << 19
+"""Elements among which single ones are looked up at a time."""
 
 ITEM_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16,
@@ -104,6 +107,32 @@ class StoredTensor:
         if there == stop - start:
             return part
         return np.concatenate([part, np.zeros((stop - start - there, columns))])
+
+    def read_entries(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Read single elements of the tensor seen as a matrix, in float64.
+
+        Args:
+            rows: their rows, which the tensor has.
+            columns: their columns.
+
+        Raises:
+            LabkitError: as `read`.
+        """
+        count, width = self.matrix_shape
+        found = np.empty(len(rows))
+        step = max(1, GATHERED_ELEMENTS // max(1, width))
+        for first in range(int(rows.min()), int(rows.max()) + 1, step):
+            here = (rows >= first) & (rows < first + step)
+            if not here.any():
+                continue
+            last = int(rows[here].max()) + 1
+            start, stop = (self.start + row * self.nbytes // count for row in (first, last))
+            part = replace(self, shape=(last - first, width), start=start, stop=stop)
+            stored = np.frombuffer(part.read_bytes(), ARRAYS[self.float_dtype])
+            # Of what is read only these few are widened.
+            wanted = stored[(rows[here] - first) * width + columns[here]]
+            found[here] = wide(wanted, self.dtype)
+        return found
 
     def blocks(self, elements: int, rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Read the tensor, seen as a matrix, in blocks of whole rows, in float64.

@@ -108,6 +108,7 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
     rows: list[LedgerRow] = []
     problems: list[str] = []
     found: list[tuple[Part, list[Match]]] = []
+    source.require_base(base)
     source.require_selection(base)
     for part in source.parts:
         reason = source.why_skipped(part, base)
@@ -126,8 +127,8 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
         found.append((part, matches))
     if problems:
         raise LabkitError(
-            f"{len(problems)} of the adapter {shown(source.name)}'s tensors match nothing in the "
-            f"base {shown(base.name)}: {'; '.join(problems[:3])}"
+            f"{len(problems)} of the {source.kind} {shown(source.name)}'s tensors match nothing in "
+            f"the base {shown(base.name)}: {'; '.join(problems[:3])}"
             f"{'; …' if len(problems) > 3 else ''}; {source.wanted_base(base)}"
         )
     matched: list[Contribution] = []
@@ -139,7 +140,7 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
             for t in part.tensors
         ]
     _require_one_adapter(matched, source)
-    check_numbers([part for part, _ in found], source)
+    check_numbers([part for part, _ in found if part.checked], source)
     return rows, matched
 
 
@@ -149,7 +150,8 @@ def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contr
     transposed = part.orientation(match, base)
     if transposed is None:
         raise LabkitError(
-            f"{describe(part)} {part.misfit(match)}; the adapter was made for another model"
+            f"{describe(part)} {part.misfit(match)}; the {term.source.kind} was made for another "
+            "model"
         )
     layer = base.layer_of(match.tensor.name)
     if layer is not None:

@@ -23,8 +23,9 @@ from labkit.merging.matching import LedgerRow as LedgerRow
 from labkit.merging.matching import match_term
 from labkit.merging.recipe import Recipe, Term, as_gradient, pattern_matches
 from labkit.merging.vocabulary import changes_of
-from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.full_model import open_source
+from labkit.models.source import Source
 from labkit.summary import Summary
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class Plan(Summary):
         yield "base", f"{self.base.name}, {self.base.layers} layers"
         for term in self.recipe.terms:
             yield (
-                "adapter",
+                term.source.kind,
                 f"{term.source.name}, mean weight {term.weights.mean:.2f}, {term.weights.runs()}",
             )
             for pattern, gradient in term.weights_for.items():
@@ -173,9 +174,10 @@ class Plan(Summary):
         if self.recipe.rest is not None:
             yield "rest", plain(self.recipe.rest)
         counts = Counter(row.status for row in self.ledger)
+        kinds = " and ".join(dict.fromkeys(term.source.kind for term in self.recipe.terms))
         yield (
             "ledger",
-            f"{counts['matched']} adapter tensors matched, {counts['skipped']} skipped, "
+            f"{counts['matched']} {kinds} tensors matched, {counts['skipped']} skipped, "
             f"{counts['unmatched']} unmatched",
         )
         forecast = self.forecast()
@@ -196,16 +198,16 @@ class Plan(Summary):
 
 def plan(
     base: Recipe | Checkpoint | str | Path,
-    adapter: Adapter | str | Path | None = None,
+    adapter: Source | Checkpoint | str | Path | None = None,
     weights: Gradient | str | None = None,
     rest: float | None = None,
     dtype: str = "auto",
 ) -> Plan:
-    """Resolve a recipe, or a base, an adapter and a gradient, against opened files.
+    """Resolve a recipe, or a base, what is added and a gradient, against opened files.
 
     Args:
         base: a recipe, then alone; or a base model.
-        adapter: the adapter.
+        adapter: the adapter; or a full model, of which `W_model − W` is added.
         weights: the gradient, one weight for each layer of the base.
         rest: the weight of what the adapter changes outside the layers.
         dtype: the output's dtype, or "auto" to keep each tensor's own.
@@ -220,7 +222,7 @@ def plan(
         return _resolve(base)
     if adapter is None or weights is None:
         raise LabkitError("a plan needs a recipe, or a base, an adapter and its layer weights")
-    term = Term(Adapter.open(adapter), as_gradient(weights))
+    term = Term(open_source(adapter), as_gradient(weights))
     return _resolve(Recipe(Checkpoint.open(base), [term], rest, dtype))
 
 
@@ -232,7 +234,7 @@ def _resolve(recipe: Recipe) -> Plan:
     found: dict[str, list[Contribution]] = defaultdict(list)
     notes: list[str] = [*base.notes]
     for term in recipe.terms:
-        term.weights.require(base.layers, f"adapter {shown(term.source.name)}")
+        term.weights.require(base.layers, f"{term.source.kind} {shown(term.source.name)}")
         for pattern, gradient in term.weights_for.items():
             gradient.require(base.layers, f"modules {shown(pattern)}")
             named = [part.name for part in term.source.parts]

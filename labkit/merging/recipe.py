@@ -26,6 +26,7 @@ from labkit.merging.formula import Method
 from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.full_model import open_source
 from labkit.models.prompt_formats import CHAT, FORMATS
 from labkit.models.source import Source
 
@@ -85,10 +86,11 @@ class CardOptions:
 
 @dataclass(frozen=True)
 class Term:
-    """One adapter of a merge, and how much of it each layer gets.
+    """One adapter or full model of a merge, and how much of it each layer gets.
 
     Attributes:
-        source: what has parts to add; the folder or hub id of an adapter is opened.
+        source: what has parts to add; the folder or hub id of an adapter or a model is opened, and
+            so is a `Checkpoint`.
         weights: the gradient; a list as text is parsed, and a call as data is carried out:
             `{"ramp": {"layers": 40, "start": 18, "stop": 20}}`.
         weights_for: module pattern -> the gradient of the modules it selects, in place of
@@ -105,9 +107,7 @@ class Term:
     fitted: Fitted | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        source: Any = self.source
-        if not isinstance(source, Source):
-            object.__setattr__(self, "source", Adapter(source))
+        object.__setattr__(self, "source", open_source(self.source))
         given: dict[str, Any] = {"": self.weights, **self.weights_for}
         calls = {name: value for name, value in given.items() if isinstance(value, Mapping)}
         made = {name: as_gradient(value) for name, value in given.items()}
@@ -278,8 +278,10 @@ class Recipe:
         return entry
 
     def _written(self, term: Term, folder: Path | None) -> dict[str, Any]:
+        named = self._named(term.source, folder)
+        kind = term.source.kind
         entry: dict[str, Any] = {
-            "adapter": self._named(term.source, folder),
+            **({"adapter": named} if kind == "adapter" else {"source": {kind: named}}),
             "weights": _written_weights(term.weights, term.calls.get("")),
         }
         if term.weights_for:

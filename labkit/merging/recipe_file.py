@@ -16,6 +16,7 @@ import yaml
 
 from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
+from labkit.files.references import Opened
 from labkit.files.small_files import read_text
 from labkit.gradients.calls import CALLS, as_gradient
 from labkit.gradients.gradient import Gradient
@@ -26,6 +27,8 @@ from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.full_model import FullModel
+from labkit.models.source import Source
 
 LONGEST = 300_000
 """Characters of a recipe. PyYAML reads as many in a second."""
@@ -241,7 +244,9 @@ def _hint(version: Entry | None) -> str:
     return hint if later else ""
 
 
-Kind = TypeVar("Kind", Checkpoint, Adapter)
+Kind = TypeVar("Kind", bound=Opened)
+SOURCES: dict[str, type[Source]] = {"adapter": Adapter, "model": FullModel}
+"""What a term can add, by its key in a recipe."""
 
 
 def _open(
@@ -295,12 +300,12 @@ def _hashes(entry: Entry | None) -> dict[str, str]:
 def _term(
     entry: Entry, folder: Path, layers: int, place: Any, sha256: dict[str, dict[str, str]]
 ) -> Term:
-    known = ("adapter", "weights", "weights_for", "fitted")
-    members = entry.members("adapter and weights", known)
-    for needed in ("adapter", "weights"):
-        if needed not in members:
-            raise entry.error(f"has no {needed}")
-    adapter = _open(members["adapter"], Adapter, folder, place, sha256)
+    known = ("adapter", "source", "weights", "weights_for", "fitted")
+    members = entry.members("adapter (or source) and weights", known)
+    if "weights" not in members:
+        raise entry.error("has no weights")
+    kind, named = named_source(entry, members)
+    source = _open(named, SOURCES[kind], folder, place, sha256)
     entries = {"": members["weights"]}
     if "weights_for" in members and not members["weights_for"].empty:
         entries |= members["weights_for"].members("a mapping of module pattern to weights")
@@ -313,7 +318,28 @@ def _term(
             calls[pattern] = call
     said = members.get("fitted")
     fitted = said.attempt(fitted_from, said.data()) if said and not said.empty else None
-    return Term(adapter, gradients.pop(""), gradients, calls, fitted)
+    return Term(source, gradients.pop(""), gradients, calls, fitted)
+
+
+def named_source(term: Entry, members: dict[str, Entry]) -> tuple[str, Entry]:
+    """What a term adds, `adapter: …` or `source: {model: …}`: its kind, and where it is named.
+
+    Args:
+        term: the term.
+        members: its members.
+    """
+    if ("adapter" in members) == ("source" in members):
+        both = "adapter" in members
+        raise term.error(
+            f"has {'both adapter and source' if both else 'no adapter'}; expected adapter: …, or "
+            "source: {model: …} for a full model"
+        )
+    if "adapter" in members:
+        return "adapter", members["adapter"]
+    of_source = members["source"].members("one of adapter and model", tuple(SOURCES))
+    if len(of_source) != 1:
+        raise members["source"].error("expected one of adapter and model")
+    return of_source.popitem()
 
 
 def _weights(entry: Entry) -> tuple[Gradient, dict[str, Any] | None]:

@@ -12,8 +12,8 @@ from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
 from labkit.files.references import HUB_ID, hub_id
 from labkit.files.small_files import read_text
-from labkit.merging.recipe_file import Entry, compose
-from labkit.models.adapter_config import CONFIG
+from labkit.merging.recipe_file import Entry, compose, named_source
+from labkit.models.model_files import ADAPTER_CONFIG, CONFIG
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,10 @@ def _sources(
     root: dict[str, Entry], folder: Path, base: bool, adapters: bool
 ) -> Iterator[NamedSource]:
     if base and "base" in root:
-        yield _source(root["base"], folder, "config.json")
+        yield _source(root["base"], folder, CONFIG)
     for term in root["terms"].items("terms") if adapters and "terms" in root else []:
-        yield _source(_adapter(term), folder, CONFIG)
-
-
-def _adapter(term: Entry) -> Entry:
-    members = term.members("a term")
-    if "adapter" not in members:
-        raise term.error("has no adapter")
-    return members["adapter"]
+        kind, entry = named_source(term, term.members("a term"))
+        yield _source(entry, folder, ADAPTER_CONFIG if kind == "adapter" else CONFIG)
 
 
 def _source(entry: Entry, folder: Path, config: str) -> NamedSource:

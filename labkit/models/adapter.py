@@ -45,6 +45,8 @@ class Adapter(Source):
             embeddings; of DoRA those of the direction.
     """
 
+    kind = "adapter"
+
     def __init__(self, reference: str | Path) -> None:
         """Open a folder or a hub id (`owner/name[@revision][:subfolder]`).
 

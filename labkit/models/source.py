@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from labkit.errors import shown
 from labkit.files.references import Opened
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 
 class Source(Opened):
-    """Something opened that has parts to add: an adapter.
+    """Something opened that has parts to add: an adapter, or a full model.
 
     Attributes:
+        kind: what it is, as plans and cards name it: "adapter", "model".
         parts: everything it changes, in the order of its file.
     """
 
+    kind: ClassVar[str]
     parts: tuple[Part, ...]
 
     @property
@@ -51,9 +53,13 @@ class Source(Opened):
         """
         return None
 
+    def brings_tokenizer(self, base: Checkpoint) -> bool:
+        """Whether its tokenizer, if it has a whole one, takes the place of the base's."""
+        return True
+
     def wanted_base(self, base: Checkpoint) -> str:
         """What to do where some of its parts match nothing in the base."""
-        return "the adapter was made for another model"
+        return f"the {self.kind} was made for another model"
 
     def gives_head(self, base: Checkpoint) -> bool:
         """Whether what it changes in the embedding is meant for a head that is tied to it, too."""
@@ -64,6 +70,13 @@ class Source(Opened):
 
         Raises:
             LabkitError: it is.
+        """
+
+    def require_base(self, base: Checkpoint) -> None:
+        """Check what must hold of it and a base as a whole.
+
+        Raises:
+            LabkitError: the two are of different architectures.
         """
 
     def notes(self, base: Checkpoint) -> Iterator[str]:

@@ -19,8 +19,11 @@ from labkit.writing.front_matter import front_matter, licence, own_card
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
+    from labkit.merging.recipe import Recipe, Term
     from labkit.writing.receipt import Receipt
 
+KINDS = {"adapter": "LoRA", "model": "full model"}
+"""How the card calls a source of each kind."""
 MOST_GROUPS = 8
 """Rows of the table of norms at most."""
 MOST_FILES = 60
@@ -40,16 +43,18 @@ def model_card(plan: Plan, receipt: Receipt) -> str:
     language = recipe.card.language or own_card(plan.base.folder).language
     card = replace(recipe.card, license=license_name, language=language)
     prompts = formats(recipe, side_files(plan).files)
+    has_lora = any(term.source.kind == "adapter" for term in recipe.terms)
+    tags = ("merge", "lora") if has_lora else ("merge",)
     lines = [
-        *front_matter("transformers", recipe.sources, "merge", card, comment),
+        *front_matter("transformers", recipe.sources, "merge", card, comment, tags),
         "",
         f"# {as_text(card.title or receipt.folder.name)}",
         "",
         "This is an experimental gradient merge: every decoder layer of the base model got its own "
-        "share of what the LoRA changes.",
+        f"share of what {_added(recipe)} changes.",
         "",
         f"- Base model: {linked(plan.base)}",
-        *(f"- LoRA: {linked(term.source)}" for term in recipe.terms),
+        *(f"- {KINDS[term.source.kind]}: {linked(term.source)}" for term in recipe.terms),
         f"- Made with: labkit {__version__}",
         "",
         *_weights(plan),
@@ -69,7 +74,7 @@ def _weights(plan: Plan) -> Iterator[str]:
         yield ""
         yield (
             f"One weight for each of the {plan.base.layers} layers, the first layer first: 0 is "
-            "the base model, 1 is all of the LoRA. "
+            f"the base model, 1 is all of {_called(term)}. "
             f"The mean weight, the ratio of the merge, is {term.weights.mean:.2f}."
         )
         yield from ("", *fenced(str(term.weights)), "")
@@ -81,6 +86,15 @@ def _weights(plan: Plan) -> Iterator[str]:
         yield ""
 
 
+def _called(term: Term) -> str:
+    return f"the {KINDS[term.source.kind]}"
+
+
+def _added(recipe: Recipe) -> str:
+    """What the terms are, in a word: the LoRA, or the model."""
+    return " and ".join(dict.fromkeys(_called(term) for term in recipe.terms))
+
+
 def _picture(plan: Plan) -> Iterator[str]:
     term = plan.recipe.terms[0]
     base, adapter = as_text(plan.base.name), as_text(term.source.name)
@@ -88,10 +102,10 @@ def _picture(plan: Plan) -> Iterator[str]:
     yield ""
     yield (
         f"Each bar is a layer, the first at the left. The light blue is {base} and the light green "
-        f"is {adapter}: the higher the green, the more of the LoRA the layer got."
+        f"is {adapter}: the higher the green, the more of {_called(term)} the layer got."
     )
     if len(plan.recipe.terms) > 1:
-        yield "The picture shows the first LoRA."
+        yield f"The picture shows the first {KINDS[term.source.kind]}."
     yield ""
 
 

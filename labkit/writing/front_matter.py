@@ -100,6 +100,7 @@ def front_matter(
     relation: str,
     card: CardOptions,
     license_comment: str,
+    tags: Sequence[str] = ("merge", "lora"),
 ) -> list[str]:
     """The lines of the head, with the marks around it.
 
@@ -109,6 +110,7 @@ def front_matter(
         relation: how it was made from them: "merge" or "adapter".
         card: licence and languages.
         license_comment: what to say where the licence is not known.
+        tags: what it is found by on the hub, beside labkit's own.
     """
     from huggingface_hub import ModelCardData
 
@@ -117,7 +119,7 @@ def front_matter(
     head = ModelCardData(
         library_name=library,
         pipeline_tag="text-generation",
-        tags=["merge", "lora", "gradient-merge", "labkit"],
+        tags=[*tags, "gradient-merge", "labkit"],
         language=list(card.language) or None,
         license=card.license,
         base_model=repositories or None,

@@ -72,7 +72,8 @@ def side_files(plan: Plan) -> SideFiles:
     files: dict[str, bytes | Path] = {**chosen, **_code(plan.base.folder, plan.base.name, notes)}
     others = False
     for term in plan.recipe.terms:
-        others |= _take_tokenizer(files, term.source, plan.base.name, notes)
+        if term.source.brings_tokenizer(plan.base):
+            others |= _take_tokenizer(files, term.source, plan.base.name, notes)
     if others or plan.vocabulary_size is not None:
         notes += _tokens_without_rows(plan, files)
     config = _config(plan)

@@ -149,7 +149,10 @@ def test_versions_and_short_help():
     assert labkit("--version").stdout == f"labkit {lk.__version__}\n"
     assert labkit("-h").stdout == labkit("--help").stdout
     assert "--install-completion" in labkit("-h").stdout
-    for command in ("demo", "inspect", "merge", "push", "bake", "picture", "verify"):
+    for command in (
+        "demo", "inspect", "merge", "push", "bake", "extract", "resize", "combine", "picture",
+        "verify",
+    ):  # fmt: skip
         assert f"Example: labkit {command} " in labkit(command, "-h").stdout
 
 
@@ -181,3 +184,26 @@ def test_verify_says_it_in_a_sentence(tiny_base, tiny_adapter, tmp_path):
     labkit("merge", tiny_base, tiny_adapter, "--weights", "1", "--out", out, "--quiet")
     said = labkit("verify", out).stdout.splitlines()
     assert said[0] == f"{out} is, byte for byte, what its recipe makes."
+
+
+def test_a_lora_out_of_two_models_and_of_loras(tiny_base, tiny_adapter, second_adapter, tmp_path):
+    model = tmp_path / "model"
+    made = labkit("merge", tiny_base, tiny_adapter, "--weights", "1x4", "--out", model,
+                  "--dtype", "float32")  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    out = tmp_path / "extracted"
+    made = labkit("extract", model, tiny_base, "--out", out)
+    assert made.returncode == 0, made.stderr
+    assert "made     model less tiny-llama\nrank     4, of 28 modules\n" in made.stdout
+    assert labkit("resize", out, "--rank", "2", "--out", tmp_path / "small").returncode == 0
+    both = ("combine", out, second_adapter, "--weights", "1x4", "--weights", "0x2,1,1")
+    made = labkit(*both, "--out", tmp_path / "both", "--quiet")
+    assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+    made = labkit(*both[:5], "--out", tmp_path / "again")
+    assert made.returncode == 2
+    assert "2 adapters and 1 times --weights; give one for each, in order" in made.stderr
+    # A full model is a term as well.
+    made = labkit("merge", tiny_base, model, "--weights", "0x2,0.5,1", "--rest", "0", "--out",
+                  tmp_path / "half")  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert "model    model, mean weight 0.38" in made.stdout

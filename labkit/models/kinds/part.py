@@ -90,8 +90,10 @@ class Part(ABC):
         parameter: the parameter's name in its module: "weight", "bias".
         rank: the rank of its factors; 0 without factors.
         scaling: `s` in `ΔW = s·B·A`; NaN for a change of another form.
+        checked: whether a plan looks at all its numbers; else a merge does, when it reads them.
     """
 
+    checked: bool = True
     name: str
     parameter: str
     rank: int

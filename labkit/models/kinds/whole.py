@@ -31,12 +31,14 @@ class WholeTensor(Part):
         parameter: the parameter's name in it.
         tensor: the parameter as it was trained.
         tokens: rows of it that the file holds apart, and that count in place of its own.
+        checked: whether it is known before a merge that its numbers are finite.
     """
 
     name: str
     parameter: str
     tensor: StoredTensor
     tokens: TokenRows | None = None
+    checked: bool = True
     rank: int = field(init=False, default=0)
     scaling: float = field(init=False, default=math.nan)
 
@@ -76,7 +78,7 @@ class WholeTensor(Part):
     def delta(self, match: Match) -> WholeReplacement:
         """`W_adapter − W`, read as it is needed."""
         rows = self.tokens.read() if self.tokens else None
-        return WholeReplacement(self.tensor, match.tensor, tokens=rows)
+        return WholeReplacement(self.tensor, match.tensor, tokens=rows, checked=self.checked)
 
     def vocabulary(self, tensor: StoredTensor) -> int:
         """Its rows."""
@@ -96,6 +98,8 @@ class WholeTensor(Part):
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.file, one.start, one.stop) == (other.file, other.start, other.stop):
+        return True
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     blocks = zip(one.blocks(CHECKED_ELEMENTS), other.blocks(CHECKED_ELEMENTS), strict=True)
