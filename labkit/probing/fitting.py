@@ -59,7 +59,7 @@ class Fit(Summary):
         sentence: that in words.
         table: held-out rows as those of `lk.evaluate`, and `from_constant`, `from_constant_low`,
             `from_constant_high`: the NLL less that of the constant of the same KL, paired by
-            passage (measured of the fit's, interpolated of others); or of a smaller constant, where
+            passage (measured, for constants interpolated); or of a smaller constant, where
             that has a smaller NLL. Empty if the search was stopped twice.
         history: each evaluation with its weights, values and derivatives; `fit` goes on from it.
         strength: the weight of the KL.
@@ -127,7 +127,7 @@ def fit(
     full LoRA, the best constant, the best ramp and the best step. One sentence then says whether
     the list is better than one number for all layers that moves the model as far, or no better.
 
-    The search begins at the best constant, which five forward passes find. An evaluation is a pass
+    The search begins at the best constant, which six forward passes find. An evaluation is a pass
     over the texts, forwards and backwards, that gives the value and all derivatives; a quasi-Newton
     method with bounds (`labkit.probing.quadratic`) says where the next one is made. Ramp and step,
     for comparison, take two evaluations each on top, and the constants of several LoRAs half as
@@ -483,7 +483,7 @@ def _measured(
     merges |= {f"best {name}": one for name, one in found.rivals.items()}
     merges |= {name: held_out.cells(one) for name, one in beside.items() if name not in merges}
     try:
-        table, same = held_out.rows(merges, found.direction, {FIT})
+        table, same = held_out.rows(merges, found.direction, set(merges) - {_name(found.constant)})
     except KeyboardInterrupt:
         return pd.DataFrame(), None
     return table, same[FIT]
