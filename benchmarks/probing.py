@@ -19,8 +19,8 @@ import labkit as lk
 
 EVALUATIONS, MORE = 8, 4
 SEEDS = 20
-SMALL = {"passages": 8, "tokens": 24, "evaluations": 4, "rivals": (), "progress": False}
-"""Null LoRAs are fitted on small texts, so that twenty of them are affordable."""
+SMALL = {"passages": 6, "tokens": 16, "evaluations": 3, "rivals": (), "progress": False}
+"""Null LoRAs are fitted on small texts, so that twenty of each kind are affordable."""
 
 
 def demo_model(dtype: str, *names: str):
