@@ -19,6 +19,7 @@ from labkit.merging.recipe import Term, as_gradient
 from labkit.probing.intervals import LEVEL, Bootstrap
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Texts
+from labkit.probing.training_text import warn_of_training_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,6 +214,7 @@ def _table(
     keys = _keys(model, by)
     rows: list[dict[str, Any]] = []
     for one in listed(texts):
+        warn_of_training_text(model, one)
         reader = Reader(model, one)
         effects = measure(reader)
         draws = Bootstrap([passage.document for passage in one], reader.counts, seed)
