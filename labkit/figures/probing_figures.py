@@ -20,7 +20,6 @@ from labkit.figures.palette import (
     HELPS,
     INK,
     MINE,
-    PAPER,
     UNSURE,
     Theme,
     theme_for,
@@ -46,6 +45,10 @@ LABELS = {
     "nll_change": "change of the NLL, nats per token",
 }
 """What an effect's metric is called on an axis."""
+AXES_POINTS = (410.0, 300.0)
+"""The size of the axes of `benefit_against_harm`, about."""
+NAME_POINTS = 11.0
+"""How far apart a number and its neighbours are there, at least."""
 COMPARED = {
     "nll": "NLL less the base's, nats per token",
     "kl": "KL(base ‖ merge), nats per token",
@@ -76,8 +79,12 @@ def effects_by_layer(table: pd.DataFrame, *, dark: bool = False) -> Figure:
             )
     theme = theme_for(dark)
     figure, every = new_figure((7.2, 0.9 + 2.3 * len(panels)), dark, len(panels), 1, share=True)
+    # One scale, so that benefit and harm can be compared.
+    bottom, top = min(0.0, float(table["low"].min())), max(0.0, float(table["high"].max()))
+    room = 0.05 * (top - bottom) or 1.0
     for axes, (title, rows) in zip(every, panels, strict=True):
         _bars(axes, rows, theme)
+        axes.set_ylim(bottom - room, top + room)
         sure = int(_sure(rows).sum())
         total = float(rows["estimate"].sum())
         said = f"{title}: {sure} of {len(rows)} intervals leave out 0"
@@ -115,6 +122,7 @@ def effects_map(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     Raises:
         LabkitError: another table, or rows of whole layers.
     """
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
     panels = _panels(table)
@@ -124,7 +132,9 @@ def effects_map(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     modules = len(set(table["module"]))
     size = (7.2, 0.5 + (0.5 + 0.25 * modules) * len(panels))
     figure, every = new_figure(size, dark, len(panels), 1, share=True)
-    largest = float(table["estimate"].abs().max()) or 1.0
+    # One module that does far more than all others would leave these without colour.
+    sizes = table["estimate"].abs()
+    largest = float(max(sizes.quantile(0.99), sizes.max() / 4)) or 1.0
     image: Any = None
     for axes, (title, rows) in zip(every, panels, strict=True):
         grid, layers, names = grid_of(rows, "estimate")
@@ -149,14 +159,30 @@ def effects_map(table: pd.DataFrame, *, dark: bool = False) -> Figure:
         for spine in axes.spines.values():
             spine.set_visible(False)
     layer_axis(every[-1], _layer_names(table))
-    bar = figure.colorbar(image, ax=every, pad=0.015, aspect=24)
+    beyond = "both" if float(sizes.max()) > largest else "neither"
+    bar = figure.colorbar(image, ax=every, pad=0.015, aspect=24, extend=beyond, extendfrac=0.02)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _signed(value)))
     style_bar(bar, LABELS[table["metric"].iloc[0]], theme)
-    bar.ax.set_title("harms", fontsize=8, style="italic", color=theme.ink, pad=4)
-    bar.ax.text(
-        0.5, -0.015, "helps", transform=bar.ax.transAxes, ha="center", va="top", fontsize=8,
-        style="italic", color=theme.ink,
-    )  # fmt: skip
+    for height, word, side in ((1.04, "harms", "bottom"), (-0.04, "helps", "top")):
+        bar.ax.text(
+            0.5, height, word, transform=bar.ax.transAxes, ha="center", va=side, fontsize=8,
+            style="italic", color=theme.ink,
+        )  # fmt: skip
+    legend_of(
+        figure,
+        [
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker="o",
+                markersize=2.5,
+                color=theme.ink,
+                label="interval at 95 % includes 0",
+            )
+        ],
+        theme,
+    )
     return figure
 
 
@@ -178,6 +204,7 @@ def benefit_against_harm(
     Raises:
         LabkitError: another table, a text that it does not have, or several adapters.
     """
+    import pandas as pd
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -206,25 +233,20 @@ def benefit_against_harm(
         x, y,
         xerr=(right["high"] - right["estimate"], right["estimate"] - right["low"]),
         yerr=(up["estimate"] - up["low"], up["high"] - up["estimate"]),
-        fmt="none", ecolor=UNSURE, elinewidth=0.7, alpha=0.55, zorder=1,
+        fmt="none", ecolor=UNSURE, elinewidth=0.7, alpha=0.4, zorder=1,
     )  # fmt: skip
-    depth = Normalize(0, max(1, len(layers) - 1))
+    named = [OUTSIDE if pd.isna(layer) else str(layer) for layer in layers]
+    depth = Normalize(0, max([1, *(int(name) for name in named if name != OUTSIDE)]))
     colors = colormaps[theme.lines]
     sure = (_sure(right) | _sure(up)).to_numpy()
-    # What lies far out is drawn last, so that its number is read.
-    for number in np.argsort(np.hypot(x / (np.ptp(x) or 1), y / (np.ptp(y) or 1))):
-        color = colors(depth(number)) if sure[number] else UNSURE
+    for number, (name, told) in enumerate(zip(named, sure, strict=True)):
+        color = theme.ink if name == OUTSIDE else colors(depth(int(name)))
         axes.plot(
-            x[number], y[number], "o", markersize=12, color=color, markeredgecolor=theme.paper,
-            markeredgewidth=0.8, zorder=2 + number,
-        )  # fmt: skip
-        layer = layers[number]
-        axes.text(
-            x[number], y[number], "out" if layer is None or layer != layer else str(layer),
-            ha="center", va="center_baseline", fontsize=7, zorder=2 + number,
-            color=_ink_on(color),
+            x[number], y[number], "o", markersize=6, color=color if told else UNSURE,
+            markeredgecolor=theme.ink, markeredgewidth=0.4, zorder=3,
         )  # fmt: skip
     axes.margins(0.06)
+    _label(axes, x, y, named, theme)
     axes.grid(True, color=theme.grid, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(f"benefit: {safe_name(chosen[0])} becomes likelier, nats per token →")
@@ -263,7 +285,9 @@ def gradients_compared(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     theme = theme_for(dark)
     texts = list(dict.fromkeys(table["text"]))
     metrics = list(dict.fromkeys(table["metric"]))
-    names = list(dict.fromkeys(table["gradient"]))
+    always = [BASE, FULL, str(table.attrs.get("best_constant"))]
+    found = dict.fromkeys(table["gradient"])
+    names = [*(name for name in always if name in found), *(n for n in found if n not in always)]
     size = (7.2, 0.7 + (0.75 + 0.27 * len(names)) * len(metrics))
     figure, panels = new_figure(size, dark, len(metrics), len(texts))
     places = {name: len(names) - number for number, name in enumerate(names)}
@@ -328,9 +352,9 @@ def _sure(rows: pd.DataFrame) -> pd.Series[bool]:
 
 
 def _layer_names(table: pd.DataFrame) -> Sequence[str]:
-    last = table["layer"].max()
-    inside = [] if last is None or last != last else [str(layer) for layer in range(int(last) + 1)]
-    return [*inside, *([OUTSIDE] if table["layer"].isna().any() else [])]
+    numbers = table["layer"].dropna()
+    inside = range(int(numbers.max()) + 1) if len(numbers) else ()
+    return [*map(str, inside), *([OUTSIDE] if table["layer"].isna().any() else [])]
 
 
 def _bars(axes: Axes, rows: pd.DataFrame, theme: Theme) -> None:
@@ -361,9 +385,43 @@ def _signed(value: float) -> str:
     return f"{value:+.3g}".replace("-", "−") if abs(value) > 1e-12 else "0"
 
 
-def _ink_on(color: Any) -> str:
-    """Dark ink on a light dot, light paper on a dark one."""
-    from matplotlib.colors import to_rgb
+def _label(
+    axes: Axes,
+    x: np.ndarray[Any, Any],
+    y: np.ndarray[Any, Any],
+    names: Sequence[str],
+    theme: Theme,
+) -> None:
+    """Write a name beside each dot, where no dot and no other name is; with a line from afar."""
+    from matplotlib.patheffects import withStroke
 
-    red, green, blue = to_rgb(color)
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else PAPER
+    # About how many points the axes measure, which is enough to keep names apart.
+    (left, end), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    places = np.column_stack(
+        [(x - left) / (end - left) * AXES_POINTS[0], (y - bottom) / (top - bottom) * AXES_POINTS[1]]
+    )
+    choices = np.array(
+        [
+            (radius * np.cos(angle), radius * np.sin(angle))
+            for radius in (12, 18, 26, 35, 45)
+            for angle in np.linspace(0, 2 * np.pi, 16, endpoint=False)
+        ]
+    )
+    taken = list(places)
+    distances = np.hypot(*(places[:, None] - places).transpose(2, 0, 1))
+    # The loneliest first: in a crowd names go around others anyway.
+    for number in np.argsort(-np.sort(distances)[:, min(1, len(places) - 1)]):
+        around = places[number] + choices
+        free = np.hypot(*(around[:, None] - np.array(taken)).transpose(2, 0, 1)).min(axis=1)
+        # The nearest place that is free, or else the freest.
+        best = int(np.argmax(free > NAME_POINTS) if (free > NAME_POINTS).any() else free.argmax())
+        taken.append(around[best])
+        offset = choices[best]
+        far = bool(np.hypot(*offset) > 13)
+        written = axes.annotate(
+            names[number], (x[number], y[number]), xytext=tuple(offset), textcoords="offset points",
+            ha="center", va="center", fontsize=8, color=theme.ink, zorder=4,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": theme.ink, "shrinkA": 4,
+                        "shrinkB": 2} if far else None,
+        )  # fmt: skip
+        written.set_path_effects([withStroke(linewidth=2, foreground=theme.paper)])

@@ -7,6 +7,7 @@ import torch
 import labkit as lk
 from labkit.errors import LabkitError
 from labkit.probing.texts import Texts
+from tests.tiny import make_adapter, make_base, make_letters
 
 TEXTS = Texts(
     "t",
@@ -98,6 +99,19 @@ def test_a_scan_is_that_of_written_merges_in_plain_transformers(
     assert out[3] == pytest.approx(whole - written([1.0, 0.5, 1.0, 0.0]), rel=1e-4, abs=1e-5)
     base = written([0.0, 0.0, 0.0, 0.0])
     assert alone[3] == pytest.approx(written([0.0, 0.0, 0.0, -0.5]) - base, rel=1e-4, abs=1e-5)
+
+
+def test_rows_are_in_the_order_of_layers(tmp_path):
+    """Files name layer 10 before layer 2; each row has its own layer's number all the same."""
+    base = make_letters(make_base(tmp_path / "base", layers=12, vocab_size=97))
+    adapter = make_adapter(tmp_path / "lora", base, scale=0.3, target_modules=["v_proj"])
+    model = lk.live(base, adapter, device="cpu")
+    table = lk.ablation(model, TEXTS, "only_one")
+    assert list(table["layer"]) == list(range(12))
+    for layer in (2, 10):
+        only = [float(one == layer) for one in range(12)]
+        brings = nll(model, only) - nll(model, [0.0] * 12)
+        assert table["estimate"][layer] == pytest.approx(brings, rel=1e-3, abs=1e-6)
 
 
 def test_the_columns(loud):
