@@ -5,6 +5,10 @@ from .gradient_figure import gradient_picture as gradient_picture
 from .picture import picture_bytes as picture_bytes
 from .picture import picture_html as picture_html
 from .picture import save_picture as save_picture
+from .probing_figures import benefit_against_harm as benefit_against_harm
+from .probing_figures import effects_by_layer as effects_by_layer
+from .probing_figures import effects_map as effects_map
+from .probing_figures import gradients_compared as gradients_compared
 from .shown_figure import ShownFigure as ShownFigure
 from .survey_figures import gradient_over_norms as gradient_over_norms
 from .survey_figures import heatmap as heatmap

@@ -6,19 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from labkit.errors import LabkitError, shown
 from labkit.inference.live_model import LiveModel, Mix, Weights
 from labkit.merging.recipe import Term, as_gradient
+from labkit.probing.greedy_answers import exact_matches
 from labkit.probing.intervals import LEVEL, Bootstrap
 from labkit.probing.layer_effects import listed
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Texts
+from labkit.probing.training_text import warn_of_training_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 METRICS = ("nll", "kl")
+ALL_METRICS = (*METRICS, "exact_match")
 CONSTANTS = (0.25, 0.5, 0.75)
 """The constants that are tried, between base and full LoRA."""
 BASE, FULL = "base", "full LoRA"
@@ -42,8 +46,11 @@ def evaluate(
         model: the live model.
         gradients: name -> gradient, for every adapter of the model.
         texts: one set of texts, or several; the first is what the merge is for.
-        metrics: "nll" (the mean for each token that counts, in nats), and "kl" (the mean of
-            KL(base ‖ merge) of the next token, in nats).
+        metrics: "nll" (the mean for each token that counts, in nats), "kl" (the mean of
+            KL(base ‖ merge) of the next token, in nats), and "exact_match" (the share of prompts
+            whose greedy answer ends with the line that the expected one ends with; case, spaces
+            and a full stop at the end do not count). Exact match takes hundreds of questions: with
+            100 of them its interval is about 0.2 wide. Choose by NLL, and report it beside.
         seed: of the intervals' draws.
 
     Returns:
@@ -53,13 +60,15 @@ def evaluate(
 
     Raises:
         LabkitError: an unknown metric, a name that stands for one of the rows that are always
-            there, or a gradient of the wrong length.
+            there, a gradient of the wrong length, or exact match of passages without prompts.
     """
     import pandas as pd
 
     for metric in metrics:
-        if metric not in METRICS:
-            raise LabkitError(f"the metric {shown(metric)!r} is unknown; known are nll and kl")
+        if metric not in ALL_METRICS:
+            raise LabkitError(
+                f"the metric {shown(metric)!r} is unknown; known are {', '.join(ALL_METRICS)}"
+            )
     sets = listed(texts)
     mixes: dict[str, Mix] = {BASE: model.mix(0.0), FULL: model.mix(1.0)}
     for name, weights in gradients.items():
@@ -69,6 +78,8 @@ def evaluate(
             )
         gradient = as_gradient(weights)
         mixes[name] = model.mix([Term(adapter, gradient) for adapter in model.adapters])
+    for one in sets:
+        warn_of_training_text(model, one)
     readers = [Reader(model, one) for one in sets]
     constants = {f"constant {value:g}": model.mix(value) for value in CONSTANTS}
     tried = {name: readers[0].nll(mix) for name, mix in constants.items()}
@@ -76,12 +87,11 @@ def evaluate(
     mixes[best] = constants[best]
     rows: list[dict[str, Any]] = []
     for reader in readers:
-        draws = Bootstrap([one.document for one in reader.texts], reader.counts, seed)
+        documents = [one.document for one in reader.texts]
         for metric in metrics:
-            sums = {
-                name: reader.nll(mix) if metric == "nll" else reader.kl_from_base(mix)
-                for name, mix in mixes.items()
-            }
+            sums = _sums(reader, mixes, metric)
+            of_each = np.ones(len(documents)) if metric == "exact_match" else reader.counts
+            draws = Bootstrap(documents, of_each, seed)
             for name, mix in mixes.items():
                 estimate = draws.estimate(sums[name])
                 change = draws.estimate(sums[name] - sums[BASE])
@@ -99,10 +109,21 @@ def evaluate(
                         "mean_weight": float(np.mean(mix.flat())),
                         "passages": len(reader.texts),
                         "tokens": int(reader.counts.sum()),
-                        "method": "forward",
+                        "method": "greedy answers" if metric == "exact_match" else "forward",
                     }
                 )
     table = pd.DataFrame(rows)
     table.attrs["level"] = LEVEL
     table.attrs["best_constant"] = best
     return table
+
+
+def _sums(
+    reader: Reader, mixes: Mapping[str, Mix], metric: str
+) -> dict[str, Float64[np.ndarray, " passages"]]:
+    """What each passage has of a metric, at each mixture."""
+    if metric == "exact_match":
+        found = exact_matches(reader.model, reader.texts, list(mixes.values()))
+        return dict(zip(mixes, found.T, strict=True))
+    measure = reader.nll if metric == "nll" else reader.kl_from_base
+    return {name: measure(mix) for name, mix in mixes.items()}

@@ -3,12 +3,18 @@
 Passages of one document are alike, so documents are drawn whole, with replacement (Davison and
 Hinkley, Bootstrap Methods and their Application, 1997, section 3.8: resampling clusters). Numbers
 of two models are compared passage by passage, which takes out what makes a passage hard for both.
+
+The plain percentiles of as few documents as texts have are too narrow (20 documents: they
+hold the truth in 92 to 93 of 100 cases). They are expanded as Hesterberg does, "What Teachers
+Should Know About the Bootstrap", The American Statistician 69, 2015, pages 371 to 386.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float64
@@ -65,8 +71,21 @@ class Bootstrap:
         if self._count < 2:
             return Estimate(value, float("nan"), float("nan"))
         means = (self._times @ above) / (self._times @ below)
-        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        tail = expanded_tail(self._count)
+        low, high = np.quantile(means, [tail, 1 - tail])
         return Estimate(value, float(low), float(high))
 
     def _by_document(self, values: Float64[np.ndarray, " passages"]) -> np.ndarray:
         return np.bincount(self._of_passage, values, minlength=self._count)
+
+
+def expanded_tail(documents: int) -> float:
+    """The share of the draws that is left out at each end: `Φ(−√(n/(n − 1))·t)`.
+
+    `t` is the quantile of Student's distribution of `n − 1` degrees, by Cornish and Fisher's
+    expansion (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5).
+    """
+    normal, degrees = NormalDist(), documents - 1
+    z = normal.inv_cdf((1 + LEVEL) / 2)
+    t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    return normal.cdf(-math.sqrt(documents / degrees) * t)

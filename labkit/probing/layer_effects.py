@@ -19,6 +19,7 @@ from labkit.merging.recipe import Term, as_gradient
 from labkit.probing.intervals import LEVEL, Bootstrap
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Texts
+from labkit.probing.training_text import warn_of_training_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,12 +212,18 @@ def _table(
     if by not in ("layer", "module", "kind"):
         raise LabkitError(f"by is {shown(by)!r}; expected layer, module or kind")
     keys = _keys(model, by)
+    adapters = [adapter.name for adapter in model.adapters]
+    # Files name layer 10 before layer 2. What lies outside the layers comes last.
+    ordered = sorted(
+        dict.fromkeys(keys), key=lambda key: (adapters.index(key[0]), key[1] is None, key[1] or 0)
+    )
     rows: list[dict[str, Any]] = []
     for one in listed(texts):
+        warn_of_training_text(model, one)
         reader = Reader(model, one)
         effects = measure(reader)
         draws = Bootstrap([passage.document for passage in one], reader.counts, seed)
-        for adapter, layer, module in dict.fromkeys(keys):
+        for adapter, layer, module in ordered:
             columns = [key == (adapter, layer, module) for key in keys]
             estimate = draws.estimate(effects[:, columns].sum(axis=1))
             rows.append(

@@ -199,12 +199,18 @@ def tokens_and_labels(model: LiveModel, passage: Passage) -> tuple[list[int], li
     if not passage.prompt:
         tokens = model.tokens(passage.text)[0].tolist()
         return tokens, tokens
-    kind = passage.prompt_format or (CHAT if CHAT in formats(tokenizer) else PLAIN)
-    before = model.tokens(formatted(passage.prompt, kind, tokenizer))[0].tolist()
+    before = model.tokens(prompt_of(model, passage))[0].tolist()
     after = tokenizer(passage.text, add_special_tokens=False).input_ids
     if tokenizer.eos_token_id is not None:
         after = [*after, tokenizer.eos_token_id]
     return before + after, [UNCOUNTED] * len(before) + after
+
+
+def prompt_of(model: LiveModel, passage: Passage) -> str:
+    """A passage's prompt in its format, as the model is asked."""
+    tokenizer: Any = model.tokenizer
+    kind = passage.prompt_format or (CHAT if CHAT in formats(tokenizer) else PLAIN)
+    return formatted(passage.prompt, kind, tokenizer)
 
 
 def _windows(

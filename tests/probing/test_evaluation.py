@@ -35,7 +35,9 @@ def test_rows_that_are_always_there(loud):
 
 
 def test_what_cannot_be_evaluated(loud):
-    with pytest.raises(LabkitError, match="the metric 'bleu' is unknown; known are nll and kl"):
+    with pytest.raises(
+        LabkitError, match="the metric 'bleu' is unknown; known are nll, kl, exact_match"
+    ):
         lk.evaluate(loud, {}, TARGET, ["bleu"])
     for name in ("base", "full LoRA", "constant 0.3"):
         with pytest.raises(LabkitError, match="is that of a row which is always there"):

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 import labkit as lk
 from labkit.errors import LabkitError
 from labkit.probing.texts import Texts
+from tests.tiny import make_adapter, make_base, make_letters
 
 TEXTS = Texts(
     "t",
@@ -69,6 +71,57 @@ def test_single_layers_are_turned_exactly(loud):
         brings = nll(loud, only) - nll(loud, [0] * 4)
         assert alone["estimate"][layer] == pytest.approx(brings, rel=1e-4, abs=1e-5)
     assert set(out["method"]) == {"leave_one_out"}
+
+
+def test_a_scan_is_that_of_written_merges_in_plain_transformers(
+    loud, loud_base, loud_adapter, tmp_path
+):
+    from transformers import AutoModelForCausalLM
+
+    def written(weights):
+        term = lk.Term(loud_adapter, lk.Gradient(weights))
+        folder = tmp_path / "-".join(map(str, weights))
+        plan = lk.plan(lk.Recipe(loud_base, [term], dtype="float32"))
+        plan.write(folder, progress=False)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        lost = tokens = 0
+        with torch.inference_mode():
+            for passage in TEXTS:
+                ids = loud.tokens(passage.text)
+                lost += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+                tokens += ids.shape[1] - 1
+        return lost / tokens
+
+    out = lk.ablation(loud, TEXTS, of="1,0.5,1,-0.5")["estimate"]
+    alone = lk.ablation(loud, TEXTS, "only_one", of="1,0.5,1,-0.5")["estimate"]
+    whole = written([1.0, 0.5, 1.0, -0.5])
+    assert out[1] == pytest.approx(whole - written([1.0, 0.0, 1.0, -0.5]), rel=1e-4, abs=1e-5)
+    assert out[3] == pytest.approx(whole - written([1.0, 0.5, 1.0, 0.0]), rel=1e-4, abs=1e-5)
+    base = written([0.0, 0.0, 0.0, 0.0])
+    assert alone[3] == pytest.approx(written([0.0, 0.0, 0.0, -0.5]) - base, rel=1e-4, abs=1e-5)
+
+
+def test_rows_are_in_the_order_of_layers(tmp_path):
+    """Files name layer 10 before layer 2; each row has its own layer's number all the same."""
+    base = make_letters(make_base(tmp_path / "base", layers=12, vocab_size=97))
+    adapter = make_adapter(tmp_path / "lora", base, scale=0.3, target_modules=["v_proj"])
+    model = lk.live(base, adapter, device="cpu")
+    table = lk.ablation(model, TEXTS, "only_one")
+    assert list(table["layer"]) == list(range(12))
+    for layer in (2, 10):
+        only = [float(one == layer) for one in range(12)]
+        brings = nll(model, only) - nll(model, [0.0] * 12)
+        assert table["estimate"][layer] == pytest.approx(brings, rel=1e-3, abs=1e-6)
+
+
+def test_the_columns(loud):
+    expected = "adapter layer module text metric estimate low high passages tokens method".split()
+    for table in (
+        lk.sensitivity(loud, TEXTS),
+        lk.attribution(loud, TEXTS, nodes=1),
+        lk.ablation(loud, TEXTS),
+    ):
+        assert list(table) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 """NLL, KL and gradients of passages, against plain transformers and finite differences."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
+from labkit.inference.live_model import live
 from labkit.probing.scores import UNCOUNTED, Reader, _windows, tokens_and_labels
 from labkit.probing.texts import Passage, Texts
 
 TEXTS = Texts("t", ["In the beginning.", "A", "And the earth was void", "So: so."])
+TEXTS_OF_LETTERS = Texts("t", ["In the beginning.", "And the earth was void", "So: so it was."])
 MERGE = Gradient.parse("0,0.5,1,-0.5")
 
 
@@ -173,3 +177,59 @@ def test_layers_that_cannot_be_stood_in_for_run_again(loud, monkeypatch, odd):
     monkeypatch.setattr(type(layer), "forward", forward)
     _, after = reader.nll_of_each(loud.mix(MERGE), changed)
     assert np.array_equal(after[:, 0], expected)
+
+
+def test_slopes_are_right_to_a_five_hundredth(words, tiny_adapter):
+    """In float32, against central differences, in parts of the largest slope."""
+    model = live(words, tiny_adapter, device="cpu", dtype="float32")
+    reader = Reader(model, TEXTS_OF_LETTERS)
+    weights = [8.0, -6.0, 4.0, 10.0]  # the adapter is small, so its weights are large
+    slopes = reader.gradient(model.mix(Gradient(weights)))[1].sum(axis=0)
+    layers = np.array([model.layer_of(adapter, name) for adapter, name in model.module_names])
+    by_layer = np.bincount(layers, slopes)
+    step = 0.5
+    for layer in range(4):
+        above, below = list(weights), list(weights)
+        above[layer] += step
+        below[layer] -= step
+        up, down = (reader.nll(model.mix(Gradient(one))).sum() for one in (above, below))
+        error = abs(by_layer[layer] - (up - down) / (2 * step))
+        assert error <= 0.002 * np.abs(by_layer).max()
+
+
+def test_slopes_in_bfloat16_are_those_in_float32_nearly(words, tiny_adapter):
+    slopes = {}
+    for dtype in ("float32", "bfloat16"):
+        model = live(words, tiny_adapter, device="cpu", dtype=dtype)
+        mix = model.mix(Gradient([8.0, -6.0, 4.0, 10.0]))
+        slopes[dtype] = Reader(model, TEXTS_OF_LETTERS).gradient(mix)[1].sum(axis=0)
+    assert np.corrcoef(slopes["float32"], slopes["bfloat16"])[0, 1] > 0.98
+
+
+def tensors_of_graphs():
+    """The tensors in memory that a backward pass could still be made from."""
+    gc.collect()
+    return {id(x) for x in gc.get_objects() if isinstance(x, torch.Tensor) and x.grad_fn}
+
+
+def test_answers_after_measuring_are_those_before(loud, monkeypatch):
+    tokens = loud.tokens("In the beginning")
+    loud.weights = MERGE
+    before = loud.forward(tokens).logits
+    graphs = tensors_of_graphs()
+    texts = texts_of(loud)
+    reader = Reader(loud, texts)
+    reader.gradient(loud.mix(0.3))
+    reader.kl_from_base(loud.mix(0.7))
+    reader.nll_of_each(loud.mix(1.0), [(2, loud.mix(Gradient([1, 1, 0, 1])))])
+    with monkeypatch.context() as patch:
+        patch.setattr(loud.decoder_layers[2].mlp, "forward", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            reader.gradient(loud.mix(0.3))
+    assert torch.equal(loud.forward(tokens).logits, before)
+    for module in loud._model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "forward" not in vars(module)
+    assert tensors_of_graphs() <= graphs
+    assert all(one.grad is None for one in loud._model.parameters())
