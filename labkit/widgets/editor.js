@@ -1,7 +1,7 @@
 // GradientEditor in the browser: an anywidget module, served as it is written here.
 //
 //   createStore     the weights, undo and redo, and how they reach Python
-//   createPlot      the SVG picture: bars, norms, axes, and one slider element for each layer
+//   createPlot      the SVG picture: bars, norms or evidence, axes, and a slider for each layer
 //   createEntry     the small field that opens on a double click or a digit
 //   attachPointer   mouse, pen and touch
 //   attachKeyboard  arrows and shortcuts, one tab stop for all layers
@@ -177,8 +177,10 @@ function createStore(model) {
 
 function createPlot(model, store) {
   const layers = store.weights.length;
-  const norms = () => model.get("norms");
-  const shape = { width: 0, height: 0, left: 40, right: 12, top: 10, bottom: 44 };
+  const evidence = () => Object.entries(model.get("evidence"));
+  const norms = () => (evidence().length ? [] : model.get("norms")); // evidence takes their place
+  const shape = { width: 0, height: 0, left: 40, top: 10, bottom: 44 };
+  Object.defineProperty(shape, "right", { get: () => (evidence().length ? 52 : 12) });
   const selection = { first: -1, last: -1 };
   let pointed = -1; // the layer under the pointer, or the one that has the focus
 
@@ -187,6 +189,7 @@ function createPlot(model, store) {
   const outline = draw("path", { class: "outline" });
   const normLine = draw("path", { class: "norm" });
   const survives = draw("path", { class: "survives" });
+  const effects = draw("g", { class: "effects", "aria-hidden": "true" });
   const chosen = draw("rect", { class: "chosen" });
   const column = draw("rect", { class: "column" });
   const zero = draw("path", { class: "zero" });
@@ -210,7 +213,7 @@ function createPlot(model, store) {
   const svg = draw(
     "svg",
     { class: "plot", role: "group", "aria-label": "layer weights" },
-    paper, bars, normLine, survives, outline, zero, chosen, column, axis, grip, ticks,
+    paper, bars, normLine, survives, effects, outline, zero, chosen, column, axis, grip, ticks,
     ...sliders, bubble,
   );
 
@@ -233,6 +236,42 @@ function createPlot(model, store) {
 
   function normY(value, most) {
     return shape.top + plotHeight() * (1 - 0.94 * (value / most));
+  }
+
+  // Evidence has an axis of its own, at the right, of nats per token: what is below 0 makes the text
+  // more likely, and is drawn upwards. Each text has its slot in the layer's column; the second
+  // one's bars are hollow.
+  function drawEvidence() {
+    const sets = evidence();
+    effects.replaceChildren();
+    if (!sets.length) return;
+    const all = sets.flatMap(([, rows]) => rows.flat()).filter((value) => value !== null);
+    const [least, most] = [Math.min(0, ...all), Math.max(0, ...all)];
+    const span = most - least || 1;
+    const at = (value) => shape.top + plotHeight() * (0.04 + (0.92 * (value - least)) / span);
+    const wide = plotWidth() / layers;
+    const room = (wide * 0.8) / sets.length;
+    const marks = [draw("path", { class: "no-effect", d: `M${x(0)} ${at(0)}H${x(layers)}` })];
+    sets.forEach(([, rows], slot) => {
+      rows.forEach(([estimate, low, high], layer) => {
+        const left = x(layer) + wide * 0.1 + slot * room;
+        const [top, bottom] = [at(Math.min(0, estimate)), at(Math.max(0, estimate))];
+        const kind = `${verdict(low, high)}${slot ? " second" : ""}`;
+        const box = { x: left + room * 0.1, width: room * 0.8, y: top, height: bottom - top };
+        marks.push(draw("rect", { class: `effect ${kind}`, ...box }));
+        if (low === null) return;
+        const [middle, cap] = [left + room / 2, room * 0.22];
+        const whisker =
+          `M${middle} ${at(low)}V${at(high)}M${middle - cap} ${at(low)}h${2 * cap}` +
+          `M${middle - cap} ${at(high)}h${2 * cap}`;
+        marks.push(draw("path", { class: `whisker ${kind}`, d: whisker }));
+      });
+    });
+    const edge = shape.width - shape.right + 6;
+    for (const value of roundNumbers(least, most)) {
+      marks.push(text({ x: edge, y: at(value) + 4 }, signed(value), { class: "effect-tick" }));
+    }
+    effects.replaceChildren(...marks);
   }
 
   function text(place, content, attributes) {
@@ -283,6 +322,7 @@ function createPlot(model, store) {
       set(slider, { "aria-valuemin": low, "aria-valuemax": high });
     });
     drawTicks();
+    drawEvidence();
     sliders.forEach((slider) => slider.removeAttribute("aria-valuenow"));
     drawWeights();
     drawChosen();
@@ -310,7 +350,8 @@ function createPlot(model, store) {
     sliders.forEach((slider, layer) => {
       const now = plain(weights[layer]);
       if (slider.getAttribute("aria-valuenow") !== now) {
-        set(slider, { "aria-valuenow": now, "aria-valuetext": now });
+        const found = evidence().map(([name, rows]) => `; ${name}: ${inWords(rows[layer])}`);
+        set(slider, { "aria-valuenow": now, "aria-valuetext": now + found.join("") });
       }
     });
     drawPointed();
@@ -387,6 +428,33 @@ function createPlot(model, store) {
       drawChosen();
     },
   };
+}
+
+// What an interval says: better, worse, or nothing that could be told from chance.
+function verdict(low, high) {
+  if (low === null || (low <= 0 && high >= 0)) return "unsure";
+  return high < 0 ? "better" : "worse";
+}
+
+function inWords([estimate, low, high]) {
+  if (low === null) return `${signed(estimate)} nats per token, no interval`;
+  const said = { better: "better", worse: "worse", unsure: "not told from 0" }[verdict(low, high)];
+  return `${said}, ${signed(estimate)} nats per token (${signed(low)} to ${signed(high)})`;
+}
+
+const signed = (value) => {
+  const digits = plain(Number(Math.abs(value).toPrecision(2)));
+  return value < 0 ? `\u2212${digits}` : value > 0 ? `+${digits}` : "0";
+};
+
+// Three to six round numbers from low to high, 0 among them.
+function roundNumbers(low, high) {
+  const rough = (high - low || 1) / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
+  const numbers = [];
+  for (let i = Math.ceil(low / step); i * step <= high; i++) numbers.push(i * step);
+  return numbers;
 }
 
 const percent = (share) => `${Number((share * 100).toPrecision(2))} %`;
@@ -817,10 +885,11 @@ function render({ model, el }) {
   attachKeyboard(plot, store, entry, model);
 
   const legend = make("div", { class: "legend" });
+  const note = make("div", { class: "note", role: "status" });
   const stage = make("div", { class: "stage" }, plot.svg, entry.field);
   const root = make(
     "div", { class: "labkit-editor" },
-    panel.bar, stage, legend, panel.list, panel.problem, panel.help,
+    panel.bar, stage, legend, note, panel.list, panel.problem, panel.help,
   );
   // OWN_KEYS takes Ctrl+S and its like away as well, so they are handed to the cell around us.
   root.addEventListener("keydown", (event) => {
@@ -837,11 +906,21 @@ function render({ model, el }) {
     const [base, adapter] = model.get("names");
     const key = (kind, name) =>
       make("span", {}, make("i", { class: `key ${kind}`, "aria-hidden": "true" }), name);
-    const known = model.get("norms").length > 0;
-    const lines = known
-      ? [key("norm-key", "‖ΔW‖/‖W‖"), key("survives-key", "what survives of it (weight × norm)")]
-      : [];
+    const texts = Object.keys(model.get("evidence"));
+    const lines = texts.map((name, slot) => key(slot ? "effect-key second" : "effect-key", name));
+    if (texts.length) {
+      lines.push(
+        key("effect-key better", "↑ better: the NLL falls"),
+        key("effect-key worse", "↓ worse: it rises"),
+        key("effect-key unsure", "the interval includes 0"),
+      );
+    } else if (model.get("norms").length) {
+      lines.push(
+        key("norm-key", "‖ΔW‖/‖W‖"), key("survives-key", "what survives of it (weight × norm)"),
+      );
+    }
     legend.replaceChildren(key("base-key", base), key("adapter-key", adapter), ...lines);
+    note.textContent = texts.length ? model.get("evidence_note") : "";
   }
 
   function drawAll() {
@@ -856,7 +935,10 @@ function render({ model, el }) {
 
   store.listen(plot.drawWeights);
   store.listen(panel.drawText);
-  const watched = { bounds: drawAll, norms: drawAll, names: drawNames, picture_id: hidePictures };
+  const watched = {
+    bounds: drawAll, norms: drawAll, evidence: drawAll, evidence_note: drawNames, names: drawNames,
+    picture_id: hidePictures,
+  };
   for (const [name, act] of Object.entries(watched)) model.on(`change:${name}`, act);
   const observer = new ResizeObserver(() => {
     const width = Math.floor(stage.clientWidth);

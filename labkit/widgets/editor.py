@@ -9,7 +9,7 @@ is and how to round is decided here, by `Gradient`, so that Python and the scree
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from labkit.gradients.gradient import Gradient
 from labkit.gradients.presets import SHAPES, preset
 
 HERE = Path(__file__).parent
+MOST_EVIDENCE = 2
+"""Texts whose evidence is shown at once: each has its place in a layer's column."""
 REVERSED = "reversed"
 """The entry of the list of presets that reverses the weights on the screen."""
 
@@ -33,6 +35,11 @@ class GradientEditor(anywidget.AnyWidget):
     Args:
         gradient: the weights to start with.
         norms: ‖ΔW‖/‖W‖ of each layer, drawn behind the bars; left out where unknown.
+        evidence: which layers matter, drawn in place of the norms: for one text or two, by name,
+            an (estimate, low, high) for each layer, in nats per token. Below 0 the layer makes the
+            text more likely, which is drawn upwards; where low and high are None, no interval is
+            known. An interval that includes 0 is grey.
+        evidence_note: what was measured, how and at which gradient, in a sentence.
         names: the base model's name and the LoRA's, for the legend.
         bounds: lowest and highest weight that can be drawn; from 0 to 1, or as wide as the
             gradient needs. A typed or assigned weight beyond them widens them.
@@ -54,6 +61,8 @@ class GradientEditor(anywidget.AnyWidget):
     )
     step = traitlets.Float(0.01).tag(sync=True)
     norms = traitlets.List(traitlets.Float()).tag(sync=True)
+    evidence = traitlets.Dict().tag(sync=True)
+    evidence_note = traitlets.Unicode("").tag(sync=True)
     names = traitlets.List(traitlets.Unicode(), default_value=["base model", "LoRA"]).tag(sync=True)
     presets = traitlets.List(traitlets.Unicode(), default_value=[*SHAPES, REVERSED]).tag(sync=True)
     picture_id = traitlets.Unicode("").tag(sync=True)
@@ -68,6 +77,8 @@ class GradientEditor(anywidget.AnyWidget):
         gradient: Gradient | Iterable[float],
         *,
         norms: Sequence[float] = (),
+        evidence: Mapping[str, Sequence[Sequence[float | None]]] | None = None,
+        evidence_note: str = "",
         names: Sequence[str] = ("base model", "LoRA"),
         bounds: tuple[float, float] | None = None,
         step: float = 0.01,
@@ -84,6 +95,8 @@ class GradientEditor(anywidget.AnyWidget):
         self.weights = weights
         self.start = weights
         self.norms = [float(norm) for norm in norms]
+        self.evidence = dict(evidence or {})
+        self.evidence_note = evidence_note
         self.names = [shown(name, 60) for name in names]
 
     @property
@@ -145,6 +158,34 @@ class GradientEditor(anywidget.AnyWidget):
                     f"the norm of layer {layer} is {norm}; a norm is finite and not negative"
                 )
         return norms
+
+    @traitlets.validate("evidence")
+    def _check_evidence(self, proposal: Any) -> dict[str, list[list[float | None]]]:
+        given = proposal["value"]
+        if len(given) > MOST_EVIDENCE:
+            raise traitlets.TraitError(
+                f"evidence is shown for {MOST_EVIDENCE} texts at most, found {len(given)}"
+            )
+        return {
+            shown(name, 40): self._checked_evidence(str(name), rows) for name, rows in given.items()
+        }
+
+    def _checked_evidence(self, name: str, rows: Any) -> list[list[float | None]]:
+        rows = [list(row) for row in rows]
+        if len(rows) != self._layers:
+            raise traitlets.TraitError(
+                f"the evidence on {shown(name)!r} has {len(rows)} entries for {self._layers} "
+                "layers; give one (estimate, low, high) for each layer"
+            )
+        for layer, row in enumerate(rows):
+            known = row[:1] if row[1:] == [None, None] else row
+            finite = all(isinstance(one, (int, float)) and math.isfinite(one) for one in known)
+            if len(row) != 3 or not finite or (known is row and row[1] > row[2]):
+                raise traitlets.TraitError(
+                    f"the evidence on {shown(name)!r} for layer {layer} is {shown(row)}; expected "
+                    "estimate, low and high, finite, low not above high (or None for both)"
+                )
+        return [[None if one is None else float(one) for one in row] for row in rows]
 
     @traitlets.validate("names")
     def _check_names(self, proposal: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from traitlets import TraitError
 
@@ -86,6 +87,20 @@ def test_weights_beyond_the_bounds_widen_them(editor: GradientEditor) -> None:
         ("step", 0, "the editor's step lies from 0.000001 to 1, found 0.0"),
         ("norms", [1, 2], "2 norms for 4 layers; give one norm for each layer"),
         ("norms", [1, 2, -3, 4], "the norm of layer 2 is -3.0; a norm is finite and not negative"),
+        (
+            "evidence",
+            {"a": [(0, 0, 0)]},
+            "the evidence on 'a' has 1 entries for 4 layers; give one",
+        ),
+        (
+            "evidence",
+            {"a": [(0, 0, 0)] * 3 + [(0, 1, 0)]},
+            "the evidence on 'a' for layer 3 is [0, 1, 0]; expected estimate, low and high, finite",
+        ),
+        ("evidence", {"a": [(math.nan, None, None)] * 4}, "for layer 0 is [nan, None, None]"),
+        ("evidence", {"a": [(0, 1, None)] * 4}, "for layer 0 is [0, 1, None]"),
+        ("evidence", {"a": [(0, 1)] * 4}, "for layer 0 is [0, 1]"),
+        ("evidence", {"a": [], "b": [], "c": []}, "evidence is shown for 2 texts at most, found 3"),
         ("names", ["one"], "names are two, the base model's and the LoRA's; found 1"),
     ],
 )
@@ -96,6 +111,19 @@ def test_bad_traits_are_refused_in_one_line(
         setattr(editor, trait, value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_evidence_is_kept_as_plain_numbers(editor: GradientEditor) -> None:
+    rows = np.array([[-0.5, -1, 0.25], [0, -1, 1], [1, 0, 2], [2, 2, 2]])
+    editor.evidence = {"scripture": rows, "one\x1bpassage": [(0.5, None, None)] * 4}
+    assert editor.evidence["scripture"] == rows.tolist()
+    assert all(type(one) is float for row in editor.evidence["scripture"] for one in row)
+    assert "\x1b" not in list(editor.evidence)[1]
+    assert editor.evidence[list(editor.evidence)[1]] == [[0.5, None, None]] * 4
+    editor.evidence = {}
+    assert GradientEditor([0, 1], evidence={"a": [(1, 0, 2)] * 2}).evidence == {
+        "a": [[1.0, 0.0, 2.0]] * 2
+    }
 
 
 def test_names_from_files_are_made_safe() -> None:

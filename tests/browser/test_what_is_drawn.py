@@ -1,0 +1,105 @@
+"""What the editor draws of its traits: its own code on a page, without Jupyter and Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import labkit
+from labkit.widgets.editor import GradientEditor
+
+WIDGETS = Path(labkit.__file__).parent / "widgets"
+PAGE = """<!doctype html><style>{style}</style><div id="here" style="width:{width}px"></div>
+<script type="module">
+{code}
+const traits = {traits};
+const told = {{}};
+window.model = {{
+  get: (name) => traits[name],
+  set(name, value) {{
+    traits[name] = value;
+    (told[`change:${{name}}`] ?? []).forEach((one) => one());
+  }},
+  save_changes() {{}},
+  on: (name, one) => (told[name] ??= []).push(one),
+  off() {{}},
+}};
+widget.render({{ model, el: document.getElementById("here") }});
+</script>"""
+
+Draw = Callable[..., Any]
+
+
+@pytest.fixture
+def draw(browser: Any) -> Iterator[Draw]:
+    """Draws an editor on a page of its own; `page.evaluate` can set a trait of `model`."""
+    opened = []
+
+    def drawn(width: int = 900, **traits: Any) -> Any:
+        editor = GradientEditor(traits.pop("gradient", [0, 0.25, 0.5, 1]), **traits)
+        state = {name: getattr(editor, name) for name in editor.trait_names(sync=True)}
+        state = {name: value for name, value in state.items() if not name.startswith("_")}
+        page = browser.new_page()
+        opened.append(page)
+        code = (WIDGETS / "editor.js").read_text().replace("export default", "const widget =")
+        page.set_content(
+            PAGE.format(
+                style=(WIDGETS / "editor.css").read_text(),
+                code=code,
+                width=width,
+                traits=json.dumps(state, default=str),
+            )
+        )
+        page.locator(".layer").first.wait_for()
+        return page
+
+    yield drawn
+    for page in opened:
+        page.close()
+
+
+EVIDENCE = {
+    "scripture": [(-0.04, -0.05, -0.03), (0.02, 0.01, 0.03), (0.01, -0.01, 0.03), (0.04, 0, 0.05)],
+    "prose": [(-0.01, -0.02, -0.005), (0.01, None, None), (0, 0, 0), (0.03, 0.02, 0.04)],
+}
+
+
+def boxes(page: Any, selector: str) -> list[dict[str, float]]:
+    return [one.bounding_box() for one in page.locator(selector).all()]
+
+
+def test_evidence_stands_in_place_of_the_norms(draw: Draw) -> None:
+    page = draw(norms=[1, 2, 3, 4], evidence=EVIDENCE, evidence_note="Measured at 0,0.25,0.5,1.")
+    kinds = [one.get_attribute("class") for one in page.locator(".effect").all()]
+    first = ["better", "worse", "unsure", "unsure"]
+    second = ["better second", "unsure second", "unsure second", "worse second"]
+    assert kinds == [f"effect {kind}" for kind in (*first, *second)]
+    assert page.locator(".whisker").count() == 7  # one interval is not known
+    zero = boxes(page, ".no-effect")[0]["y"]
+    effects = boxes(page, ".effect")
+    # Better is up; as long as the estimate is large; the second text stands beside the first.
+    assert effects[0]["y"] + effects[0]["height"] == pytest.approx(zero, abs=2)
+    assert effects[1]["y"] == pytest.approx(zero, abs=2)
+    assert effects[0]["height"] == pytest.approx(2 * effects[1]["height"], abs=3)
+    assert effects[4]["x"] > effects[0]["x"] + effects[0]["width"]
+    assert page.locator(".norm").get_attribute("d") == ""
+    assert "Measured at 0,0.25,0.5,1." in page.locator(".note").inner_text()
+    legend = page.locator(".legend").inner_text()
+    assert all(word in legend for word in ("scripture", "prose", "better", "worse", "includes 0"))
+    ticks = page.locator(".effect-tick").all_text_contents()
+    assert ticks == ["\u22120.04", "\u22120.02", "0", "+0.02", "+0.04"]
+    said = [one.get_attribute("aria-valuetext") for one in page.locator(".layer").all()]
+    assert said[0].startswith(
+        "0; scripture: better, \u22120.04 nats per token (\u22120.05 to \u2212"
+    )
+    assert said[1].endswith("; prose: +0.01 nats per token, no interval")
+    assert "; scripture: not told from 0, +0.01 nats per token (\u22120.01 to +0.03)" in said[2]
+    page.evaluate("model.set('evidence', {})")
+    assert page.locator(".effect").count() == 0
+    assert page.locator(".norm").get_attribute("d") != ""
+    assert page.locator(".note").inner_text() == ""
+    assert page.locator(".layer").first.get_attribute("aria-valuetext") == "0"
