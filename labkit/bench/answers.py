@@ -9,8 +9,9 @@ from typing import Any
 
 from labkit.bench import view
 from labkit.inference.live_model import LiveModel, Mix
+from labkit.probing.evaluation import CONSTANTS
 from labkit.probing.next_token import compare_next_token
-from labkit.probing.text_plane import TextPlane, text_plane
+from labkit.probing.text_plane import Given, TextPlane, text_plane
 
 DRAW_EVERY = 0.1
 """Seconds between two drawings of a streaming answer."""
@@ -33,16 +34,34 @@ class Answers:
         self._asked: tuple[Any, ...] = ()
         self._kept: list[list[str]] | None = None
 
-    def measure(self, prompt: str, texts: Mapping[str, str], merge: Mix) -> None:
-        """Show the next tokens after a prompt, and the NLLs on two texts."""
+    def measure(self, prompt: str, merge: Mix) -> None:
+        """Show the next tokens after a prompt."""
         expected = compare_next_token(self.model, prompt, merge)
         self._show(
             "next", view.next_tokens(expected.rows, (expected.from_base, expected.from_full))
         )
+
+    def place(self, texts: Mapping[str, Given], merge: Mix) -> None:
+        """Show the NLLs on two texts."""
         if self.plane is None or self.plane.texts != texts:
             self.plane = text_plane(self.model, texts)
-        plane = self.plane = self.plane.with_merge(self.model, merge)
-        self._show("plane", view.plane(list(plane.texts), plane.base, plane.full, plane.trail))
+        self.plane = self.plane.with_merge(self.model, merge)
+        self._show_plane()
+
+    def place_constants(self, stopped: threading.Event) -> None:
+        """Put the constants that are missing into the plane, which base and merge are in."""
+        assert self.plane is not None  # noqa: S101 - `place` comes first
+        for weight in CONSTANTS:
+            if weight not in self.plane.constants and not stopped.is_set():
+                self.plane = self.plane.with_constant(self.model, weight)
+                self._show_plane()
+
+    def _show_plane(self) -> None:
+        plane = self.plane
+        assert plane is not None  # noqa: S101
+        best = plane.best_constant if len(plane.constants) == len(CONSTANTS) else None
+        names, trail = list(plane.texts), plane.trail
+        self._show("plane", view.plane(names, plane.base, plane.full, trail, plane.constants, best))
 
     def write(
         self,

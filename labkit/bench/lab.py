@@ -14,7 +14,9 @@ from typing import Any
 from labkit.bench import view
 from labkit.bench.answers import Answers
 from labkit.bench.background import Latest
+from labkit.bench.evidence import evidence, quick_copy, said_of
 from labkit.bench.panel import Panel
+from labkit.bench.passages import TEXTS
 from labkit.errors import LabkitError, shown
 from labkit.figures import gradient_picture, picture_html, save_picture
 from labkit.files.cache import cache_folder
@@ -25,6 +27,7 @@ from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.probing.text_plane import Given, as_texts, excerpt
 from labkit.surveys.delta_survey import layer_norms
 from labkit.surveys.rounding_loss import rounding_sentence, survival
 from labkit.widgets.editor import GradientEditor
@@ -36,12 +39,9 @@ ROUNDING_ROWS = 16
 """Rows of each tensor on which it is measured for larger bases."""
 DELAY = 0.15
 """Seconds without a change after which the model is asked again."""
-TEXTS = {
-    "everyday text": "The train leaves at nine, so we should be at the station a little earlier. "
-    "If you are hungry, there is a small shop next to the platform that sells sandwiches.",
-    "King James text": "And it came to pass in those days, that he went out into a mountain to "
-    "pray, and continued all night in prayer to God.",
-}
+REST = 0.5
+"""Seconds without a change after which it is measured what matters."""
+EARLIER = "Of an earlier gradient; it is measured again when your hand rests. "
 
 _labs: dict[str, Lab] = {}
 """The lab that each notebook cell shows, so that running the cell again ends the old one."""
@@ -60,7 +60,9 @@ class Lab:
         gradient: the gradient to begin with, for every adapter. If left out, what was drawn last
             for this base and these adapters comes back; the first time, it is the whole LoRA.
         rest: the weight of what adapters change outside the layers, as in a recipe.
-        texts: two probe texts by name, whose NLLs are the axes of the plane.
+        texts: two texts by name, what the merge is for and then what it should leave alone: each
+            a list of passages, a `Texts`, or one passage. Their NLLs are the axes of the plane, and
+            "What matters" measures on them.
         prompt: the prompt to begin with.
         device: where the model runs, as in `live`.
 
@@ -74,7 +76,7 @@ class Lab:
         *adapters: Adapter | str | Path,
         gradient: Gradient | None = None,
         rest: float | None = None,
-        texts: Mapping[str, str] | None = None,
+        texts: Mapping[str, Given] | None = None,
         prompt: str = "In the beginning",
         device: str = "auto",
     ) -> None:
@@ -95,9 +97,11 @@ class Lab:
                 f"{recipe.method.name} is no sum of what each adapter adds; merge it instead "
                 "(labkit merge)"
             )
-        self.texts = dict(texts or TEXTS)
+        self.texts: dict[str, Given] = dict(texts or TEXTS)
         if len(self.texts) != 2:
             raise LabkitError(f"the lab probes two texts, found {len(self.texts)}")
+        for name, given in self.texts.items():
+            self.texts[name] = given if isinstance(given, str) else as_texts(name, given)
         self.receipt: Receipt | None = None
         self.error: BaseException | None = None
         self._recipe, self._device = recipe, device
@@ -106,6 +110,7 @@ class Lab:
         self._cancel = threading.Event()
         self._switching = False
         self._work, self._writer = Latest(self._failed), Latest(self._failed)
+        self._matters = Latest(self._not_measured)
         self._picture: Any = None
         first_term = recipe.terms[0]
         self.editor = GradientEditor(
@@ -159,7 +164,7 @@ class Lab:
         Raises:
             LabkitError: it takes longer than `seconds`.
         """
-        for worker in (self._writer, self._work):
+        for worker in (self._writer, self._work, self._matters):
             if not worker.wait(seconds):
                 raise LabkitError(f"the lab is still at work after {seconds} s")
         if self.error is not None:
@@ -170,6 +175,7 @@ class Lab:
         self._cancel.set()
         self._work.close()
         self._writer.close()
+        self._matters.close()
         self.widget.close()
 
     # What happens when something is moved or pressed
@@ -181,6 +187,7 @@ class Lab:
             chooser.observe(lambda _: self._switch(), "value")
         for field in (panel.prompt, panel.kind, panel.length, panel.temperature, panel.live):
             field.observe(lambda _: self._changed(), "value")
+        panel.matters.observe(lambda _: self._ask_what_matters(0.0), "value")
         panel.stop.on_click(lambda _: self._work.stop())
         panel.answer.on_click(lambda _: self._changed(answer=True))
         panel.write.on_click(lambda _: self.write(panel.folder.value))
@@ -210,6 +217,7 @@ class Lab:
         terms = [*self._recipe.terms[:index], new, *self._recipe.terms[index + 1 :]]
         self._recipe = replace(self._recipe, terms=terms)
         self._changed()
+        self._ask_what_matters(REST)
 
     def _switch(self) -> None:
         """Show the gradient of another adapter or kind of module."""
@@ -222,6 +230,7 @@ class Lab:
         finally:
             self._switching = False
         self._work.submit(lambda stopped: self._after_switch(stopped))
+        self._ask_what_matters(0.0)
 
     def _after_switch(self, stopped: threading.Event) -> None:
         self._show_norms()
@@ -240,19 +249,48 @@ class Lab:
         panel.say("asking the model …")
         mix = model.mix(recipe.terms)
         prompt = formatted(panel.prompt.value, panel.kind.value, model.tokenizer)
-        self._answers.measure(prompt, self.texts, mix)
+        self._answers.measure(prompt, mix)
         self._show_picture()
         if answer and not stopped.is_set():
             length, temperature = panel.length.value, panel.temperature.value
             weights = f"mean weight {recipe.terms[panel.selected[0]].weights.mean:.2f}"
             self._answers.write(prompt, mix, length, temperature, weights, stopped)
         if not stopped.is_set():
+            panel.say("reading the two texts …")
+            self._answers.place(self.texts, mix)
             resolved = plan(recipe)
             panel.show("plan", resolved._repr_html_())
             self._remember()
             panel.say("looking at what rounding loses …")
             panel.show("rounding", self._rounding(resolved, stopped))
+            panel.say("reading the two texts with constants …")
+            self._answers.place_constants(stopped)
         panel.say("")
+
+    def _ask_what_matters(self, rest: float) -> None:
+        editor = self.editor
+        if not self.panel.matters.value:
+            self._matters.stop()
+            editor.evidence, editor.evidence_note = {}, ""
+            return
+        if editor.evidence and not editor.evidence_note.startswith(EARLIER):
+            editor.evidence_note = EARLIER + editor.evidence_note
+        self._matters.submit(self._measure_what_matters, rest)
+
+    def _measure_what_matters(self, stopped: threading.Event) -> None:
+        recipe, (index, scope) = self._recipe, self.panel.selected
+        if not self.editor.evidence:
+            self.editor.evidence_note = "Measuring which layers matter …"
+        model = quick_copy(self.model)
+        found, read = {}, []
+        for name, given in self.texts.items():
+            read.append(excerpt(model, name, given))
+            found[name] = evidence(model, read[-1], recipe, index, scope)
+            if stopped.is_set():
+                return
+        gradient = recipe.terms[index].weights_for.get(scope, recipe.terms[index].weights)
+        self.editor.evidence = found
+        self.editor.evidence_note = said_of(read, len(gradient), f"the gradient {gradient.runs()}")
 
     def _rounding(self, resolved: Plan, stopped: threading.Event) -> str:
         """What rounding will lose of the merge: as HTML, empty if nothing is merged."""
@@ -268,6 +306,10 @@ class Lab:
         index, scope = self.panel.selected
         adapter = self._recipe.terms[index].adapter
         self.editor.norms = layer_norms(self._recipe.base, adapter, scope)
+
+    def _not_measured(self, error: BaseException) -> None:
+        self.editor.evidence_note = ""
+        self._failed(error)
 
     # Files
 

@@ -29,6 +29,12 @@ class Panel:
             tooltips=["one gradient for all modules", *("a gradient of its own" for _ in scopes)],
             style={"button_width": "auto"},
         )
+        self.matters = ipywidgets.ToggleButton(
+            False,
+            description="What matters",
+            tooltip="measure which layers matter for the two texts, whenever the hand rests",
+            layout={"width": "auto"},
+        )
         self.prompt = ipywidgets.Textarea(
             prompt,
             description="prompt",
@@ -106,7 +112,7 @@ class Panel:
         made = ipywidgets.VBox(
             [
                 ipywidgets.HTML(view.STYLE, layout={"display": "none"}),
-                _row(*choosers),
+                _row(*choosers, self.matters),
                 editor,
                 self.prompt,
                 _row(self.kind, self.length, self.temperature, self.live, self.answer, self.stop),

@@ -7,7 +7,7 @@ marks something, it sets both foreground and background itself.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 
 from labkit.errors import shown
@@ -131,6 +131,8 @@ def plane(
     base: tuple[float, float],
     full: tuple[float, float],
     trail: Sequence[tuple[float, float]],
+    constants: Mapping[float, tuple[float, float]] | None = None,
+    best: float | None = None,
 ) -> str:
     """The NLL on two texts as a point in a plane, and the trail of the gradients tried.
 
@@ -139,8 +141,11 @@ def plane(
         base: the base model's two NLLs, in nats for a token.
         full: the full LoRA's.
         trail: the merges', the latest last.
+        constants: those of constant gradients, by their weight.
+        best: the weight of the best constant.
     """
-    points = [base, full, *trail]
+    constants = constants or {}
+    points = [base, full, *constants.values(), *trail]
     width, height, left, bottom, edge = 330, 230, 50, 40, 14
     low, high = [], []
     for axis in (0, 1):
@@ -161,13 +166,21 @@ def plane(
             f'stroke="{INK}" stroke-width="1.5"/>'
         )
 
+    # A label stands where it covers no dot and no other label, if there is such a place.
+    covered = [(x(a) - 5, y(b) - 5, 10.0, 10.0) for a, b in points]
+
     def label(point: tuple[float, float], text: str) -> str:
-        across = x(point[0])
-        anchor, shift = ("end", -9) if across > width - 90 else ("start", 9)
-        return (
-            f'<text x="{across + shift:.1f}" y="{y(point[1]) + 4:.1f}" '
-            f'text-anchor="{anchor}">{text}</text>'
-        )
+        long = 6.2 * len(text)
+        across, up = x(point[0]), y(point[1])
+        places = [
+            (across + dx, up + dy)
+            for dx, dy in ((9, 4), (-9 - long, 4), (-long / 2, -10), (-long / 2, 18), (9, 16))
+            if left <= across + dx <= width - edge - long and edge + 9 <= up + dy <= height - bottom
+        ]
+        boxes = [(at, (at[0], at[1] - 10, long, 12.0)) for at in places or [(left + 2.0, up)]]
+        (at, box) = min(boxes, key=lambda one: sum(_meet(one[1], other) for other in covered))
+        covered.append(box)
+        return f'<text x="{at[0]:.1f}" y="{at[1]:.1f}">{text}</text>'
 
     marks = []
     for share in (0.1, 0.5, 0.9):
@@ -178,9 +191,15 @@ def plane(
             f"{across:.2f}</text>"
             f'<text x="{left - 5}" y="{y(up) + 4:.1f}" text-anchor="end">{up:.2f}</text>'
         )
+    curve = [base, *(constants[weight] for weight in sorted(constants)), full]
+    line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in curve) if constants else ""
+    steps = "".join(dot(point, EDGE, 3) for point in constants.values())
     way = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in trail)
     dots = "".join(dot(point, LIGHT_INK, 3) for point in trail[:-1])
-    now = dot(trail[-1], MARK, 6) + label(trail[-1], "merged") if trail else ""
+    labels = label(base, "base") + label(full, "full LoRA")
+    now = dot(trail[-1], MARK, 6) if trail else ""
+    labels += label(trail[-1], "merged") if trail else ""
+    labels += label(constants[best], f"best constant {best:g}") if best is not None else ""
     first, second = (html.escape(shown(name, 40)) for name in names)
     said = (
         f"NLL on {first} and {second}: base {base[0]:.3f}, {base[1]:.3f}; "
@@ -188,19 +207,31 @@ def plane(
     )
     if trail:
         said += f"; merged {trail[-1][0]:.3f}, {trail[-1][1]:.3f}"
+    if best is not None:
+        said += f"; constant {best:g} {constants[best][0]:.3f}, {constants[best][1]:.3f}"
     return (
         f'<svg role="img" aria-label="{said}" viewBox="0 0 {width} {height}" '
         f'style="width:{width}px;max-width:100%;font-size:11px;fill:var(--lab-ink)">'
         f'<rect x="{left}" y="{edge}" width="{width - left - edge}" '
         f'height="{height - bottom - edge}" style="fill:var(--lab-card);stroke:var(--lab-edge)"/>'
         f'{"".join(marks)}<polyline points="{way}" fill="none" style="stroke:var(--lab-soft)"/>'
-        f"{dots}{dot(base, BASE_COLOR, 5)}{label(base, 'base')}"
-        f"{dot(full, ADAPTER_COLOR, 5)}{label(full, 'full LoRA')}{now}"
+        f'<polyline points="{line}" fill="none" stroke-dasharray="4 3" '
+        f'style="stroke:var(--lab-soft)"/>{steps}'
+        f"{dots}{dot(base, BASE_COLOR, 5)}{dot(full, ADAPTER_COLOR, 5)}{now}{labels}"
         f'<text x="{(left + width - edge) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
         f"NLL on {first} (nats per token)</text>"
         f'<text transform="translate(11 {(height - bottom + edge) / 2:.0f}) rotate(-90)" '
         f'text-anchor="middle">NLL on {second}</text></svg>'
     )
+
+
+def _meet(one: Sequence[float], other: Sequence[float]) -> float:
+    """How much of two boxes (left, top, width, height) covers the other: an area."""
+    across, down = (
+        min(one[axis] + one[axis + 2], other[axis] + other[axis + 2]) - max(one[axis], other[axis])
+        for axis in (0, 1)
+    )
+    return max(across, 0.0) * max(down, 0.0)
 
 
 def problem(error: BaseException | str) -> str:

@@ -131,10 +131,14 @@ class Term:
 
     def gradient_for(self, module: str) -> Gradient:
         """The gradient that counts for a module."""
-        chosen = self.weights
-        for pattern, gradient in self.weights_for.items():
+        return {"": self.weights, **self.weights_for}[self.pattern_for(module)]
+
+    def pattern_for(self, module: str) -> str:
+        """The pattern whose gradient counts for a module; "" where it is that of all modules."""
+        chosen = ""
+        for pattern in self.weights_for:
             if pattern_matches(pattern, module):
-                chosen = gradient
+                chosen = pattern
         return chosen
 
 

@@ -1,16 +1,25 @@
-"""The NLLs on two texts as a point in a plane: of the base, the full LoRA, and each merge tried."""
+"""The NLLs on two texts as a point in a plane: of base, full LoRA, constants, and merges tried."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from labkit.errors import LabkitError
 from labkit.inference.live_model import LiveModel, Mix
+from labkit.probing.scores import Reader
+from labkit.probing.texts import Passage, Texts
 
 Point = tuple[float, float]
 """The NLL on the first text and on the second, in nats per token."""
+Given = Texts | str | Iterable[str | tuple[str, str] | Passage]
+"""What can stand for a text: passages, as `Texts` takes them, or one passage."""
 LONGEST_TRAIL = 40
+PASSAGES = 4
+"""Passages of each text that are read while somebody waits."""
+TOKENS = 64
+"""Tokens of each passage that are read then."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +31,14 @@ class TextPlane:
         base: the base model's point.
         full: the point of the full LoRA.
         trail: the points of the merges tried, the latest last, `LONGEST_TRAIL` at most.
+        constants: the points of constant gradients, by their weight.
     """
 
-    texts: Mapping[str, str]
+    texts: Mapping[str, Given]
     base: Point
     full: Point
     trail: tuple[Point, ...] = ()
+    constants: Mapping[float, Point] = field(default_factory=dict)
 
     def with_merge(self, model: LiveModel, merge: Mix) -> TextPlane:
         """Measure a merge: the same plane, with its point at the end of the trail.
@@ -43,8 +54,18 @@ class TextPlane:
             return self
         return replace(self, trail=(*self.trail, point)[-LONGEST_TRAIL:])
 
+    def with_constant(self, model: LiveModel, weight: float) -> TextPlane:
+        """Measure a constant gradient: the same plane, with its point."""
+        (point,) = points(model, self.texts, [model.mix(weight)])
+        return replace(self, constants={**self.constants, weight: point})
 
-def text_plane(model: LiveModel, texts: Mapping[str, str]) -> TextPlane:
+    @property
+    def best_constant(self) -> float | None:
+        """The weight of the measured constant with the lowest NLL on the first text."""
+        return min(self.constants, key=lambda weight: self.constants[weight][0], default=None)
+
+
+def text_plane(model: LiveModel, texts: Mapping[str, Given]) -> TextPlane:
     """Measure base and full LoRA on two texts; no merge has been tried yet.
 
     Raises:
@@ -54,13 +75,42 @@ def text_plane(model: LiveModel, texts: Mapping[str, str]) -> TextPlane:
     return TextPlane(dict(texts), base, full)
 
 
-def points(model: LiveModel, texts: Mapping[str, str], mixes: Sequence[Mix]) -> list[Point]:
-    """The point of each mixture.
+def points(model: LiveModel, texts: Mapping[str, Given], mixes: Sequence[Mix]) -> list[Point]:
+    """The point of each mixture, on the beginnings of a few passages of each text.
 
     Raises:
         LabkitError: as `text_plane`.
     """
     if len(texts) != 2:
         raise LabkitError(f"a plane is made of two texts, found {len(texts)}")
-    first, second = (model.nll_of([text], mixes) for text in texts.values())
-    return list(zip(first, second, strict=True))
+    first, second = (Reader(model, excerpt(model, *each)) for each in texts.items())
+    return [(_nll(first, mix), _nll(second, mix)) for mix in mixes]
+
+
+def excerpt(model: LiveModel, name: str, given: Given) -> Texts:
+    """The beginnings of a few passages: what can be read while somebody waits.
+
+    Returns:
+        `PASSAGES` of the passages, of many documents, each with its first `TOKENS` tokens.
+    """
+    drawn = as_texts(name, given).take(PASSAGES)
+    return Texts(name, [replace(one, text=_beginning(model, one.text)) for one in drawn])
+
+
+def as_texts(name: str, given: Given) -> Texts:
+    """Passages under a name.
+
+    Raises:
+        LabkitError: as `Texts`.
+    """
+    return Texts(name, [given] if isinstance(given, str) else given)
+
+
+def _beginning(model: LiveModel, text: str) -> str:
+    tokenizer: Any = model.tokenizer
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    return text if len(tokens) <= TOKENS else str(tokenizer.decode(tokens[:TOKENS]))
+
+
+def _nll(reader: Reader, mix: Mix) -> float:
+    return float(reader.nll(mix).sum() / reader.counts.sum())

@@ -920,7 +920,7 @@ function render({ model, el }) {
       );
     }
     legend.replaceChildren(key("base-key", base), key("adapter-key", adapter), ...lines);
-    note.textContent = texts.length ? model.get("evidence_note") : "";
+    note.textContent = model.get("evidence_note");
   }
 
   function drawAll() {

@@ -7,9 +7,12 @@ import itertools
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
 
+import labkit as lk
+from labkit.bench.evidence import quick_copy
 from labkit.bench.lab import Lab
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
@@ -21,7 +24,8 @@ from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.next_token import compare_next_token
-from labkit.probing.text_plane import points
+from labkit.probing.text_plane import excerpt, points
+from labkit.probing.texts import Texts
 from labkit.surveys.delta_survey import layer_norms
 
 HALF = Gradient.parse("0,0.5,1,1")
@@ -243,9 +247,67 @@ def test_other_texts_begin_another_plane(lab):
     lab.wait(60)
     after = lab._answers.plane
     assert after.texts == lab.texts
-    assert after.base[0] != before.base[0]
-    assert after.base[1] == before.base[1]
+    assert after.base[1] != before.base[1]
+    assert after.base[0] == before.base[0]
     assert len(after.trail) == 1
+
+
+def test_the_plane_marks_the_best_constant(lab):
+    plane = lab._answers.plane
+    assert sorted(plane.constants) == [0.25, 0.5, 0.75]
+    x, y = plane.constants[plane.best_constant]
+    said = rf"; constant {plane.best_constant:g} {x:.3f}, {y:.3f}"
+    assert said in shown(lab, "plane")
+    assert f">best constant {plane.best_constant:g}</text>" in shown(lab, "plane")
+
+
+def test_texts_are_passages(words, tiny_adapter):
+    texts = {"one": Texts("other", ["In the", "beginning"]), "two": ["was", "the", "Word"]}
+    lab = Lab(words, tiny_adapter, gradient=HALF, texts=texts, device="cpu")
+    lab.panel.live.value = False
+    lab.wait(60)
+    assert "NLL on one (nats per token)" in shown(lab, "plane")
+    assert [(one.name, len(one)) for one in lab.texts.values()] == [("one", 2), ("two", 3)]
+    lab.close()
+
+
+def test_what_matters_is_measured_for_what_is_shown(lab):
+    assert lab.editor.evidence == {}
+    lab.panel.matters.value = True
+    lab.wait(60)
+    model = quick_copy(lab.model)
+    first, second = (excerpt(model, *each) for each in lab.texts.items())
+    expected = lk.sensitivity(model, [first, second], HALF)
+    for text in (first, second):
+        rows = expected[expected["text"] == text.name][["estimate", "low", "high"]]
+        assert np.array(lab.editor.evidence[text.name]) == pytest.approx(rows.to_numpy(), rel=1e-6)
+    note = lab.editor.evidence_note
+    assert (
+        "at the gradient 0,0.5,1x2. Read: the first 64 tokens of 4 passages of King James" in note
+    )
+    assert "of 8 of them 0.4 leave out the truth" in note
+    # Another gradient: what is shown says that it is old, until it is measured again.
+    before = lab.editor.evidence
+    lab.editor.weights = [1, 0, 0, 1]
+    assert lab.editor.evidence_note.startswith("Of an earlier gradient; it is measured again")
+    assert lab.editor.evidence == before
+    lab.wait(60)
+    assert "at the gradient 1,0x2,1. Read" in lab.editor.evidence_note
+    assert lab.editor.evidence != before
+    lab.panel.matters.value = False
+    assert (lab.editor.evidence, lab.editor.evidence_note) == ({}, "")
+
+
+def test_what_matters_that_cannot_be_measured_is_a_red_line(lab, monkeypatch):
+    lab.texts["everyday text"] = "a"
+    lab.panel.live.value = False
+    with pytest.raises(LabkitError, match="nothing to predict"):
+        lab.wait(60)
+    lab.panel.matters.value = True
+    with pytest.raises(LabkitError, match="passage 0 of 'everyday text' has nothing to predict"):
+        lab.wait(60)
+    assert "nothing to predict" in lab.panel.problem.value
+    assert lab.editor.evidence_note == ""
 
 
 def test_norms_are_those_of_what_the_editor_shows(words, tiny_adapter, second_adapter):

@@ -98,7 +98,7 @@ def test_evidence_stands_in_place_of_the_norms(draw: Draw) -> None:
     )
     assert said[1].endswith("; prose: +0.01 nats per token, no interval")
     assert "; scripture: not told from 0, +0.01 nats per token (\u22120.01 to +0.03)" in said[2]
-    page.evaluate("model.set('evidence', {})")
+    page.evaluate("model.set('evidence', {}); model.set('evidence_note', '')")
     assert page.locator(".effect").count() == 0
     assert page.locator(".norm").get_attribute("d") != ""
     assert page.locator(".note").inner_text() == ""

@@ -9,7 +9,16 @@ import torch
 
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
-from labkit.probing.text_plane import LONGEST_TRAIL, TextPlane, points, text_plane
+from labkit.probing.text_plane import (
+    LONGEST_TRAIL,
+    PASSAGES,
+    TOKENS,
+    TextPlane,
+    excerpt,
+    points,
+    text_plane,
+)
+from labkit.probing.texts import Texts
 
 TEXTS = {"one": "In the beginning was the Word", "two": "The train leaves at nine."}
 MERGE = Gradient.parse("0,0.5,1,-0.5")
@@ -53,3 +62,30 @@ def test_two_texts_that_can_be_predicted(loud):
         points(loud, {"one": "text"}, [loud.mix(1)])
     with pytest.raises(LabkitError, match="nothing to predict"):
         text_plane(loud, {"one": "text", "two": "a"})
+
+
+def test_a_text_is_a_few_beginnings_of_passages(loud):
+    several = Texts("one", [f"{number} is a number; " * 20 for number in range(9)])
+    read = excerpt(loud, "one", several)
+    assert len(read) == PASSAGES
+    assert {one.text[0] for one in read} == {one.text[0] for one in several.take(PASSAGES)}
+    assert all(loud.tokens(one.text).shape[1] == TOKENS for one in read)
+    assert [one.text for one in excerpt(loud, "two", "In the")] == ["In the"]
+    pair = excerpt(loud, "three", [("Why?", "Because.")]).passages[0]
+    assert (pair.prompt, pair.text) == ("Why?", "Because.")
+    # Its number is that of the passages together, each token counting as much as any other.
+    (found,) = points(loud, {"one": ["In the beginning", "was"], "two": several}, [loud.mix(1)])
+    loud.weights = "1x4"
+    assert found[0] == pytest.approx(loud.nll(["In the beginning", "was"]), rel=1e-5)
+    assert found[1] == pytest.approx(loud.nll([one.text for one in read]), rel=1e-5)
+
+
+def test_constants_are_points_and_the_best_is_best_on_the_first_text(loud):
+    plane = text_plane(loud, TEXTS)
+    assert plane.best_constant is None
+    for weight in (0.25, 0.5, 0.75):
+        plane = plane.with_constant(loud, weight)
+        assert plane.constants[weight] == points(loud, TEXTS, [loud.mix(weight)])[0]
+    on_first = {weight: point[0] for weight, point in plane.constants.items()}
+    assert on_first[plane.best_constant] == min(on_first.values())
+    assert plane.trail == ()
