@@ -33,6 +33,9 @@ class Answers:
         self.plane: TextPlane | None = None
         self._asked: tuple[Any, ...] = ()
         self._kept: list[list[str]] | None = None
+        # What the columns show: the question, the merge's weights, and how they were drawn.
+        self._complete = False
+        self._shown: tuple[tuple[Any, ...], Any, tuple[Any, ...]] | None = None
 
     def measure(self, prompt: str, merge: Mix) -> None:
         """Show the next tokens after a prompt."""
@@ -83,6 +86,7 @@ class Answers:
             stopped: set from another thread to end early.
         """
         asked = (prompt, length, temperature)
+        self._complete = False
         kept = self._kept if asked == self._asked else None
         mixes = [merge] if kept else [self.model.mix(0), merge, self.model.mix(1)]
         tokens: list[list[int]] = [[] for _ in mixes]
@@ -93,6 +97,7 @@ class Answers:
             if kept:
                 texts = [kept[0], texts[0], kept[1]]
             notes = ("", note, "") if kept else (note, note, note)
+            self._shown = (asked, merge.weights, (texts, weights))
             self._show("columns", view.columns(texts, notes, weights))
 
         draw("…")
@@ -110,6 +115,31 @@ class Answers:
         if not kept:
             self._kept = [pieces(self.model.tokenizer, tokens[row]) for row in (0, 2)]
             self._asked = asked
+        self._complete = True
+
+    def current(self, prompt: str, merge: Mix, length: int, temperature: float) -> bool:
+        """Whether the columns hold whole answers to this, by this merge."""
+        asked = (prompt, length, temperature)
+        return (
+            self._complete
+            and self._shown is not None
+            and self._shown[:2]
+            == (
+                asked,
+                merge.weights,
+            )
+        )
+
+    def mark_as_older(self, prompt: str, merge: Mix, length: int, temperature: float) -> None:
+        """Say beside the answers on the screen that they are to something else than this."""
+        if self._shown is None or self.current(prompt, merge, length, temperature):
+            return
+        asked, _, (texts, weights) = self._shown
+        note = "(of the gradient before)"
+        notes = ("", note, "")
+        if asked != (prompt, length, temperature):
+            notes = ("(of the question before)",) * 3
+        self._show("columns", view.columns(texts, notes, weights))
 
 
 def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:

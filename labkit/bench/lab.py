@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import secrets
 import threading
@@ -121,11 +122,27 @@ class Lab:
         self.panel = Panel([term.adapter.name for term in recipe.terms], self._scopes(), prompt)
         if restored:
             self._restore()
+        self._show_in_force()
         self._connect()
         self.widget = self.panel.around(self.editor)
         self._changed()
 
     # What the screen says
+
+    def clear(self, adapter: int, pattern: str) -> None:
+        """Take away the gradient that some modules have of their own.
+
+        Args:
+            adapter: the adapter's number.
+            pattern: the modules, as in `recipe.terms[adapter].weights_for`.
+        """
+        term = self._recipe.terms[adapter]
+        kept = {name: each for name, each in term.weights_for.items() if name != pattern}
+        self._put(adapter, Term(term.source, term.weights, kept))
+        if self.panel.selected == (adapter, pattern):
+            self._show_selected()
+        self._changed()
+        self._ask_what_matters(REST)
 
     @property
     def gradient(self) -> Gradient:
@@ -201,7 +218,8 @@ class Lab:
         modules = [name for term in self._recipe.terms for name in term.adapter.modules]
         kinds = {name.split(".")[-2] for name in modules if "." in name}
         ordered = sorted(kinds, key=lambda kind: ("attn" not in kind, kind))
-        return [kind for kind in ordered if not kind.isdecimal()]
+        patterns = [name for term in self._recipe.terms for name in term.weights_for]
+        return list(dict.fromkeys([*(kind for kind in ordered if not kind.isdecimal()), *patterns]))
 
     def _drawn(self) -> None:
         if self._switching:
@@ -214,13 +232,41 @@ class Lab:
             if scope
             else Term(old.adapter, drawn, old.weights_for)
         )
-        terms = [*self._recipe.terms[:index], new, *self._recipe.terms[index + 1 :]]
-        self._recipe = replace(self._recipe, terms=terms)
+        self._put(index, new)
         self._changed()
         self._ask_what_matters(REST)
 
+    def _put(self, index: int, term: Term) -> None:
+        """Take a term into the recipe, and show every gradient that is then in force."""
+        terms = [*self._recipe.terms[:index], term, *self._recipe.terms[index + 1 :]]
+        self._recipe = replace(self._recipe, terms=terms)
+        self._show_in_force()
+
+    def _show_in_force(self) -> None:
+        """Show the gradients in force beside the one in the editor, and which can be cleared."""
+        index, scope = self.panel.selected
+        edited = (index, scope if scope in self._recipe.terms[index].weights_for else "")
+        in_force = in_force_of(self._recipe)
+        self.editor.others = {
+            self.panel.name_of(*key): list(gradient)
+            for key, gradient in in_force.items()
+            if key != edited
+        }
+        own = {
+            (number, pattern): gradient.mean
+            for number, term in enumerate(self._recipe.terms)
+            for pattern, gradient in term.weights_for.items()
+        }
+        idle = "" if edited in in_force else self.panel.name_of(*edited)
+        self.panel.show_own(own, idle, self.clear)
+
     def _switch(self) -> None:
         """Show the gradient of another adapter or kind of module."""
+        self._show_selected()
+        self._work.submit(lambda stopped: self._after_switch(stopped))
+        self._ask_what_matters(0.0)
+
+    def _show_selected(self) -> None:
         index, scope = self.panel.selected
         term = self._recipe.terms[index]
         self._switching = True
@@ -229,19 +275,24 @@ class Lab:
             self.editor.names = [self.editor.names[0], shown(term.adapter.name, 60)]
         finally:
             self._switching = False
-        self._work.submit(lambda stopped: self._after_switch(stopped))
-        self._ask_what_matters(0.0)
+        self._show_in_force()
 
     def _after_switch(self, stopped: threading.Event) -> None:
         self._show_norms()
-        self._refresh(stopped, answer=False)
+        self._refresh(stopped, bool(self.panel.live.value), again=False)
 
     def _changed(self, answer: bool = False) -> None:
         wanted = answer or bool(self.panel.live.value)
         self._work.submit(lambda stopped: self._refresh(stopped, wanted), DELAY)
 
-    def _refresh(self, stopped: threading.Event, answer: bool) -> None:
-        """Ask the model about what is on the screen; runs in the background."""
+    def _refresh(self, stopped: threading.Event, answer: bool, again: bool = True) -> None:
+        """Ask the model about what is on the screen; runs in the background.
+
+        Args:
+            stopped: set from another thread to end early.
+            answer: let the model answer.
+            again: also where the answers on the screen are those to what is on the screen.
+        """
         self.error = None
         model, panel, recipe = self.model, self.panel, self._recipe
         assert self._answers is not None  # noqa: S101 - made with the model
@@ -251,10 +302,11 @@ class Lab:
         prompt = formatted(panel.prompt.value, panel.kind.value, model.tokenizer)
         self._answers.measure(prompt, mix)
         self._show_picture()
-        if answer and not stopped.is_set():
-            length, temperature = panel.length.value, panel.temperature.value
-            weights = f"mean weight {recipe.terms[panel.selected[0]].weights.mean:.2f}"
-            self._answers.write(prompt, mix, length, temperature, weights, stopped)
+        question = (prompt, mix, panel.length.value, panel.temperature.value)
+        if not answer:
+            self._answers.mark_as_older(*question)
+        elif not stopped.is_set() and (again or not self._answers.current(*question)):
+            self._answers.write(*question, self._means(recipe), stopped)
         if not stopped.is_set():
             panel.say("reading the two texts …")
             self._answers.place(self.texts, mix)
@@ -266,6 +318,15 @@ class Lab:
             panel.say("reading the two texts with constants …")
             self._answers.place_constants(stopped)
         panel.say("")
+
+    def _means(self, recipe: Recipe) -> str:
+        """The mean weight of every gradient in force."""
+        in_force = in_force_of(recipe)
+        if len(in_force) == 1:
+            (gradient,) = in_force.values()
+            return f"mean weight {gradient.mean:.2f}"
+        said = (f"{self.panel.name_of(*key)} {one.mean:.2f}" for key, one in in_force.items())
+        return f"mean weights: {', '.join(said)}"
 
     def _ask_what_matters(self, rest: float) -> None:
         editor = self.editor
@@ -377,12 +438,17 @@ class Lab:
 
     def _figure(self) -> Any:
         base, adapter = self.editor.names
-        return gradient_picture(self.editor.gradient, base, adapter)
+        term = self._recipe.terms[self.panel.selected[0]]
+        return gradient_picture(term.weights, base, adapter, term.weights_for)
 
     def _picture_html(self) -> str:
-        gradient = self.editor.gradient
-        said = f"Gradient of {len(gradient)} layers, mean weight {gradient.mean:.2f}"
-        picture = picture_html(self._figure(), said, f"{said}<br><code>{gradient}</code>")
+        term = self._recipe.terms[self.panel.selected[0]]
+        said = f"Gradient of {len(term.weights)} layers, {self._means(self._recipe)}"
+        lists = [f"<code>{term.weights}</code>"]
+        for pattern, gradient in term.weights_for.items():
+            lists.append(f"{html.escape(shown(pattern))}: <code>{gradient}</code>")
+        caption = f"{html.escape(said)}<br>{'<br>'.join(lists)}"
+        picture = picture_html(self._figure(), said, caption)
         return f'<div class="labkit-picture-{self.editor.picture_id}">{picture}</div>'
 
     def _show_picture(self) -> None:
@@ -446,6 +512,16 @@ class Lab:
             return  # nothing was kept, or not for this; the lab then begins afresh
         self._recipe = recipe
         self.editor.gradient = recipe.terms[0].weights
+
+
+def in_force_of(recipe: Recipe) -> dict[tuple[int, str], Gradient]:
+    """The gradients that count for some module, by the adapter's number and the pattern."""
+    return {
+        (number, pattern): gradient
+        for number, term in enumerate(recipe.terms)
+        for pattern, gradient in {"": term.weights, **term.weights_for}.items()
+        if any(term.pattern_for(part.name) == pattern for part in term.source.parts)
+    }
 
 
 def _cell() -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ipywidgets
 
 from labkit.bench import view
+from labkit.errors import shown
 from labkit.inference.prompts import PLAIN, TEMPLATES
 
 NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
@@ -28,6 +30,10 @@ class Panel:
             description="modules",
             tooltips=["one gradient for all modules", *("a gradient of its own" for _ in scopes)],
             style={"button_width": "auto"},
+        )
+        self._adapters, self._buttons = list(adapters), {}
+        self._own = ipywidgets.Box(
+            layout={"display": "none", "flex_flow": "row wrap", "align_items": "center"}
         )
         self.matters = ipywidgets.ToggleButton(
             False,
@@ -89,6 +95,44 @@ class Panel:
         """
         return int(self.which.value), str(self.scope.value)
 
+    def name_of(self, adapter: int, pattern: str) -> str:
+        """What people call a gradient: the adapter, where there are several, and the modules."""
+        names = [shown(self._adapters[adapter], 40)] if len(self._adapters) > 1 else []
+        if pattern or not names:
+            names.append(NAMES.get(pattern, shown(pattern, 40)) if pattern else "all modules")
+        return " ".join(names)
+
+    def show_own(
+        self,
+        means: Mapping[tuple[int, str], float],
+        idle: str,
+        clear: Callable[[int, str], None],
+    ) -> None:
+        """Show a button for each gradient that some modules have of their own, to clear it.
+
+        Args:
+            means: adapter and pattern -> the gradient's mean weight.
+            idle: what is drawn in the editor, if it counts for no module; else "".
+            clear: called with adapter and pattern when the button is pressed.
+        """
+        for key, mean in means.items():
+            if key not in self._buttons:
+                button = ipywidgets.Button(icon="times", layout={"width": "auto"})
+                button.on_click(partial(_press, clear, *key))
+                self._buttons[key] = button
+            name = self.name_of(*key)
+            self._buttons[key].description = f"{name}: mean weight {mean:.2f}"
+            self._buttons[key].tooltip = f"clear the gradient of {name}"
+        said = "A gradient of its own, in place of that of all modules (press to clear):"
+        if idle:
+            said = f"What is drawn for {idle} counts nowhere: {said[0].lower()}{said[1:]}"
+        children = [ipywidgets.HTML(view.remark(said)), *(self._buttons[key] for key in means)]
+        if [one.description for one in children] != [one.description for one in self._own.children]:
+            self._own.children = children
+        elif self._own.children[0].value != children[0].value:
+            self._own.children[0].value = children[0].value
+        self._own.layout.display = "flex" if means else "none"
+
     def show(self, name: str, content: str) -> None:
         """Show HTML in "columns", "next", "plane", "plan", "rounding" or "receipt"."""
         self._shown[name].value = content
@@ -113,6 +157,7 @@ class Panel:
             [
                 ipywidgets.HTML(view.STYLE, layout={"display": "none"}),
                 _row(*choosers, self.matters),
+                self._own,
                 editor,
                 self.prompt,
                 _row(self.kind, self.length, self.temperature, self.live, self.answer, self.stop),
@@ -131,6 +176,10 @@ class Panel:
         )
         made.add_class("labkit-lab")
         return made
+
+
+def _press(clear: Callable[[int, str], None], adapter: int, pattern: str, _: Any) -> None:
+    clear(adapter, pattern)
 
 
 def _row(*children: Any, gap: str = "4px") -> ipywidgets.Box:

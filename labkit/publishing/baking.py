@@ -281,7 +281,7 @@ def _write(
     (folder / "receipt.json").write_text(
         json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    picture = gradient_picture(term.weights, "base model", adapter.name)
+    picture = gradient_picture(term.weights, "base model", adapter.name, term.weights_for)
     (folder / "gradient.png").write_bytes(picture_bytes(picture))
     (folder / "README.md").write_text(_card(term, receipt), encoding="utf-8")
     return receipt

@@ -17,6 +17,7 @@ const SAVED_KEY = "labkit.saved-gradients";
 const MOST_SAVED = 5;
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+const meanOf = (weights) => weights.reduce((sum, weight) => sum + weight, 0) / weights.length;
 const plain = (number) => String(number === 0 ? 0 : number);
 const sameList = (a, b) => a.length === b.length && a.every((value, i) => value === b[i]);
 
@@ -50,7 +51,7 @@ function createStore(model) {
   let weights = [...model.get("weights")];
   let past = [];
   let future = [];
-  let held = false; // a pointer is down: what Python says meanwhile waits
+  let held = null; // a pointer is down: what Python says meanwhile waits, and the axis stays
   let lastKey = null; // key presses on one layer in quick succession are one step of history
   let lastKeyTime = 0;
   let timer = null;
@@ -124,7 +125,7 @@ function createStore(model) {
       return weights;
     },
     get bounds() {
-      return model.get("bounds");
+      return held ?? model.get("bounds");
     },
     get canUndo() {
       return past.length > 0;
@@ -137,11 +138,11 @@ function createStore(model) {
     replace,
     flush,
     hold() {
-      held = true;
+      held = [...model.get("bounds")];
       remember();
     },
     release() {
-      held = false;
+      held = null;
       // A click that changed nothing is no step of history.
       if (past.length && sameList(past.at(-1), weights)) past.pop();
       if (waiting) flush();
@@ -162,7 +163,7 @@ function createStore(model) {
     redo: () => travel(future, past),
     snap(value) {
       const step = model.get("step");
-      const [low, high] = model.get("bounds");
+      const [low, high] = held ?? model.get("bounds");
       const digits = clamp(Math.ceil(-Math.log10(step)) + 1, 0, 8);
       return clamp(Number((Math.round(value / step) * step).toFixed(digits)), low, high);
     },
@@ -190,6 +191,7 @@ function createPlot(model, store) {
   const normLine = draw("path", { class: "norm" });
   const survives = draw("path", { class: "survives" });
   const effects = draw("g", { class: "effects", "aria-hidden": "true" });
+  const others = draw("g", { class: "others", "aria-hidden": "true" });
   const chosen = draw("rect", { class: "chosen" });
   const column = draw("rect", { class: "column" });
   const zero = draw("path", { class: "zero" });
@@ -213,7 +215,7 @@ function createPlot(model, store) {
   const svg = draw(
     "svg",
     { class: "plot", role: "group", "aria-label": "layer weights" },
-    paper, bars, normLine, survives, effects, outline, zero, chosen, column, axis, grip, ticks,
+    paper, bars, normLine, survives, effects, others, outline, zero, chosen, column, axis, grip, ticks,
     ...sliders, bubble,
   );
 
@@ -234,8 +236,16 @@ function createPlot(model, store) {
     return path;
   }
 
-  function normY(value, most) {
-    return shape.top + plotHeight() * (1 - 0.94 * (value / most));
+  // Norms stand on the line of weight 0, as the bars do.
+  const ground = () => y(clamp(0, ...store.bounds));
+  const normRoom = () => Math.max(ground() - shape.top, plotHeight() / 4);
+  const normY = (value, most) => ground() - 0.94 * normRoom() * (value / most);
+
+  function drawOthers() {
+    const lines = Object.values(model.get("others")).map((weights, i) =>
+      draw("path", { class: `other dash-${i % 3}`, d: steps(weights, y) }),
+    );
+    others.replaceChildren(...lines);
   }
 
   // Evidence has an axis of its own, at the right, of nats per token: what is below 0 makes the text
@@ -323,6 +333,7 @@ function createPlot(model, store) {
     });
     drawTicks();
     drawEvidence();
+    drawOthers();
     sliders.forEach((slider) => slider.removeAttribute("aria-valuenow"));
     drawWeights();
     drawChosen();
@@ -335,15 +346,14 @@ function createPlot(model, store) {
     if (!shape.width) return;
     const weights = store.weights;
     const top = steps(weights, y);
-    const ground = y(clamp(0, ...store.bounds)).toFixed(2);
-    set(bars, { d: `${top}V${ground}H${x(0).toFixed(2)}Z` });
+    const floor = ground().toFixed(2);
+    set(bars, { d: `${top}V${floor}H${x(0).toFixed(2)}Z` });
     set(outline, { d: top });
-    set(zero, { d: store.bounds[0] < 0 ? `M${x(0)} ${ground}H${x(layers)}` : "" });
+    set(zero, { d: store.bounds[0] < 0 ? `M${x(0)} ${floor}H${x(layers)}` : "" });
     const known = norms();
     const most = known.length ? Math.max(...known) : 0;
     set(normLine, { d: most ? steps(known, (value) => normY(value, most)) : "" });
     const left = known.map((norm, layer) => Math.min(Math.abs(weights[layer]) * norm, most / 0.94));
-    const floor = (shape.top + plotHeight()).toFixed(2);
     set(survives, {
       d: most ? `${steps(left, (value) => normY(value, most))}V${floor}H${x(0).toFixed(2)}Z` : "",
     });
@@ -741,12 +751,11 @@ function createPanel(model, plot, store) {
 
   function fillShapes() {
     const saved = savedLists().filter((one) => one.length === store.weights.length);
-    const meanOf = (one) => (one.reduce((sum, w) => sum + w, 0) / one.length).toFixed(2);
     shapes.replaceChildren(
       make("option", { value: "" }, "presets…"),
       ...model.get("presets").map((name) => make("option", { value: name }, name)),
       ...saved.map((one, i) =>
-        make("option", { value: `saved ${i}` }, `saved ${i + 1} (mean ${meanOf(one)})`),
+        make("option", { value: `saved ${i}` }, `saved ${i + 1} (mean ${meanOf(one).toFixed(2)})`),
       ),
     );
   }
@@ -845,8 +854,7 @@ function createPanel(model, plot, store) {
 
   function drawText() {
     const { weights } = store;
-    const average = weights.reduce((sum, weight) => sum + weight, 0) / weights.length;
-    mean.textContent = `mean weight ${average.toFixed(2)}`;
+    mean.textContent = `mean weight ${meanOf(weights).toFixed(2)}`;
     undo.disabled = !store.canUndo;
     redo.disabled = !store.canRedo;
     if (!editing) list.value = weights.map(plain).join(",");
@@ -919,11 +927,15 @@ function render({ model, el }) {
         key("norm-key", "‖ΔW‖/‖W‖"), key("survives-key", "what survives of it (weight × norm)"),
       );
     }
+    Object.entries(model.get("others")).forEach(([name, weights], i) => {
+      lines.push(key(`other-key dash-${i % 3}`, `${name}: mean weight ${meanOf(weights).toFixed(2)}`));
+    });
     legend.replaceChildren(key("base-key", base), key("adapter-key", adapter), ...lines);
     note.textContent = model.get("evidence_note");
   }
 
   function drawAll() {
+    scale = store.bounds;
     plot.layOut();
     drawNames();
   }
@@ -933,10 +945,16 @@ function render({ model, el }) {
     style.textContent = id ? `.labkit-picture-${id}{display:none}` : "";
   }
 
-  store.listen(plot.drawWeights);
+  let scale = store.bounds;
+  store.listen(() => {
+    // The axis stayed as it was while a hand was moving.
+    if (sameList(scale, store.bounds)) plot.drawWeights();
+    else plot.layOut();
+    scale = store.bounds;
+  });
   store.listen(panel.drawText);
   const watched = {
-    bounds: drawAll, norms: drawAll, evidence: drawAll, evidence_note: drawNames, names: drawNames,
+    bounds: drawAll, norms: drawAll, others: drawAll, evidence: drawAll, evidence_note: drawNames, names: drawNames,
     picture_id: hidePictures,
   };
   for (const [name, act] of Object.entries(watched)) model.on(`change:${name}`, act);

@@ -40,9 +40,10 @@ class GradientEditor(anywidget.AnyWidget):
             text more likely, which is drawn upwards; where low and high are None, no interval is
             known. An interval that includes 0 is grey.
         evidence_note: what was measured, how and at which gradient, in a sentence.
+        others: other gradients in force beside this one, by name; drawn as outlines over the bars.
         names: the base model's name and the LoRA's, for the legend.
-        bounds: lowest and highest weight that can be drawn; from 0 to 1, or as wide as the
-            gradient needs. A typed or assigned weight beyond them widens them.
+        bounds: lowest and highest weight that can be drawn; from 0 to 1 if left out. They are
+            wider while a weight, typed or assigned, lies beyond them.
         step: what a drawn weight is rounded to, and what an arrow key adds.
 
     Raises:
@@ -63,6 +64,7 @@ class GradientEditor(anywidget.AnyWidget):
     norms = traitlets.List(traitlets.Float()).tag(sync=True)
     evidence = traitlets.Dict().tag(sync=True)
     evidence_note = traitlets.Unicode("").tag(sync=True)
+    others = traitlets.Dict().tag(sync=True)
     names = traitlets.List(traitlets.Unicode(), default_value=["base model", "LoRA"]).tag(sync=True)
     presets = traitlets.List(traitlets.Unicode(), default_value=[*SHAPES, REVERSED]).tag(sync=True)
     picture_id = traitlets.Unicode("").tag(sync=True)
@@ -79,6 +81,7 @@ class GradientEditor(anywidget.AnyWidget):
         norms: Sequence[float] = (),
         evidence: Mapping[str, Sequence[Sequence[float | None]]] | None = None,
         evidence_note: str = "",
+        others: Mapping[str, Gradient | Sequence[float]] | None = None,
         names: Sequence[str] = ("base model", "LoRA"),
         bounds: tuple[float, float] | None = None,
         step: float = 0.01,
@@ -86,17 +89,16 @@ class GradientEditor(anywidget.AnyWidget):
     ) -> None:
         first = gradient if isinstance(gradient, Gradient) else Gradient(gradient)
         self._layers = len(first)
+        self._fitting = False
+        self._asked_bounds = (0.0, 1.0) if bounds is None else bounds
         weights = list(first)
-        super().__init__(
-            bounds=(min(0.0, *weights), max(1.0, *weights)) if bounds is None else bounds,
-            step=step,
-            **traits,
-        )
+        super().__init__(bounds=self._asked_bounds, step=step, **traits)
         self.weights = weights
         self.start = weights
         self.norms = [float(norm) for norm in norms]
         self.evidence = dict(evidence or {})
         self.evidence_note = evidence_note
+        self.others = {name: list(each) for name, each in (others or {}).items()}
         self.names = [shown(name, 60) for name in names]
 
     @property
@@ -119,10 +121,45 @@ class GradientEditor(anywidget.AnyWidget):
             gradient.require(self._layers, f"{proposal['trait'].name} of the editor")
         except LabkitError as error:
             raise traitlets.TraitError(str(error)) from None
-        low, high = self.bounds
-        if min(gradient) < low or max(gradient) > high:
-            self.bounds = (min(low, *gradient), max(high, *gradient))
+        if proposal["trait"].name == "weights":
+            self._fit(gradient, wider=True)
         return list(gradient)
+
+    @traitlets.validate("others")
+    def _check_others(self, proposal: Any) -> dict[str, list[float]]:
+        checked = {}
+        for name, weights in proposal["value"].items():
+            try:
+                gradient = Gradient(weights)
+                gradient.require(self._layers, f"{shown(name)} in the editor")
+            except LabkitError as error:
+                raise traitlets.TraitError(str(error)) from None
+            checked[shown(name, 60)] = list(gradient)
+        return checked
+
+    @traitlets.observe("weights", "others")
+    def _weights_changed(self, _: Any) -> None:
+        self._fit(self.weights)
+
+    @traitlets.observe("bounds")
+    def _bounds_changed(self, change: Any) -> None:
+        if not self._fitting:
+            self._asked_bounds = tuple(change["new"])
+
+    def _fit(self, weights: Iterable[float], wider: bool = False) -> None:
+        """Make the bounds as wide as the weights need, and no wider than they and the user do."""
+        seen = [
+            *self._asked_bounds,
+            *weights,
+            *(one for each in self.others.values() for one in each),
+        ]
+        if wider:
+            seen += self.bounds
+        self._fitting = True
+        try:
+            self.bounds = (min(seen), max(seen))
+        finally:
+            self._fitting = False
 
     @traitlets.validate("bounds")
     def _check_bounds(self, proposal: Any) -> tuple[float, float]:

@@ -74,8 +74,7 @@ def _weights(plan: Plan) -> Iterator[str]:
         yield ""
         yield (
             f"One weight for each of the {plan.base.layers} layers, the first layer first: 0 is "
-            f"the base model, 1 is all of {_called(term)}. "
-            f"The mean weight, the ratio of the merge, is {term.weights.mean:.2f}."
+            f"the base model, 1 is all of {_called(term)}. {_ratio(plan, term)}"
         )
         yield from ("", *fenced(str(term.weights)), "")
         for pattern, gradient in term.weights_for.items():
@@ -95,6 +94,32 @@ def _added(recipe: Recipe) -> str:
     return " and ".join(dict.fromkeys(_called(term) for term in recipe.terms))
 
 
+def _ratio(plan: Plan, term: Term) -> str:
+    mean = term.weights.mean
+    if not term.weights_for:
+        return f"The mean weight, the ratio of the merge, is {mean:.2f}."
+    whole = mean_weight(plan, term, 0, plan.base.layers - 1)
+    return (
+        f"The mean weight over all modules, the ratio of the merge, is {whole:.2f}. This first "
+        f"list is for the modules that no pattern below selects, and has the mean {mean:.2f}."
+    )
+
+
+def mean_weight(plan: Plan, term: Term, first: int, last: int) -> float:
+    """The mean of what the modules of some layers get, those with gradients of their own too."""
+    weights = [
+        row.weight
+        for row in plan.ledger
+        if row.adapter == term.source.name
+        and row.weight is not None
+        and row.layer is not None
+        and first <= row.layer <= last
+    ]
+    if not term.weights_for or not weights:
+        return Gradient(term.weights[first : last + 1]).mean
+    return math.fsum(weights) / len(weights)
+
+
 def _picture(plan: Plan) -> Iterator[str]:
     term = plan.recipe.terms[0]
     base, adapter = as_text(plan.base.name), as_text(term.source.name)
@@ -104,6 +129,8 @@ def _picture(plan: Plan) -> Iterator[str]:
         f"Each bar is a layer, the first at the left. The light blue is {base} and the light green "
         f"is {adapter}: the higher the green, the more of {_called(term)} the layer got."
     )
+    if term.weights_for:
+        yield "Modules that have a gradient of their own are drawn below all others."
     if len(plan.recipe.terms) > 1:
         yield f"The picture shows the first {KINDS[term.source.kind]}."
     yield ""
@@ -183,10 +210,7 @@ def _norms(plan: Plan, receipt: Receipt) -> Iterator[str]:
             label, weights = "outside", [plain(plan.recipe.rest or 0.0)] * len(heads)
         else:
             label = _range(*group)
-            weights = [
-                f"{Gradient(term.weights[group[0] : group[1] + 1]).mean:.2f}"
-                for term in plan.recipe.terms
-            ]
+            weights = [f"{mean_weight(plan, term, *group):.2f}" for term in plan.recipe.terms]
         asked = math.hypot(*(tensor.asked for tensor in chosen))
         achieved = math.hypot(*(tensor.achieved for tensor in chosen))
         yield (

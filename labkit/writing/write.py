@@ -166,7 +166,8 @@ def picture_of(plan: Plan) -> bytes:
     from labkit.figures import gradient_picture, picture_bytes
 
     first = plan.recipe.terms[0]
-    return picture_bytes(gradient_picture(first.weights, plan.base.name, first.source.name))
+    names = plan.base.name, first.source.name
+    return picture_bytes(gradient_picture(first.weights, *names, first.weights_for))
 
 
 def _hashes(

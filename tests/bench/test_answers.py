@@ -114,3 +114,23 @@ def test_a_letter_of_several_tokens_comes_with_its_last_one():
     assert pieces(Bytes(), list("aé!".encode())) == ["a", "é", "!"]
     # A last letter that is not whole yet is shown as what it is.
     assert pieces(Bytes(), list("aé".encode())[:-1]) == ["a", "\ufffd"]
+
+
+def test_answers_that_are_older_say_so(answers, shown, loud):
+    merge, other = loud.mix(Gradient.parse(MERGE)), loud.mix(Gradient.parse("1x4"))
+    answers.mark_as_older(PROMPT, other, 5, 0.0)  # there are none yet
+    assert shown == {}
+    answers.write(PROMPT, merge, 5, 0.0, "", threading.Event())
+    assert answers.current(PROMPT, merge, 5, 0.0)
+    answers.mark_as_older(PROMPT, merge, 5, 0.0)
+    assert "before)" not in shown["columns"]
+    before = written(shown["columns"])
+    answers.mark_as_older(PROMPT, other, 5, 0.0)
+    assert shown["columns"].count("(of the gradient before)") == 1
+    assert written(shown["columns"]) == before
+    answers.mark_as_older("Out", other, 5, 0.0)
+    assert shown["columns"].count("(of the question before)") == 3
+    stopped = threading.Event()
+    stopped.set()
+    answers.write(PROMPT, merge, 50, 0.0, "", stopped)
+    assert not answers.current(PROMPT, merge, 50, 0.0)

@@ -84,6 +84,73 @@ def test_attention_and_mlp_can_have_gradients_of_their_own(lab):
     lab.wait(60)
 
 
+def own_buttons(lab):
+    box = lab.panel._own
+    return [] if box.layout.display == "none" else list(box.children[1:])
+
+
+def test_every_gradient_in_force_is_shown_and_can_be_cleared(lab):
+    assert own_buttons(lab) == []
+    assert lab.editor.others == {}
+    lab.panel.scope.value = "self_attn"
+    lab.editor.weights = [1, 1, 1, 1]
+    # The editor shows attention's; the gradient of all other modules is an outline.
+    assert lab.editor.others == {"all modules": list(HALF)}
+    lab.panel.scope.value = ""
+    assert lab.editor.others == {"attention": [1, 1, 1, 1]}
+    assert [one.description for one in own_buttons(lab)] == ["attention: mean weight 1.00"]
+    lab.gradient = Gradient.constant(4, 0)
+    lab.wait(60)
+    # Experiment 3 of notebook 04: header, picture and list say what the model has.
+    assert "mean weights: all modules 0.00, attention 1.00" in shown(lab, "columns")
+    picture = lab._picture_html()
+    assert "mean weights: all modules 0.00, attention 1.00" in picture
+    assert "self_attn: <code>1,1,1,1</code>" in picture
+    titles = [axes.get_title() for axes in lab._figure().axes]
+    assert titles == ["all other modules · mean weight 0.00", "self_attn · mean weight 1.00"]
+    # Nothing is left for the gradient of all modules to count for.
+    lab.panel.scope.value = "mlp"
+    lab.editor.weights = [0, 0, 0, 1]
+    lab.panel.scope.value = ""
+    assert lab.editor.others == {"attention": [1, 1, 1, 1], "MLP": [0, 0, 0, 1]}
+    said = lab.panel._own.children[0].value
+    assert "What is drawn for all modules counts nowhere: a gradient of its own" in said
+    # One press each, also of the one that is being edited.
+    own_buttons(lab)[0].click()
+    assert lab.recipe.terms[0].weights_for == {"mlp": Gradient([0, 0, 0, 1])}
+    assert lab.editor.others == {"MLP": [0, 0, 0, 1]}
+    lab.panel.scope.value = "mlp"
+    own_buttons(lab)[0].click()
+    assert lab.recipe.terms[0].weights_for == {}
+    assert lab.gradient == Gradient.constant(4, 0)
+    assert own_buttons(lab) == []
+    lab.wait(60)
+    assert "merged · mean weight 0.00" in shown(lab, "columns")
+
+
+def test_patterns_of_a_recipe_are_shown_and_can_be_drawn(words, tiny_adapter):
+    term = Term(tiny_adapter, HALF, {"q_proj": "1x4"})
+    lab = Lab(Recipe(words, [term]), device="cpu")
+    lab.panel.live.value = False
+    assert lab.editor.others == {"q_proj": [1, 1, 1, 1]}
+    lab.panel.scope.value = "q_proj"
+    assert lab.gradient == Gradient.constant(4, 1)
+    lab.close()
+
+
+def test_without_answers_those_on_the_screen_are_marked_as_older(lab):
+    assert "before)" not in shown(lab, "columns")
+    lab.panel.live.value = False
+    lab.wait(60)
+    assert "before)" not in shown(lab, "columns")
+    lab.gradient = Gradient([1, 0, 0, 1])
+    lab.wait(60)
+    assert "(of the gradient before)" in shown(lab, "columns")
+    lab.panel.answer.click()
+    lab.wait(60)
+    assert "before)" not in shown(lab, "columns")
+
+
 def test_several_adapters(words, tiny_adapter, second_adapter):
     lab = Lab(words, tiny_adapter, second_adapter, gradient=HALF, device="cpu")
     lab.panel.length.value = 3
@@ -93,7 +160,9 @@ def test_several_adapters(words, tiny_adapter, second_adapter):
     lab.panel.which.value = 0
     assert lab.gradient == HALF
     assert [term.weights for term in lab.recipe.terms] == [HALF, Gradient([1, 1, 1, 0])]
+    assert lab.editor.others == {"second": [1, 1, 1, 0]}
     lab.wait(60)
+    assert "mean weights: tiny-lora 0.62, second 0.75" in shown(lab, "columns")
 
 
 def test_where_nothing_is_merged_rounding_loses_nothing(lab):

@@ -103,3 +103,50 @@ def test_evidence_stands_in_place_of_the_norms(draw: Draw) -> None:
     assert page.locator(".norm").get_attribute("d") != ""
     assert page.locator(".note").inner_text() == ""
     assert page.locator(".layer").first.get_attribute("aria-valuetext") == "0"
+
+
+def heights(page: Any, selector: str) -> list[float]:
+    """The lowest and the highest y of a shape, without its stroke."""
+    return page.locator(selector).first.evaluate(
+        "shape => { const box = shape.getBBox(); return [box.y, box.y + box.height]; }"
+    )
+
+
+def test_other_gradients_in_force_are_outlines_with_names(draw: Draw) -> None:
+    page = draw(others={"attention": [0, 0, 2, 2], "MLP": [1, 1, 1, 1]})
+    assert page.locator(".other").count() == 2
+    legend = page.locator(".legend").inner_text()
+    assert "attention: mean weight 1.00" in legend
+    assert "MLP: mean weight 1.00" in legend
+    # The axis reaches to the highest of them.
+    assert heights(page, ".other") == pytest.approx(heights(page, ".base"), abs=1)
+    page.evaluate("model.set('others', {})")
+    assert page.locator(".other").count() == 0
+    assert "attention" not in page.locator(".legend").inner_text()
+
+
+def test_what_survives_stands_on_the_line_of_zero(draw: Draw) -> None:
+    page = draw(gradient=[-0.5, 0, 0.5, 1], norms=[1, 1, 1, 1])
+    high, low = heights(page, ".base")
+    zero = heights(page, ".zero")[0]
+    assert zero == pytest.approx(high + (low - high) * 2 / 3, abs=1)
+    top, floor = heights(page, ".survives")
+    assert floor == pytest.approx(zero, abs=1)
+    assert top == pytest.approx(zero - 0.94 * (zero - high), abs=1)
+
+
+def test_the_axis_stays_while_a_hand_moves_and_comes_back_after(draw: Draw) -> None:
+    page = draw(gradient=[2, 0.5, 0.5, 0.5])
+    box = page.locator(".base").bounding_box()
+
+    def ticks() -> list[str]:
+        return page.locator(".ticks text").all_text_contents()
+
+    assert "2" in ticks()[:6]
+    page.mouse.move(box["x"] + 20, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.evaluate("model.set('bounds', [0, 1])")  # as Python answers
+    assert "1.6" in ticks()
+    page.mouse.up()
+    assert "1.6" not in ticks()
+    assert float(page.locator(".layer").first.get_attribute("aria-valuenow")) == 1

@@ -59,3 +59,18 @@ def test_the_legend_has_both_names_as_they_are():
     colors = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in patches]
     assert colors == [BASE_COLOR, ADAPTER_COLOR]
     picture_bytes(figure)
+
+
+def test_each_gradient_of_some_modules_has_a_panel():
+    some = {"self_attn": lk.Gradient([1, 1, 0, 1]), "$q$": lk.Gradient([-1, 0, 0, 2])}
+    figure = gradient_picture(lk.Gradient.constant(4, 0), weights_for=some)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "all other modules · mean weight 0.00",
+        "self_attn · mean weight 0.75",
+        "$q$ · mean weight 0.25",
+    ]
+    drawn = [list(axes.patches[0].get_data().values) for axes in figure.axes]
+    assert drawn == [[0, 0, 0, 0], [1, 1, 0, 1], [-1, 0, 0, 2]]
+    assert [axes.get_ylim() for axes in figure.axes] == [(0, 1), (0, 1), (-1, 2)]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "layer"]
+    picture_bytes(figure)

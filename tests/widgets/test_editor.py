@@ -78,6 +78,23 @@ def test_weights_beyond_the_bounds_widen_them(editor: GradientEditor) -> None:
     assert GradientEditor([0.5, 1.5]).bounds == (0, 1.5)
 
 
+def test_the_axis_comes_back(editor: GradientEditor) -> None:
+    editor.gradient = Gradient([-0.5, 0, 0, 1.7])
+    assert editor.bounds == (-0.5, 1.7)
+    editor.others = {"attention": [0, 0, 0, 2]}
+    assert editor.bounds == (-0.5, 2)
+    editor.gradient = Gradient([0, 0, 0, 1])
+    assert editor.bounds == (0, 2)
+    editor.others = {}
+    assert editor.bounds == (0, 1)
+    # What was asked for stays.
+    editor.bounds = (-1, 1.5)
+    editor.gradient = Gradient([0, 0, 0, 3])
+    editor.gradient = Gradient([0, 0, 0, 1])
+    assert editor.bounds == (-1, 1.5)
+    assert GradientEditor([0, 1], bounds=(0, 2)).bounds == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("trait", "value", "message"),
     [
@@ -100,6 +117,8 @@ def test_weights_beyond_the_bounds_widen_them(editor: GradientEditor) -> None:
         ("evidence", {"a": [(math.nan, None, None)] * 4}, "for layer 0 is [nan, None, None]"),
         ("evidence", {"a": [(0, 1, None)] * 4}, "for layer 0 is [0, 1, None]"),
         ("evidence", {"a": [(0, 1)] * 4}, "for layer 0 is [0, 1]"),
+        ("others", {"mlp": [1, 2]}, "2 weights for 4 layers (mlp in the editor)"),
+        ("others", {"mlp": [1, 2, 3, math.inf]}, "the weight of layer 3 is inf"),
         ("evidence", {"a": [], "b": [], "c": []}, "evidence is shown for 2 texts at most, found 3"),
         ("names", ["one"], "names are two, the base model's and the LoRA's; found 1"),
     ],

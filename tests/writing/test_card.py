@@ -25,7 +25,7 @@ def merge(tmp_path, tiny_base, tiny_adapter):
     """Copies base and adapter under names, merges them, and gives back the folder."""
 
     def merge(base="base", adapter="lora", card="", base_card=None, adapter_card=None,
-              template=None, out="merged", **recipe):  # fmt: skip
+              template=None, out="merged", weights_for=None, **recipe):  # fmt: skip
         shutil.copytree(tiny_base, tmp_path / base)
         shutil.copytree(tiny_adapter, tmp_path / adapter)
         make_tokenizer(tmp_path / base, template)
@@ -34,7 +34,7 @@ def merge(tmp_path, tiny_base, tiny_adapter):
             if text is not None:
                 (tmp_path / name / "README.md").write_text(text)
         options = CardOptions(**card) if card else CardOptions()
-        term = lk.Term(str(tmp_path / adapter), "0,0,0.5,1")
+        term = lk.Term(str(tmp_path / adapter), "0,0,0.5,1", weights_for or {})
         made = lk.Recipe(str(tmp_path / base), [term], card=options, **recipe)
         lk.plan(made).write(tmp_path / out, progress=False)
         return tmp_path / out
@@ -44,6 +44,21 @@ def merge(tmp_path, tiny_base, tiny_adapter):
 
 def read(folder):
     return ModelCard((folder / "README.md").read_text())
+
+
+def test_the_ratio_counts_modules_that_have_a_gradient_of_their_own(merge):
+    folder = merge(weights_for={"self_attn": "1x4"})
+    card = (folder / "README.md").read_text()
+    # Of the seven modules of each layer, four are attention's.
+    whole = (4 * 1 + 3 * 0.375) / 7
+    assert (
+        f"The mean weight over all modules, the ratio of the merge, is {whole:.2f}. This first "
+        "list is for the modules that no pattern below selects, and has the mean 0.38." in card
+    )
+    assert "Modules named `self_attn`, mean weight 1.00:" in card
+    assert f"| 0–1 | {4 / 7:.2f} | 8 |" in card
+    assert "| 3 | 1.00 | 7 |" in card
+    assert "Modules that have a gradient of their own are drawn below all others." in card
 
 
 def test_the_whole_card(merge):
