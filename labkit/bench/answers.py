@@ -72,6 +72,7 @@ class Answers:
         merge: Mix,
         length: int,
         temperature: float,
+        seed: int,
         weights: str,
         stopped: threading.Event,
     ) -> None:
@@ -82,10 +83,11 @@ class Answers:
             merge: the merge's mixture.
             length: longest answer, in tokens.
             temperature: 0 always takes the most probable token.
+            seed: of the random numbers.
             weights: the merge's gradient in a word, for the column's head.
             stopped: set from another thread to end early.
         """
-        asked = (prompt, length, temperature)
+        asked = (prompt, length, temperature, seed)
         self._complete = False
         kept = self._kept if asked == self._asked else None
         mixes = [merge] if kept else [self.model.mix(0), merge, self.model.mix(1)]
@@ -101,7 +103,7 @@ class Answers:
             self._show("columns", view.columns(texts, notes, weights))
 
         draw("…")
-        for step in self.model.stream(prompt, mixes, length, temperature):
+        for step in self.model.stream(prompt, mixes, length, temperature, seed):
             for row, token in zip(tokens, step, strict=True):
                 if token is not None:
                     row.append(token)
@@ -117,9 +119,9 @@ class Answers:
             self._asked = asked
         self._complete = True
 
-    def current(self, prompt: str, merge: Mix, length: int, temperature: float) -> bool:
+    def current(self, prompt: str, merge: Mix, length: int, temperature: float, seed: int) -> bool:
         """Whether the columns hold whole answers to this, by this merge."""
-        asked = (prompt, length, temperature)
+        asked = (prompt, length, temperature, seed)
         return (
             self._complete
             and self._shown is not None
@@ -130,14 +132,16 @@ class Answers:
             )
         )
 
-    def mark_as_older(self, prompt: str, merge: Mix, length: int, temperature: float) -> None:
+    def mark_as_older(
+        self, prompt: str, merge: Mix, length: int, temperature: float, seed: int
+    ) -> None:
         """Say beside the answers on the screen that they are to something else than this."""
-        if self._shown is None or self.current(prompt, merge, length, temperature):
+        if self._shown is None or self.current(prompt, merge, length, temperature, seed):
             return
         asked, _, (texts, weights) = self._shown
         note = "(of the gradient before)"
         notes = ("", note, "")
-        if asked != (prompt, length, temperature):
+        if asked != (prompt, length, temperature, seed):
             notes = ("(of the question before)",) * 3
         self._show("columns", view.columns(texts, notes, weights))
 

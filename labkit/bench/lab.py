@@ -7,10 +7,13 @@ import html
 import json
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from traitlets import TraitError
 
 from labkit.bench import view
 from labkit.bench.answers import Answers
@@ -23,7 +26,7 @@ from labkit.figures import gradient_picture, picture_html, save_picture
 from labkit.files.cache import cache_folder
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, live
-from labkit.inference.prompts import PLAIN, formats, formatted
+from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES, formats, formatted
 from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.adapter import Adapter
@@ -42,6 +45,9 @@ DELAY = 0.15
 """Seconds without a change after which the model is asked again."""
 REST = 0.5
 """Seconds without a change after which it is measured what matters."""
+FORMATS = (PLAIN, CHAT, *TEMPLATES)
+ASKED = ("tokens", "temperature", "seed")
+"""The settings that belong to a question, beside its prompt."""
 EARLIER = "Of an earlier gradient; it is measured again when your hand rests. "
 
 _labs: dict[str, Lab] = {}
@@ -65,6 +71,11 @@ class Lab:
             a list of passages, a `Texts`, or one passage. Their NLLs are the axes of the plane, and
             "What matters" measures on them.
         prompt: the prompt to begin with.
+        format: the prompt's format: "plain", "chat template", "Alpaca" or "Metharme".
+        tokens: the longest answer.
+        temperature: 0 always takes the most probable token.
+            Of prompt, format, tokens and temperature, what was chosen last comes back, unless the
+            cell says something else than it did then.
         device: where the model runs, as in `live`.
 
     Raises:
@@ -79,6 +90,9 @@ class Lab:
         rest: float | None = None,
         texts: Mapping[str, Given] | None = None,
         prompt: str = "In the beginning",
+        format: str = PLAIN,
+        tokens: int = 48,
+        temperature: float = 0.0,
         device: str = "auto",
     ) -> None:
         if isinstance(base, (str, Path)) and str(base).endswith((".yaml", ".yml")):
@@ -110,18 +124,26 @@ class Lab:
         self._answers: Answers | None = None
         self._cancel = threading.Event()
         self._switching = False
-        self._work, self._writer = Latest(self._failed), Latest(self._failed)
+        self._wanted: Callable[[], None] = lambda: None
+        self._work, self._writer = Latest(self._failed), Latest(self._not_saved)
         self._matters = Latest(self._not_measured)
-        self._picture: Any = None
+        self._pictures: list[Any] = []
         first_term = recipe.terms[0]
         self.editor = GradientEditor(
             first_term.weights,
             names=(recipe.base.name, first_term.adapter.name),
             picture_id=secrets.token_hex(6),
         )
-        self.panel = Panel([term.adapter.name for term in recipe.terms], self._scopes(), prompt)
-        if restored:
-            self._restore()
+        self.panel = Panel([term.adapter.name for term in recipe.terms], self._scopes())
+        if format not in FORMATS:
+            raise LabkitError(f"no prompt format {shown(format)!r}; there are {', '.join(FORMATS)}")
+        self._said = {
+            "prompt": prompt, "format": format, "tokens": tokens, "temperature": temperature,
+            "seed": 0,
+        }  # fmt: skip
+        for name, value in self._said.items():
+            self.panel.settings[name].value = value
+        self._restore(terms=restored)
         self._show_in_force()
         self._connect()
         self.widget = self.panel.around(self.editor)
@@ -202,16 +224,19 @@ class Lab:
         self.editor.observe(lambda _: self._drawn(), "weights")
         for chooser in (panel.which, panel.scope):
             chooser.observe(lambda _: self._switch(), "value")
-        for field in (panel.prompt, panel.kind, panel.length, panel.temperature, panel.live):
+        for field in (*panel.settings.values(), panel.live):
             field.observe(lambda _: self._changed(), "value")
+        panel.again.on_click(lambda _: self._roll_again())
         panel.matters.observe(lambda _: self._ask_what_matters(0.0), "value")
         panel.stop.on_click(lambda _: self._work.stop())
         panel.answer.on_click(lambda _: self._changed(answer=True))
-        panel.write.on_click(lambda _: self.write(panel.folder.value))
         panel.cancel.on_click(lambda _: self._cancel.set())
-        panel.bake.on_click(lambda _: self._work.submit(lambda stopped: self._guarded(self._bake)))
-        panel.save_recipe.on_click(lambda _: self._guarded(self._save_recipe))
-        panel.save_picture.on_click(lambda _: self._guarded(self._save_picture))
+        panel.write.on_click(lambda _: self._save("", self.write))
+        panel.bake.on_click(lambda _: self._save("-adapter", self._bake))
+        panel.save_recipe.on_click(lambda _: self._save(".yaml", self._save_recipe))
+        panel.save_picture.on_click(lambda _: self._save(".png", self._save_picture))
+        panel.replace.on_click(lambda _: self._replace())
+        panel.folder.observe(lambda _: panel.tell(""), "value")
 
     def _scopes(self) -> list[str]:
         """The kinds of modules that can have a gradient of their own: `self_attn`, `mlp`."""
@@ -281,6 +306,11 @@ class Lab:
         self._show_norms()
         self._refresh(stopped, bool(self.panel.live.value), again=False)
 
+    def _roll_again(self) -> None:
+        self.panel.settings["seed"].value += 1  # which is observed
+        if not self.panel.live.value:
+            self._changed(answer=True)
+
     def _changed(self, answer: bool = False) -> None:
         wanted = answer or bool(self.panel.live.value)
         self._work.submit(lambda stopped: self._refresh(stopped, wanted), DELAY)
@@ -302,7 +332,8 @@ class Lab:
         prompt = formatted(panel.prompt.value, panel.kind.value, model.tokenizer)
         self._answers.measure(prompt, mix)
         self._show_picture()
-        question = (prompt, mix, panel.length.value, panel.temperature.value)
+        self._remember()
+        question = (prompt, mix, *(panel.settings[name].value for name in ASKED))
         if not answer:
             self._answers.mark_as_older(*question)
         elif not stopped.is_set() and (again or not self._answers.current(*question)):
@@ -312,7 +343,6 @@ class Lab:
             self._answers.place(self.texts, mix)
             resolved = plan(recipe)
             panel.show("plan", resolved._repr_html_())
-            self._remember()
             panel.say("looking at what rounding loses …")
             panel.show("rounding", self._rounding(resolved, stopped))
             panel.say("reading the two texts with constants …")
@@ -374,6 +404,30 @@ class Lab:
 
     # Files
 
+    def _save(self, ending: str, save: Callable[[Path, bool], None], replace: bool = False) -> None:
+        """Save under the name in the panel, if there is a name, and nothing has it already."""
+        name = self.panel.folder.value.strip()
+        path = Path(f"{name}{ending}")
+        self._wanted = lambda: self._save(ending, save, replace=True)
+        if not name:
+            self.panel.tell(view.problem("write a name into the field “folder” first"))
+        elif path.exists() and not replace:
+            said = f"{shown(path)} is there already; replace it, or write another name"
+            self.panel.tell(view.problem(said), replaceable=True)
+        else:
+            self.panel.tell("")
+            try:
+                save(path, replace)
+            except (LabkitError, OSError) as error:
+                self._not_saved(error)
+
+    def _replace(self) -> None:
+        self._wanted()
+
+    def _not_saved(self, error: BaseException) -> None:
+        self.error = error
+        self.panel.tell(view.problem(error))
+
     def write(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the merge in the background. After `wait`, `receipt` holds its receipt."""
         recipe = self._recipe
@@ -386,45 +440,39 @@ class Lab:
 
         def job(_: threading.Event) -> None:
             self.error = None
+            self.panel.tell("")
             self.panel.writing(True)
             try:
                 self.receipt = plan(recipe).write(folder, overwrite=overwrite, progress=tell)
                 self.panel.show("receipt", self.receipt._repr_html_())
             except _CancelledError:
-                self.panel.show("receipt", view.status("cancelled; nothing was written"))
+                self.panel.tell(view.done("cancelled; nothing was written"))
             finally:
                 self.panel.writing(False)
 
         self._writer.submit(job)
 
-    def _bake(self) -> Path:
-        """Write the adapter that is shown, with its gradient inside it."""
+    def _bake(self, path: Path, overwrite: bool) -> None:
+        """Write the adapter that is shown, with its gradient inside it, in the background."""
         from labkit.publishing.baking import bake
 
-        term = self._recipe.terms[self.panel.selected[0]]
-        path = Path(f"{self.panel.folder.value}-adapter")
-        bake(
-            term.adapter,
-            term.weights,
-            path,
-            weights_for=term.weights_for,
-            rest=self._recipe.rest,
-        )
-        return path
+        term, rest = self._recipe.terms[self.panel.selected[0]], self._recipe.rest
 
-    def _save_recipe(self) -> Path:
-        path = Path(f"{self.panel.folder.value}.yaml")
+        def job(_: threading.Event) -> None:
+            self.error = None
+            own = {"weights_for": term.weights_for, "rest": rest, "overwrite": overwrite}
+            bake(term.adapter, term.weights, path, **own)  # type: ignore[arg-type]
+            self.panel.tell(view.done(f"saved {shown(path)}"))
+
+        self._writer.submit(job)
+
+    def _save_recipe(self, path: Path, _: bool) -> None:
         self._recipe.save(path)
-        return path
+        self.panel.tell(view.done(f"saved {shown(path)}"))
 
-    def _save_picture(self) -> Path:
-        return save_picture(self._figure(), f"{self.panel.folder.value}.png")
-
-    def _guarded(self, save: Any) -> None:
-        try:
-            self.panel.say(f"saved {save()}")
-        except (LabkitError, OSError) as error:
-            self._failed(error)
+    def _save_picture(self, path: Path, _: bool) -> None:
+        save_picture(self._figure(), path)
+        self.panel.tell(view.done(f"saved {shown(path)}"))
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
@@ -452,8 +500,8 @@ class Lab:
         return f'<div class="labkit-picture-{self.editor.picture_id}">{picture}</div>'
 
     def _show_picture(self) -> None:
-        if self._picture is not None:
-            self._picture.update({"text/html": self._picture_html()}, raw=True)
+        for picture in self._pictures:
+            picture.update({"text/html": self._picture_html()}, raw=True)
 
     def _ipython_display_(self) -> None:
         from IPython import display
@@ -464,8 +512,9 @@ class Lab:
         _labs[cell] = self
         display.display(self.widget)  # type: ignore[no-untyped-call]
         # The editor hides this one while it is shown itself.
-        self._picture = display.DisplayHandle()  # type: ignore[no-untyped-call]
-        self._picture.display({"text/html": self._picture_html()}, raw=True)
+        picture = display.DisplayHandle()  # type: ignore[no-untyped-call]
+        picture.display({"text/html": self._picture_html()}, raw=True)
+        self._pictures.append(picture)
 
     def _state_file(self) -> Path:
         sources = [str(source.folder.resolve()) for source in self._recipe.sources]
@@ -473,34 +522,28 @@ class Lab:
         return cache_folder() / "lab" / f"{name}.json"
 
     def _remember(self) -> None:
-        state = {
-            "terms": [
-                {
-                    "weights": term.weights.runs(),
-                    "weights_for": {name: each.runs() for name, each in term.weights_for.items()},
-                }
-                for term in self._recipe.terms
-            ],
-            "prompt": self.panel.prompt.value,
-        }
+        terms = [
+            {
+                "weights": term.weights.runs(),
+                "weights_for": {name: each.runs() for name, each in term.weights_for.items()},
+            }
+            for term in self._recipe.terms
+        ]
+        chosen = {name: field.value for name, field in self.panel.settings.items()}
         try:
             file = self._state_file()
             file.parent.mkdir(parents=True, exist_ok=True)
+            state = {"terms": terms, "chosen": chosen, "said": self._said}
             file.write_text(json.dumps(state), encoding="utf-8")
         except OSError:
             pass  # a cache that cannot be written costs a comfort, not the work
 
-    def _restore(self) -> None:
-        try:
-            state = json.loads(self._state_file().read_text(encoding="utf-8"))
-            terms = [
-                Term(old.adapter, saved["weights"], saved["weights_for"])
-                for old, saved in zip(self._recipe.terms, state["terms"], strict=True)
-            ]
-            recipe = replace(self._recipe, terms=terms)
-            plan(recipe)
-            self.panel.prompt.value = str(state["prompt"])
-        except (
+    def _restore(self, terms: bool) -> None:
+        """Bring back what was chosen last: always the settings, and the gradients if `terms`.
+
+        Of a setting, what the cell says counts where it is not what the cell said then.
+        """
+        with suppress(
             OSError,
             ValueError,
             KeyError,
@@ -508,10 +551,21 @@ class Lab:
             AttributeError,
             RecursionError,
             LabkitError,
-        ):
-            return  # nothing was kept, or not for this; the lab then begins afresh
-        self._recipe = recipe
-        self.editor.gradient = recipe.terms[0].weights
+            TraitError,
+        ):  # fmt: skip - nothing was kept, or not for this; the lab then begins afresh
+            state = json.loads(self._state_file().read_text(encoding="utf-8"))
+            if terms:
+                found = [
+                    Term(old.adapter, saved["weights"], saved["weights_for"])
+                    for old, saved in zip(self._recipe.terms, state["terms"], strict=True)
+                ]
+                recipe = replace(self._recipe, terms=found)
+                plan(recipe)
+                self._recipe = recipe
+                self.editor.gradient = recipe.terms[0].weights
+            for name, value in state["chosen"].items():
+                if state["said"][name] == self._said[name]:
+                    self.panel.settings[name].value = value
 
 
 def in_force_of(recipe: Recipe) -> dict[tuple[int, str], Gradient]:

@@ -10,7 +10,7 @@ import ipywidgets
 
 from labkit.bench import view
 from labkit.errors import shown
-from labkit.inference.prompts import PLAIN, TEMPLATES
+from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES
 
 NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
 """The name of a decoder block's part in a model -> what people call it."""
@@ -19,7 +19,7 @@ NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
 class Panel:
     """All controls of a lab; `around` puts them around its editor."""
 
-    def __init__(self, adapters: Sequence[str], scopes: Sequence[str], prompt: str) -> None:
+    def __init__(self, adapters: Sequence[str], scopes: Sequence[str]) -> None:
         wide = ipywidgets.Layout(width="100%")
         self.which = ipywidgets.Dropdown(
             options=[(name, index) for index, name in enumerate(adapters)],
@@ -31,7 +31,8 @@ class Panel:
             tooltips=["one gradient for all modules", *("a gradient of its own" for _ in scopes)],
             style={"button_width": "auto"},
         )
-        self._adapters, self._buttons = list(adapters), {}
+        self._adapters = list(adapters)
+        self._buttons: dict[tuple[int, str], ipywidgets.Button] = {}
         self._own = ipywidgets.Box(
             layout={"display": "none", "flex_flow": "row wrap", "align_items": "center"}
         )
@@ -42,21 +43,40 @@ class Panel:
             layout={"width": "auto"},
         )
         self.prompt = ipywidgets.Textarea(
-            prompt,
             description="prompt",
             rows=2,
             layout=wide,
             style={"description_width": "initial"},
         )
-        self.kind = ipywidgets.Dropdown(options=[PLAIN, *TEMPLATES], description="format")
+        self.kind = ipywidgets.Dropdown(options=[PLAIN, CHAT, *TEMPLATES], description="format")
         self.length = ipywidgets.BoundedIntText(48, min=1, max=2000, description="tokens")
         self.temperature = ipywidgets.BoundedFloatText(
             0.0, min=0.0, max=5.0, step=0.1, description="temperature"
         )
-        widths = ((self.kind, "180px"), (self.length, "105px"), (self.temperature, "130px"))
+        self.seed = ipywidgets.BoundedIntText(0, min=0, max=2**31, description="seed")
+        self.again = ipywidgets.Button(
+            description="Roll again",
+            icon="random",
+            tooltip="other random numbers, the same for all three answers",
+            layout={"width": "112px", "display": "none"},
+        )
+        self.settings = {
+            "prompt": self.prompt,
+            "format": self.kind,
+            "tokens": self.length,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+        widths = (
+            (self.kind, "180px"), (self.length, "105px"), (self.temperature, "130px"),
+            (self.seed, "105px"),
+        )  # fmt: skip
         for field, width in widths:
             field.layout = ipywidgets.Layout(width=width)
             field.style = {"description_width": "initial"}
+        # Random numbers are thrown above temperature 0 alone.
+        self.seed.layout.display = "none"
+        self.temperature.observe(lambda _: self._show_dice(), "value")
         self.live = ipywidgets.Checkbox(
             True, description="answer while I draw", indent=False, layout={"width": "auto"}
         )
@@ -78,6 +98,11 @@ class Panel:
         self.progress = ipywidgets.FloatProgress(
             0, min=0, max=1, layout={"width": "140px", "display": "none"}
         )
+        self.saved = ipywidgets.HTML()
+        self.replace = ipywidgets.Button(
+            description="Replace", button_style="warning", layout={"width": "80px"}
+        )
+        self.replace.layout.display = "none"
         saving = {"width": "112px"}
         self.bake = ipywidgets.Button(description="Bake adapter", layout=saving)
         self.save_recipe = ipywidgets.Button(description="Save recipe", layout=saving)
@@ -141,6 +166,20 @@ class Panel:
         """Show in the status line what is going on; an empty text empties it."""
         self.status.value = view.status(text) if text else ""
 
+    def tell(self, content: str, replaceable: bool = False) -> None:
+        """Show HTML beside the buttons that save; nothing ends what is shown.
+
+        Args:
+            content: what became of the last press.
+            replaceable: with a button to replace what is there already.
+        """
+        self.saved.value = content
+        self.replace.layout.display = None if replaceable else "none"
+
+    def _show_dice(self) -> None:
+        shown_now = None if self.temperature.value > 0 else "none"
+        self.seed.layout.display = self.again.layout.display = shown_now
+
     def writing(self, now: bool) -> None:
         """Switch between the buttons to write a merge and to cancel one that is being written."""
         self.write.disabled, self.cancel.disabled = now, not now
@@ -160,7 +199,10 @@ class Panel:
                 self._own,
                 editor,
                 self.prompt,
-                _row(self.kind, self.length, self.temperature, self.live, self.answer, self.stop),
+                _row(
+                    *(self.kind, self.length, self.temperature, self.seed, self.again),
+                    *(self.live, self.answer, self.stop),
+                ),
                 self.problem,
                 shown["columns"],
                 self.status,
@@ -171,6 +213,7 @@ class Panel:
                     *(self.folder, self.write, self.cancel, self.progress),
                     *(self.bake, self.save_recipe, self.save_picture),
                 ),
+                _row(self.saved, self.replace),
                 shown["receipt"],
             ]
         )

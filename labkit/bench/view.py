@@ -245,6 +245,11 @@ def status(text: str) -> str:
     return f'<div class="lab-status" role="status">{html.escape(shown(text, 400))}</div>'
 
 
+def done(text: str) -> str:
+    """A line beside a button that says what it did; a screen reader reads it out."""
+    return f'<div class="lab-done" role="status">{html.escape(shown(text, 400))}</div>'
+
+
 def remark(text: str) -> str:
     """A line that looks like `status`, and that a screen reader does not read out by itself."""
     return f'<div class="lab-status">{html.escape(shown(text, 400))}</div>'

@@ -292,9 +292,8 @@ function createPlot(model, store) {
     const [low, high] = store.bounds;
     const marks = [];
     const bottom = shape.top + plotHeight();
-    const rows = high - low <= 1 ? 4 : 5;
-    for (let i = 0; i <= rows; i++) {
-      const weight = low + ((high - low) * i) / rows;
+    const quarters = [0, 1, 2, 3, 4].map((i) => low + i / 4);
+    for (const weight of high - low === 1 ? quarters : roundNumbers(low, high)) {
       const at = y(weight);
       marks.push(draw("path", { class: "rule", d: `M${shape.left} ${at}H${shape.width - shape.right}` }));
       const label = Number(weight.toFixed(2));
@@ -908,6 +907,17 @@ function render({ model, el }) {
     event.stopPropagation();
     cell.dispatchEvent(new KeyboardEvent("keydown", event));
   });
+  const lost = make("div", { class: "lost", role: "alert" });
+  let connected = true;
+  // The widgets of a kernel that ended stay on the page. Jupyter says when a model is cut off, and
+  // when it is connected again.
+  function cutOff() {
+    connected = !connected;
+    lost.textContent = connected ? "" :
+      "Not connected: the kernel ended. What you draw here goes nowhere; run the cell again.";
+    root.classList.toggle("cut-off", !connected);
+  }
+  model.on("comm_live_update", cutOff);
   const style = make("style");
 
   function drawNames() {
@@ -963,6 +973,7 @@ function render({ model, el }) {
     if (width) plot.resize(width);
   });
   observer.observe(stage);
+  root.prepend(lost);
   el.append(style, root);
   panel.drawText();
   drawNames();
@@ -972,6 +983,7 @@ function render({ model, el }) {
     observer.disconnect();
     store.stop();
     panel.stop();
+    model.off("comm_live_update", cutOff);
     for (const [name, act] of Object.entries(watched)) model.off(`change:${name}`, act);
   };
 }

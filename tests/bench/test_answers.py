@@ -57,7 +57,7 @@ def test_each_answer_is_that_of_its_plain_model(answers, shown, loud, plain_mode
     assert len(set(texts.values())) == 3
     # The second time only the merge is asked again.
     for _ in range(2):
-        answers.write(PROMPT, merge, 6, 0.0, "mean weight 0.25", threading.Event())
+        answers.write(PROMPT, merge, 6, 0.0, 0, "mean weight 0.25", threading.Event())
         assert written(shown["columns"]) == texts
         assert "merged · mean weight 0.25" in shown["columns"]
 
@@ -66,34 +66,44 @@ def test_base_and_full_lora_are_asked_once_for_a_question(answers, shown, loud, 
     rows = []
     stream = loud.stream
 
-    def counted(prompt, mixes, length, temperature):
+    def counted(prompt, mixes, length, temperature, seed):
         rows.append(len(mixes))
-        return stream(prompt, mixes, length, temperature)
+        return stream(prompt, mixes, length, temperature, seed)
 
     monkeypatch.setattr(loud, "stream", counted)
     questions = [
-        (PROMPT, 5, 0.0, "1x4"),
-        (PROMPT, 5, 0.0, MERGE),
-        (PROMPT, 6, 0.0, MERGE),
-        ("Out", 6, 0.0, MERGE),
-        ("Out", 6, 1.0, MERGE),
-        ("Out", 6, 1.0, "1x4"),
+        (PROMPT, 5, 0.0, 0, "1x4"),
+        (PROMPT, 5, 0.0, 0, MERGE),
+        (PROMPT, 6, 0.0, 0, MERGE),
+        ("Out", 6, 0.0, 0, MERGE),
+        ("Out", 6, 1.0, 0, MERGE),
+        ("Out", 6, 1.0, 1, MERGE),
+        ("Out", 6, 1.0, 1, "1x4"),
     ]
-    for prompt, length, temperature, weights in questions:
+    for prompt, length, temperature, seed, weights in questions:
         merge = loud.mix(Gradient.parse(weights))
-        answers.write(prompt, merge, length, temperature, "", threading.Event())
-    assert rows == [3, 1, 3, 3, 3, 1]
+        answers.write(prompt, merge, length, temperature, seed, "", threading.Event())
+    assert rows == [3, 1, 3, 3, 3, 3, 1]
     columns = written(shown["columns"])
     assert columns["merged"] == columns["full"]  # whose random numbers are the same
+
+
+def test_another_seed_is_another_answer(answers, shown, loud):
+    found = []
+    for seed in (0, 1, 0):
+        answers.write(PROMPT, loud.mix(0.5), 12, 1.0, seed, "", threading.Event())
+        found.append(written(shown["columns"]))
+    assert found[0] != found[1]
+    assert found[0] == found[2]
 
 
 def test_an_answer_that_is_stopped_says_so_and_is_not_kept(answers, shown, loud):
     stopped = threading.Event()
     stopped.set()
-    answers.write(PROMPT, loud.mix(1), 50, 0.0, "", stopped)
+    answers.write(PROMPT, loud.mix(1), 50, 0.0, 0, "", stopped)
     assert shown["columns"].count("(stopped)") == 3
     assert len(written(shown["columns"])["full"]) == 1
-    answers.write(PROMPT, loud.mix(1), 4, 0.0, "", threading.Event())
+    answers.write(PROMPT, loud.mix(1), 4, 0.0, 0, "", threading.Event())
     assert "(stopped)" not in shown["columns"]
     assert "…" not in shown["columns"]
 
@@ -118,19 +128,19 @@ def test_a_letter_of_several_tokens_comes_with_its_last_one():
 
 def test_answers_that_are_older_say_so(answers, shown, loud):
     merge, other = loud.mix(Gradient.parse(MERGE)), loud.mix(Gradient.parse("1x4"))
-    answers.mark_as_older(PROMPT, other, 5, 0.0)  # there are none yet
+    answers.mark_as_older(PROMPT, other, 5, 0.0, 0)  # there are none yet
     assert shown == {}
-    answers.write(PROMPT, merge, 5, 0.0, "", threading.Event())
-    assert answers.current(PROMPT, merge, 5, 0.0)
-    answers.mark_as_older(PROMPT, merge, 5, 0.0)
+    answers.write(PROMPT, merge, 5, 0.0, 0, "", threading.Event())
+    assert answers.current(PROMPT, merge, 5, 0.0, 0)
+    answers.mark_as_older(PROMPT, merge, 5, 0.0, 0)
     assert "before)" not in shown["columns"]
     before = written(shown["columns"])
-    answers.mark_as_older(PROMPT, other, 5, 0.0)
+    answers.mark_as_older(PROMPT, other, 5, 0.0, 0)
     assert shown["columns"].count("(of the gradient before)") == 1
     assert written(shown["columns"]) == before
-    answers.mark_as_older("Out", other, 5, 0.0)
+    answers.mark_as_older("Out", other, 5, 0.0, 0)
     assert shown["columns"].count("(of the question before)") == 3
     stopped = threading.Event()
     stopped.set()
-    answers.write(PROMPT, merge, 50, 0.0, "", stopped)
-    assert not answers.current(PROMPT, merge, 50, 0.0)
+    answers.write(PROMPT, merge, 50, 0.0, 0, "", stopped)
+    assert not answers.current(PROMPT, merge, 50, 0.0, 0)

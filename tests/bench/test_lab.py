@@ -187,18 +187,18 @@ def test_an_error_is_a_red_line_and_is_raised_by_wait(lab, tmp_path):
     lab.write(tmp_path / "there")
     with pytest.raises(LabkitError, match="there"):
         lab.wait(60)
-    assert 'role="alert"' in lab.panel.problem.value
+    assert 'role="alert"' in lab.panel.saved.value
     assert lab.receipt is None
-    lab.editor.weights = [1, 1, 1, 1]
+    lab.write(tmp_path / "elsewhere")
     lab.wait(60)
-    assert lab.panel.problem.value == ""
+    assert lab.panel.saved.value == ""
 
 
 def test_a_cancelled_merge_leaves_nothing(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(lab._cancel, "clear", lab._cancel.set)
     lab.write(tmp_path / "ended")
     lab.wait(60)
-    assert "cancelled" in shown(lab, "receipt")
+    assert "cancelled" in lab.panel.saved.value
     assert not (tmp_path / "ended").exists()
     assert lab.receipt is None
 
@@ -218,7 +218,123 @@ def test_the_adapter_is_baked(lab, tmp_path):
     lab.panel.bake.click()
     lab.wait(60)
     assert (tmp_path / "mine-adapter" / "adapter_model.safetensors").exists()
-    assert "saved" in lab.panel.status.value
+    assert f"saved {tmp_path}/mine-adapter" in lab.panel.saved.value
+
+
+def test_what_is_there_is_replaced_only_by_a_press(lab, tmp_path):
+    panel = lab.panel
+    panel.folder.value = str(tmp_path / "mine")
+    for button, name in (
+        (panel.write, "mine"),
+        (panel.bake, "mine-adapter"),
+        (panel.save_recipe, "mine.yaml"),
+        (panel.save_picture, "mine.png"),
+    ):
+        target = tmp_path / name
+        button.click()
+        lab.wait(60)
+        before = {path: path.read_bytes() for path in (target, *target.glob("*")) if path.is_file()}
+        assert before
+        lab.gradient = Gradient([1 - lab.gradient[0], 0.5, 1, 1])
+        button.click()
+        lab.wait(60)
+        assert f"{name} is there already; replace it, or write another name" in panel.saved.value
+        assert panel.replace.layout.display is None
+        assert all(path.read_bytes() == content for path, content in before.items())
+        panel.replace.click()
+        lab.wait(60)
+        assert "is there already" not in panel.saved.value
+        assert panel.replace.layout.display == "none"
+        assert any(path.read_bytes() != content for path, content in before.items())
+    panel.save_recipe.click()
+    assert "is there already" in panel.saved.value
+    panel.folder.value = str(tmp_path / "other")
+    assert panel.saved.value == ""
+    assert panel.replace.layout.display == "none"
+
+
+def test_a_recipe_that_cannot_be_saved_is_said_beside_the_button(lab, tmp_path):
+    lab.panel.folder.value = str(tmp_path / "nowhere" / "mine")
+    lab.panel.save_recipe.click()
+    assert "cannot write the recipe" in lab.panel.saved.value
+    assert lab.panel.problem.value == ""
+    with pytest.raises(LabkitError, match="cannot write the recipe"):
+        lab.wait(60)
+
+
+def test_an_empty_name_writes_nothing(lab, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lab.panel.folder.value = "  "
+    panel = lab.panel
+    for button in (panel.write, panel.bake, panel.save_recipe, panel.save_picture):
+        button.click()
+        assert "write a name into the field" in panel.saved.value
+    lab.wait(60)
+    assert list(tmp_path.iterdir()) == [tmp_path / "cache"]
+
+
+def test_what_the_cell_says_counts_where_it_was_changed(words, tiny_adapter):
+    def settings(**said):
+        lab = Lab(words, tiny_adapter, device="cpu", **{"prompt": "In", "tokens": 5, **said})
+        lab.panel.live.value = False
+        lab.wait(60)
+        found = {name: field.value for name, field in lab.panel.settings.items()}
+        return lab, found
+
+    lab, found = settings(temperature=0.5)
+    assert found == {"prompt": "In", "format": "plain", "tokens": 5, "temperature": 0.5, "seed": 0}
+    lab.panel.prompt.value, lab.panel.kind.value = "the", "Alpaca"
+    lab.panel.length.value, lab.panel.temperature.value, lab.panel.seed.value = 7, 0.75, 3
+    lab.wait(60)
+    lab.close()
+    chosen = {"prompt": "the", "format": "Alpaca", "tokens": 7, "temperature": 0.75, "seed": 3}
+    # The same cell again: all comes back.
+    lab, found = settings(temperature=0.5)
+    assert found == chosen
+    lab.close()
+    # Another prompt, length and temperature in the cell: these count, and the rest comes back.
+    lab, found = settings(prompt="Word", tokens=9, temperature=1.0, gradient=HALF)
+    assert found == {**chosen, "prompt": "Word", "tokens": 9, "temperature": 1.0}
+    assert lab.gradient == HALF
+    lab.close()
+    with pytest.raises(LabkitError, match="no prompt format 'ChatML'; there are plain, chat templ"):
+        settings(format="ChatML")
+
+
+def test_above_temperature_0_there_are_dice(lab):
+    panel = lab.panel
+    assert panel.seed.layout.display == panel.again.layout.display == "none"
+    panel.temperature.value = 1.5
+    assert panel.seed.layout.display is None
+    lab.wait(60)
+    before = shown(lab, "columns")
+    panel.again.click()
+    assert panel.seed.value == 1
+    lab.wait(60)
+    assert shown(lab, "columns") != before
+
+
+def test_shown_twice_it_is_two_views_of_one_lab(lab, monkeypatch):
+    from IPython import display
+
+    monkeypatch.setattr("labkit.bench.lab._cell", lambda: "one cell")
+    views, pictures = [], []
+
+    class Handle:
+        def display(self, content, raw):
+            pictures.append(self)
+
+        def update(self, content, raw):
+            self.content = content["text/html"]
+
+    monkeypatch.setattr(display, "display", views.append)
+    monkeypatch.setattr(display, "DisplayHandle", Handle)
+    lab._ipython_display_()
+    lab._ipython_display_()
+    assert views == [lab.widget, lab.widget]
+    lab.gradient = Gradient([1, 0, 0, 1])
+    lab.wait(60)
+    assert ["1,0,0,1" in picture.content for picture in pictures] == [True, True]
 
 
 def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):
