@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +154,13 @@ def test_what_the_shell_can_do_python_can():
     }  # fmt: skip
     assert commands == in_python.keys()
     assert set(in_python.values()) <= set(labkit.__all__)
+
+
+@pytest.mark.parametrize(("own", "expected"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_torch_wait_asleep_unless_the_user_wants_it_otherwise(own, expected):
+    """As OpenMP itself says when torch is loaded."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "TRUE"} | ({"OMP_WAIT_POLICY": own} if own else {})
+    run = [sys.executable, "-c", "import labkit, torch"]
+    said = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    assert f"OMP_WAIT_POLICY = '{expected}'" in said.stderr

@@ -381,7 +381,9 @@ class Lab:
                 return
         gradient = recipe.terms[index].weights_for.get(scope, recipe.terms[index].weights)
         self.editor.evidence = found
-        self.editor.evidence_note = said_of(read, len(gradient), f"the gradient {gradient.runs()}")
+        of = f" of {self.panel.name_of(index, scope)}" if len(in_force_of(recipe)) > 1 else ""
+        gradient_said = f"the gradient {gradient.runs()}{of}"
+        self.editor.evidence_note = said_of(read, len(gradient), gradient_said)
 
     def _rounding(self, resolved: Plan, stopped: threading.Event) -> str:
         """What rounding will lose of the merge: as HTML, empty if nothing is merged."""

@@ -20,7 +20,7 @@ class Panel:
     """All controls of a lab; `around` puts them around its editor."""
 
     def __init__(self, adapters: Sequence[str], scopes: Sequence[str]) -> None:
-        wide = ipywidgets.Layout(width="100%")
+        wide = ipywidgets.Layout(width="auto")  # 100 % and its margins would make a scroll bar
         self.which = ipywidgets.Dropdown(
             options=[(name, index) for index, name in enumerate(adapters)],
             description="adapter",
@@ -29,7 +29,7 @@ class Panel:
             options=[("all modules", ""), *((NAMES.get(one, one), one) for one in scopes)],
             description="modules",
             tooltips=["one gradient for all modules", *("a gradient of its own" for _ in scopes)],
-            style={"button_width": "auto"},
+            style={"button_width": "auto", "description_width": "initial"},
         )
         self._adapters = list(adapters)
         self._buttons: dict[tuple[int, str], ipywidgets.Button] = {}

@@ -180,7 +180,10 @@ def plane(
         boxes = [(at, (at[0], at[1] - 10, long, 12.0)) for at in places or [(left + 2.0, up)]]
         (at, box) = min(boxes, key=lambda one: sum(_meet(one[1], other) for other in covered))
         covered.append(box)
-        return f'<text x="{at[0]:.1f}" y="{at[1]:.1f}">{text}</text>'
+        return (
+            f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" style="paint-order:stroke;'
+            f'stroke:var(--lab-card);stroke-width:3px">{text}</text>'
+        )
 
     marks = []
     for share in (0.1, 0.5, 0.9):

@@ -4,6 +4,7 @@ Installed into the environment's etc/jupyter. It does something only where the e
 a clone, as `uv run` makes it; anywhere else labkit leaves Jupyter as it is.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,3 +15,5 @@ if (notebooks / ".jupyter" / "jupyter_server_config.py").is_file():
     c.LabApp.default_url = "/lab/tree/01_first_merge.ipynb"
     # Containers run as root; the server listens on this machine only, behind a token.
     c.ServerApp.allow_root = True
+    # As labkit asks for, also in notebooks that import torch before labkit; see labkit/__init__.py.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

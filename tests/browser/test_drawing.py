@@ -344,6 +344,25 @@ def test_it_fits_every_width(editor: Editor, width: int) -> None:
         editor.root.evaluate("root => root.style.width = ''")
 
 
+def test_help_has_its_words_beside_each_other(editor: Editor) -> None:
+    editor.root.locator("summary").click()
+    terms = editor.root.locator(".help dt").all()
+    texts = editor.root.locator(".help dd").all()
+    for term, text in zip(terms, texts, strict=True):
+        assert term.bounding_box()["height"] < 30  # one line
+        assert text.bounding_box()["y"] == pytest.approx(term.bounding_box()["y"], abs=2)
+    editor.root.locator("summary").click()
+
+
+def test_after_its_kernel_restarts_it_says_that_it_is_not_connected(editor: Editor) -> None:
+    lost = editor.root.locator(".lost")
+    assert lost.inner_text() == ""
+    editor.page.evaluate(
+        "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+    )
+    lost.get_by_text("Not connected: the kernel ended.").wait_for()
+
+
 @pytest.fixture(scope="module")
 def touched(pages: Pages, jupyter: Jupyter) -> Editor:
     options = {"has_touch": True, "viewport": {"width": 820, "height": 1000}}

@@ -110,6 +110,14 @@ def test_painting_with_the_mouse_asks_the_model_again(bench: Bench) -> None:
     assert bench.weights() == [0.0] * 30
 
 
+def test_nothing_of_it_scrolls_sideways(bench: Bench) -> None:
+    wider = bench.lab.evaluate(
+        """lab => [lab, ...lab.querySelectorAll('.widget-box')].filter(
+            one => one.scrollWidth > one.clientWidth).map(one => one.className)"""
+    )
+    assert wider == []
+
+
 def test_no_serious_accessibility_finding(bench: Bench, tmp_path: Path) -> None:
     script = axe_script(tmp_path)
     for name in ("JupyterLab Dark", "JupyterLab Light"):
