@@ -46,8 +46,6 @@ DELAY = 0.15
 REST = 0.5
 """Seconds without a change after which it is measured what matters."""
 FORMATS = (PLAIN, CHAT, *TEMPLATES)
-ASKED = ("tokens", "temperature", "seed")
-"""The settings that belong to a question, beside its prompt."""
 EARLIER = "Of an earlier gradient; it is measured again when your hand rests. "
 
 _labs: dict[str, Lab] = {}
@@ -333,7 +331,8 @@ class Lab:
         self._answers.measure(prompt, mix)
         self._show_picture()
         self._remember()
-        question = (prompt, mix, *(panel.settings[name].value for name in ASKED))
+        dice = panel.length.value, panel.temperature.value, panel.seed.value
+        question = (prompt, mix, *dice)
         if not answer:
             self._answers.mark_as_older(*question)
         elif not stopped.is_set() and (again or not self._answers.current(*question)):
@@ -515,7 +514,7 @@ class Lab:
         display.display(self.widget)  # type: ignore[no-untyped-call]
         # The editor hides this one while it is shown itself.
         picture = display.DisplayHandle()  # type: ignore[no-untyped-call]
-        picture.display({"text/html": self._picture_html()}, raw=True)
+        picture.display({"text/html": self._picture_html()}, raw=True)  # type: ignore[no-untyped-call]
         self._pictures.append(picture)
 
     def _state_file(self) -> Path:

@@ -908,16 +908,16 @@ function render({ model, el }) {
     cell.dispatchEvent(new KeyboardEvent("keydown", event));
   });
   const lost = make("div", { class: "lost", role: "alert" });
-  let connected = true;
-  // The widgets of a kernel that ended stay on the page. Jupyter says when a model is cut off, and
-  // when it is connected again.
-  function cutOff() {
-    connected = !connected;
-    lost.textContent = connected ? "" :
+  // The widgets of a kernel that ended stay on the page, and another kernel knows nothing of them.
+  const ends = new Set(["restarting", "autorestarting", "terminating", "dead"]);
+  function kernelChanged(_, status) {
+    if (!ends.has(status)) return;
+    lost.textContent =
       "Not connected: the kernel ended. What you draw here goes nowhere; run the cell again.";
-    root.classList.toggle("cut-off", !connected);
+    root.classList.add("cut-off");
   }
-  model.on("comm_live_update", cutOff);
+  const kernel = model.widget_manager?.kernel;
+  kernel?.statusChanged?.connect(kernelChanged);
   const style = make("style");
 
   function drawNames() {
@@ -983,7 +983,7 @@ function render({ model, el }) {
     observer.disconnect();
     store.stop();
     panel.stop();
-    model.off("comm_live_update", cutOff);
+    kernel?.statusChanged?.disconnect(kernelChanged);
     for (const [name, act] of Object.entries(watched)) model.off(`change:${name}`, act);
   };
 }
