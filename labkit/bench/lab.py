@@ -233,7 +233,7 @@ class Lab:
         panel.bake.on_click(lambda _: self._save("-adapter", self._bake))
         panel.save_recipe.on_click(lambda _: self._save(".yaml", self._save_recipe))
         panel.save_picture.on_click(lambda _: self._save(".png", self._save_picture))
-        panel.replace.on_click(lambda _: self._replace())
+        panel.replace.on_click(lambda _: self._wanted())
         panel.folder.observe(lambda _: panel.tell(""), "value")
 
     def _scopes(self) -> list[str]:
@@ -421,9 +421,6 @@ class Lab:
                 save(path, replace)
             except (LabkitError, OSError) as error:
                 self._not_saved(error)
-
-    def _replace(self) -> None:
-        self._wanted()
 
     def _not_saved(self, error: BaseException) -> None:
         self.error = error

@@ -59,7 +59,7 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab .lab-bar.full { background: var(--lab-adapter); }
 .labkit-lab .lab-problem { background: var(--lab-wrong); color: var(--lab-on-wrong);
   padding: 4px 8px; border-radius: 4px; overflow-wrap: anywhere; }
-.labkit-lab .lab-status { color: var(--lab-soft); }
+.labkit-lab :is(.lab-status, .lab-done) { color: var(--lab-soft); }
 .labkit-lab h4 { margin: 6px 0 2px; font-size: 13px; color: var(--lab-ink); }
 """
 STYLE = f"<style>\n{COLORS}{RULES}</style>"
