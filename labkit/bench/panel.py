@@ -33,9 +33,7 @@ class Panel:
         )
         self._adapters = list(adapters)
         self._buttons: dict[tuple[int, str], ipywidgets.Button] = {}
-        self._own = ipywidgets.Box(
-            layout={"display": "none", "flex_flow": "row wrap", "align_items": "center"}
-        )
+        self._own, self._own_said = _row(), ipywidgets.HTML()
         self.matters = ipywidgets.ToggleButton(
             False,
             description="What matters",
@@ -151,12 +149,10 @@ class Panel:
         said = "A gradient of its own, in place of that of all modules (press to clear):"
         if idle:
             said = f"What is drawn for {idle} counts nowhere: {said[0].lower()}{said[1:]}"
-        children = [ipywidgets.HTML(view.remark(said)), *(self._buttons[key] for key in means)]
-        if [one.description for one in children] != [one.description for one in self._own.children]:
+        self._own_said.value = view.remark(said)
+        children = (self._own_said, *(self._buttons[key] for key in means)) if means else ()
+        if children != self._own.children:
             self._own.children = children
-        elif self._own.children[0].value != children[0].value:
-            self._own.children[0].value = children[0].value
-        self._own.layout.display = "flex" if means else "none"
 
     def show(self, name: str, content: str) -> None:
         """Show HTML in "columns", "next", "plane", "plan", "rounding" or "receipt"."""
