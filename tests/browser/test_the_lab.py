@@ -110,6 +110,20 @@ def test_painting_with_the_mouse_asks_the_model_again(bench: Bench) -> None:
     assert bench.weights() == [0.0] * 30
 
 
+def test_a_gradient_of_attention_is_seen_and_cleared_with_one_press(bench: Bench) -> None:
+    before = bench.list.input_value()
+    bench.lab.get_by_role("button", name="attention", exact=True).click()
+    bench.draw("0.5x30")
+    assert "all modules: mean weight 0.00" in bench.lab.locator(".legend").inner_text()
+    assert "attention 0.50" in bench.lab.locator(".lab-column.merged").inner_text()
+    own = bench.lab.get_by_role("button", name="attention: mean weight 0.50")
+    own.click()
+    own.wait_for(state="hidden")
+    until(lambda: bench.list.input_value() == before, bench.list.input_value)
+    bench.lab.get_by_role("button", name="all modules", exact=True).click()
+    bench.idle()
+
+
 def test_nothing_of_it_scrolls_sideways(bench: Bench) -> None:
     wider = bench.lab.evaluate(
         """lab => [lab, ...lab.querySelectorAll('.widget-box')].filter(
