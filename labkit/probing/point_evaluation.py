@@ -10,10 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.probing.evaluation import ALL_METRICS
+from labkit.probing.greedy_answers import exact_matches
 from labkit.probing.grid_points import GRADIENT, WEIGHTS, Point
 from labkit.probing.texts import Texts
 
@@ -71,9 +75,11 @@ class Evaluation:
         }
         for name, value in known.items():
             object.__setattr__(self, name, value)
-        unknown = [metric for metric in self.metrics if metric not in ("nll", "kl")]
+        unknown = [metric for metric in self.metrics if metric not in ALL_METRICS]
         if unknown:
-            raise LabkitError(f"the metric {shown(unknown[0])!r} is unknown; known are nll and kl")
+            raise LabkitError(
+                f"the metric {shown(unknown[0])!r} is unknown; known are {', '.join(ALL_METRICS)}"
+            )
         if not self.texts:
             raise LabkitError("an evaluation needs at least one set of texts")
 
@@ -98,11 +104,18 @@ class Evaluation:
         rows = []
         for reader, base in zip(kept.readers, kept.base_nll, strict=True):
             documents = [one.document for one in reader.texts]
-            draws = Bootstrap(documents, reader.counts, int(point.get("seed", 0)))
+            seed = int(point.get("seed", 0))
             for metric in self.metrics:
-                sums = reader.nll(mix) if metric == "nll" else reader.kl_from_base(mix)
+                counts = np.ones(len(documents)) if metric == "exact_match" else reader.counts
+                draws = Bootstrap(documents, counts, seed)
+                of_base = base if metric == "nll" else np.zeros(len(documents))
+                if metric == "exact_match":
+                    both = [kept.model.mix(0.0), mix]
+                    of_base, sums = exact_matches(kept.model, reader.texts, both).T
+                else:
+                    sums = reader.nll(mix) if metric == "nll" else reader.kl_from_base(mix)
                 estimate = draws.estimate(sums)
-                change = draws.estimate(sums - base) if metric == "nll" else estimate
+                change = draws.estimate(sums - of_base)
                 rows.append(
                     {
                         "text": reader.texts.name,

@@ -74,6 +74,11 @@ def side_files(plan: Plan) -> SideFiles:
     for term in plan.recipe.terms:
         if term.source.brings_tokenizer(plan.base):
             others |= _take_tokenizer(files, term.source, plan.base.name, notes)
+    if not any(map(is_of_tokenizer, files)):
+        notes.append(
+            f"{shown(plan.base.name)} holds no tokenizer, and so does the merged model: put one "
+            "beside it to let it answer"
+        )
     if others or plan.vocabulary_size is not None:
         notes += _tokens_without_rows(plan, files)
     config = _config(plan)

@@ -314,6 +314,16 @@ def test_an_evaluation_says_what_evaluate_says(loud, loud_base, loud_adapter):
         names = ["estimate", "low", "high", "from_base", "from_base_low", "from_base_high",
                  "mean_weight", "passages", "tokens"]  # fmt: skip
         pd.testing.assert_frame_equal(mine[names], theirs[names], rtol=1e-6, atol=1e-7)
+
+
+def test_a_sweep_of_answers(loud, loud_base, loud_adapter):
+    (answer,) = ["".join(loud.generate("In the", 3))]
+    texts = Texts("answers", [("In the", answer), ("And then", "no such end")])
+    measure = lk.Evaluation(loud_base, loud_adapter, texts, ["exact_match"], device="cpu")
+    table = lk.sweep(lk.grid(strength=(0, 1)), measure)
+    expected = lk.evaluate(loud, {}, texts, ["exact_match"]).set_index("gradient")
+    for row, name in zip(table.itertuples(), ("base", "full LoRA"), strict=True):
+        assert (row.estimate, row.low) == tuple(expected.loc[name][["estimate", "low"]])
     base = table[table["strength"] == 0]
     assert (base[["from_base", "from_base_low", "from_base_high"]].abs() < 1e-6).all(axis=None)
 
@@ -347,7 +357,9 @@ def test_an_evaluation_says_what_it_is_made_of(loud_base, loud_adapter):
     assert repr(pickle.loads(pickle.dumps(one))) == repr(one)
     other = lk.Evaluation(loud_base, loud_adapter, Texts("target", ["In the end was"]))
     assert repr(one) != repr(other)
-    with pytest.raises(LabkitError, match="the metric 'bleu' is unknown; known are nll and kl"):
+    with pytest.raises(
+        LabkitError, match="the metric 'bleu' is unknown; known are nll, kl, exact_m"
+    ):
         lk.Evaluation(loud_base, loud_adapter, TARGET, ["bleu"])
     with pytest.raises(LabkitError, match="an evaluation needs at least one set of texts"):
         lk.Evaluation(loud_base, loud_adapter, [])

@@ -131,6 +131,7 @@ def test_what_is_left_out_is_said(base, lora, tmp_path, monkeypatch):
         f"merges.txt of base {said}",
         f"tokenizer.json of base {said}",
         "vocab.txt of base is not copied: it is larger than 5 MB",
+        "base holds no tokenizer, and so does the merged model: put one beside it to let it answer",
     )
 
 

@@ -44,7 +44,7 @@ def test_a_recipe_from_another_machine_gives_the_same_bytes(merged, tmp_path):
     lk.verify(merged, progress=False, **where)
     again = lk.plan(lk.Recipe.load(merged / "recipe.yaml", *where.values()))
     receipt = again.write(tmp_path / "again", progress=False)
-    assert receipt.notes == ()
+    assert [note.partition(",")[0] for note in receipt.notes] == ["b holds no tokenizer"]
     for file in merged.glob("*.safetensors"):
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
@@ -57,7 +57,7 @@ def test_a_changed_input_is_named(merged, tmp_path):
     fails(merged, "lora: adapter_model.safetensors is not the file that the recipe was made from")
     recipe = lk.Recipe.load(merged / "recipe.yaml")
     receipt = lk.plan(recipe).write(tmp_path / "other", progress=False)
-    assert receipt.notes == (
+    assert receipt.notes[1:] == (
         "lora: adapter_model.safetensors is not the file that the recipe was made from",
     )
 
