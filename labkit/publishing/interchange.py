@@ -78,9 +78,10 @@ def export_recipe(recipe: Recipe) -> str:
         conditions = _conditions(term, recipe)
         if conditions:
             weight = [*conditions, {"value": weight}]
-        models.append(
-            {"model": f"{base}+{_mergekit_name(term.adapter)}", "parameters": {"weight": weight}}
-        )
+        name = _mergekit_name(term.source)
+        if term.source.kind == "adapter":
+            name = f"{base}+{name}"
+        models.append({"model": name, "parameters": {"weight": weight}})
     content: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": base}
     content["models"] = models
     content["dtype"] = "float32"
@@ -88,7 +89,7 @@ def export_recipe(recipe: Recipe) -> str:
     head = [
         # The LoRAs are merged into models of their own first, and those need a place.
         "# mergekit-yaml THIS_FILE merged --lora-merge-cache merged-loras",
-        *(f"# {shown(term.adapter.name)}: mean weight {term.weights.mean:.4g}, "
+        *(f"# {shown(term.source.name)}: mean weight {term.weights.mean:.4g}, "
           f"{term.weights.runs()}" for term in recipe.terms),
         f"# {len(resolved.changes)} of {len(recipe.base.tensors)} tensors change",
     ]  # fmt: skip
@@ -98,7 +99,7 @@ def export_recipe(recipe: Recipe) -> str:
 
 def _conditions(term: Term, recipe: Recipe) -> list[dict[str, Any]]:
     """Filters for module patterns and for what lies outside the layers."""
-    base, modules = recipe.base, list(term.adapter.modules)
+    base, modules = recipe.base, list(dict.fromkeys(part.name for part in term.source.parts))
     conditions: list[dict[str, Any]] = []
     # What lies outside the layers comes first: mergekit takes the first filter that applies.
     for module in modules:

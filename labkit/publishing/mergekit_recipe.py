@@ -1,4 +1,4 @@
-"""Reads mergekit's YAML where it describes LoRAs that are added to one base by layer.
+"""Reads mergekit's YAML where it describes LoRAs and models that are added to one base by layer.
 
 By mergekit 0.1.4 (arcee-ai/mergekit, `mergekit/config.py`, `plan.py` and `merge_methods`), layer
 `i` of a slice of `n` layers has the depth `i / (n - 1)`, a single one depth 1, and a list of
@@ -8,8 +8,8 @@ what lies behind them had depth 1). A model written `base+lora` is the base with
 So these are merges that labkit makes, computed there from weights rounded once more on the way:
 
 - `task_arithmetic` adds `Σ w·(W_model - W_base)`.
-- `linear` is `Σ w·W_model / Σ w`. With models that are all the same base, with and without LoRAs,
-  it adds `w / Σ w` of each LoRA.
+- `linear` is `Σ w·W_model / Σ w`: to a base it adds `w / Σ w` of each LoRA, and of what each other
+  model has beyond the base. Without base_model the first model is the base.
 - `passthrough` takes one model as it is, or other ones for other layers.
 """
 
@@ -27,9 +27,9 @@ from labkit.files.paths import user_path
 from labkit.files.small_files import read_text
 from labkit.gradients.gradient import Gradient
 from labkit.merging.recipe import Recipe, Term, pattern_matches
-from labkit.merging.recipe_file import Entry, compose
-from labkit.models.adapter import Adapter
+from labkit.merging.recipe_file import SOURCES, Entry, compose
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.source import Source
 
 KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype",
         "tokenizer_source", "tokenizer", "chat_template")  # fmt: skip
@@ -68,16 +68,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a slice: the base, or the base with a LoRA.
+    """A model of a slice: the base, the base with a LoRA, or another model.
 
     Attributes:
         entry: where it is named.
-        lora: the LoRA's name; empty for the base itself.
+        added: what it has beyond the base: the LoRA's name, or its own; empty for the base itself.
+        kind: what that is: "adapter" or "model".
         parameters: what it is told, and what all are told, the nearest first.
     """
 
     entry: Entry
-    lora: str
+    added: str
+    kind: str
     parameters: tuple[Mapping[str, Entry], ...]
 
 
@@ -99,7 +101,7 @@ class Slice:
 
 
 def from_mergekit(path: Path) -> Recipe:
-    """Read mergekit's YAML, where it describes LoRAs that are added to one base by layer.
+    """Read mergekit's YAML, where it adds LoRAs and models to one base by layer.
 
     Raises:
         LabkitError: another merge; with the line and key.
@@ -124,18 +126,19 @@ def from_mergekit(path: Path) -> Recipe:
     base = named.attempt(Checkpoint, _place(name, path))
     slices = list(_slices(entries, method, name, base.layers))
     settings = [_settings(part, method) for part in slices]
-    loras = {model.lora: model.entry for part in slices for model in part.models if model.lora}
-    if not loras:
-        raise what.error("no model has a LoRA; expected base+lora")
+    added = {model.added: model for part in slices for model in part.models if model.added}
+    if not added:
+        raise what.error("all models are the base itself; expected base+lora, or another model")
     terms, rests = [], set[float]()
-    for lora, entry in loras.items():
-        adapter = entry.attempt(Adapter, _place(lora, path))
-        term, rest = _term(entry, base, adapter, [each.get(lora) for each in settings], slices)
+    for name, model in added.items():
+        source = model.entry.attempt(SOURCES[model.kind], _place(name, path))
+        told = [each.get(name) for each in settings]
+        term, rest = _term(model.entry, base, source, told, slices)
         terms.append(term)
         rests |= rest
     if len(rests) > 1:
         raise root.error(
-            "what the LoRAs change outside the layers has different weights "
+            "what is added outside the layers has different weights "
             f"({', '.join(map(str, sorted(rests)))}); labkit has one weight for all of it"
         )
     dtype = entries.get("out_dtype") or entries.get("dtype")
@@ -163,7 +166,7 @@ def _base_entry(entries: dict[str, Entry], method: str, what: Entry, root: Entry
         sources = first["sources"].items("a list of models")
         first = sources[0].members("a model") if sources else {}
     if "model" not in first:
-        raise what.error("no model has a LoRA; expected base+lora")
+        raise what.error("names no model; expected a list of models")
     return first["model"]
 
 
@@ -232,12 +235,14 @@ def _model(
         raise entry.error("has no model")
     name = members["model"].text("a model")
     reference, plus, lora = name.partition("+")
-    if reference != base or bool(plus) != bool(lora):
+    if bool(plus) != bool(lora) or (plus and reference != base):
         raise members["model"].error(
             f"{shown(name)!r} is not {shown(base)}+LORA; labkit adds LoRAs to one base"
         )
     own = _parameters(members.get("parameters"), (OWN_PARAMETER[method],))
-    return Model(members["model"], lora, (own, *shared))
+    if not plus and name != base:
+        return Model(members["model"], name, "model", (own, *shared))
+    return Model(members["model"], lora, "adapter", (own, *shared))
 
 
 def _slice(
@@ -248,7 +253,7 @@ def _slice(
     shared: tuple[Mapping[str, Entry], ...],
 ) -> Slice:
     for index, model in enumerate(models):
-        if model.lora and model.lora in {earlier.lora for earlier in models[:index]}:
+        if model.added and model.added in {earlier.added for earlier in models[:index]}:
             raise model.entry.error("stands here for the second time; remove one of the two")
     if method == "passthrough" and len(models) != 1:
         raise entry.error(f"passthrough takes one model, found {len(models)}")
@@ -278,28 +283,28 @@ def _require_neutral(told: Mapping[str, Entry], key: str, neutral: tuple[str, ..
 
 
 def _settings(part: Slice, method: str) -> dict[str, Setting]:
-    """How much of each LoRA a slice adds to the base."""
+    """How much of each LoRA and model a slice adds to the base."""
     if method == "passthrough":
         [model] = part.models
         for parameters in model.parameters:
             _require_neutral(parameters, "scale", ONE)
-        return {model.lora: Setting(Values(1.0, (1.0,) * part.layers), {})}
+        return {model.added: Setting(Values(1.0, (1.0,) * part.layers), {})}
     if method == "task_arithmetic":
-        added = [model for model in part.models if model.lora]  # the base itself adds nothing
-        return {model.lora: _setting(model, part.layers) for model in added}
+        added = [model for model in part.models if model.added]  # the base itself adds nothing
+        return {model.added: _setting(model, part.layers) for model in added}
     told = [_setting(model, part.layers) for model in part.models]
     lists = {tuple(setting.filters) for setting in told if setting.filters}
     if len(lists) > 1:
         raise part.entry.error("the models have different filters; give all of them the same ones")
     made = {}
     for index, model in enumerate(part.models):
-        if model.lora:
+        if model.added:
             default = _share(part, [setting.default for setting in told], index)
             filters = {
                 name: _share(part, [setting.for_filter(name) for setting in told], index)
                 for name in (next(iter(lists)) if lists else ())
             }
-            made[model.lora] = Setting(default, filters)
+            made[model.added] = Setting(default, filters)
     return made
 
 
@@ -361,14 +366,14 @@ def _values(entry: Entry, layers: int) -> Values:
 def _term(
     entry: Entry,
     base: Checkpoint,
-    adapter: Adapter,
+    source: Source,
     settings: list[Setting | None],
     slices: list[Slice],
 ) -> tuple[Term, set[float]]:
-    """Join what the slices say of one LoRA.
+    """Join what the slices say of one LoRA or model.
 
     Returns:
-        the term, and the weights of what the LoRA changes outside the layers.
+        the term, and the weights of what it changes outside the layers.
     """
     absent = [Setting(Values(NEVER, (NEVER,) * part.layers), {}) for part in slices]
     told = [setting or none for setting, none in zip(settings, absent, strict=True)]
@@ -376,7 +381,7 @@ def _term(
     if len(lists) > 1:
         raise entry.error("has different filters in different slices; give it the same ones")
     filters = next(iter(lists)) if lists else ()
-    parts = [part for part in adapter.parts if adapter.why_skipped(part, base) is None]
+    parts = [part for part in source.parts if source.why_skipped(part, base) is None]
     names = {f"{part.name}.{part.parameter}": part.name for part in parts}
     patterns = {
         pattern: _joined([setting.for_filter(name) for setting in told])
@@ -391,7 +396,7 @@ def _term(
             applied = next((name for name in filters if name in tensor), None)
             values = chosen.default if applied is None else chosen.for_filter(applied)
             rests.add(values.outside)
-    return Term(adapter, _joined([setting.default for setting in told]), patterns), rests
+    return Term(source, _joined([setting.default for setting in told]), patterns), rests
 
 
 def _joined(values: list[Values]) -> Gradient:

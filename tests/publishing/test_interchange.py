@@ -160,7 +160,10 @@ def test_wrong_mergekit(mergekit, tiny_base):
     fails("line 9, parameters.lambda: is 2, which scales the weights again; expected 1",
           more="parameters:\n  lambda: 2\n")  # fmt: skip
     fails("line 5, models[1].model: 'a/b+c/d' is not", model="a/b+c/d")
-    fails("line 4, models: no model has a LoRA; expected base+lora", model=str(tiny_base))
+    fails(
+        "line 4, models: all models are the base itself; expected base+lora, or",
+        model=str(tiny_base),
+    )
     fails("line 7, models[1].parameters.density: is an unknown key", weight="density: 1")
     fails("line 7, models[1].parameters.weight: entry 1 of the layer weights, 'x'",
           weight="weight: x")  # fmt: skip

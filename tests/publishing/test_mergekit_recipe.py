@@ -142,6 +142,40 @@ def test_outside_the_layers_the_slice_at_that_end_counts(tmp_path):
     assert from_mergekit(path).rest == 0.25
 
 
+def test_full_models(read, tiny_base, tiny_adapter, tmp_path):
+    """By mergekit, `linear` of two models is the first and a share of what the second has beyond."""
+    model = shutil.copytree(tiny_base, tmp_path / "model")
+    recipe = read(
+        "merge_method: linear\nmodels:\n- {model: BASE, parameters: {weight: [3, 1]}}\n"
+        f"- {{model: {model}, parameters: {{weight: 1}}}}\n"
+    )
+    (term,) = recipe.terms
+    assert (recipe.base.folder, term.source.kind, term.source.folder) == (tiny_base, "model", model)
+    first = there([3, 1])
+    assert list(term.weights) == pytest.approx([1 / (1 + weight) for weight in first])
+    assert recipe.rest == pytest.approx(1 / 4)
+    both = read(
+        "merge_method: task_arithmetic\nbase_model: BASE\nmodels:\n"
+        "- {model: BASE+LORA, parameters: {weight: [0, 1]}}\n"
+        f"- {{model: {model}, parameters: {{weight: 0.5}}}}\n"
+    )
+    assert [term.source.kind for term in both.terms] == ["adapter", "model"]
+    assert weights(both) == [there([0, 1]), [0.5] * 4]
+    # What is written for mergekit is read again as the same.
+    (tmp_path / "again.yaml").write_text(lk.export_recipe(both))
+    again = from_mergekit(tmp_path / "again.yaml")
+    assert weights(again) == weights(both)
+    assert again.rest == both.rest == 0.5
+    with pytest.raises(
+        lk.LabkitError, match=r"'other\+LORA' is not .*\+LORA; labkit adds LoRAs to"
+    ):
+        read(
+            "merge_method: linear\nmodels:\n- model: BASE\n- {model: other+LORA, parameters: {weight: 1}}\n".replace(
+                "+LORA", "+LORA"
+            )
+        )
+
+
 def test_merges_that_labkit_does_not_make(read):
     def fails(message, text):
         with pytest.raises(lk.LabkitError, match=re.escape(message)) as caught:
@@ -155,7 +189,7 @@ def test_merges_that_labkit_does_not_make(read):
     fails("line 2, base_model: is a model with a LoRA; expected a plain base",
           f"{linear}base_model: BASE+LORA\n{one}")  # fmt: skip
     for text in ("models: []\n", "slices: []\n", "slices:\n- {sources: []}\n"):
-        fails("no model has a LoRA; expected base+lora", linear + text)
+        fails("names no model; expected a list of models", linear + text)
     fails("line 3, models: passthrough takes one model, found 2",
           f"{passing}models:\n- model: BASE+LORA\n- model: BASE\n")  # fmt: skip
     fails("models[0].parameters.scale: is 2, which scales the weights again; expected 1",
