@@ -291,7 +291,7 @@ COMMANDS = (
     "merge|llama|llama-plain|--weights|1x3", "merge|llama|--weights|1x3", "merge|llama|x|--oops",
     "merge|llama|llama-plain|--weights|1x3|--weights-for|mlp|--out|OUT/m",
     "bake|llama-plain|--weights|0,0.5,1|--out|OUT/b",
-    "bake|llama-rslora|--weights|0,0.5,1|--weights-for|mlp=1x3|--scale-factors|--out|OUT/b|--quiet",
+    "bake|llama-rslora|--weights|0,0.5,1|--weights-for|mlp=1x3|--out|OUT/b|--quiet",
     "bake|llama-dora|--weights|0,0.5,1|--out|OUT/b",
     "picture|--weights|0x20,0.5,1x19|--out|OUT/p.png|--base-name|Base $x$|--adapter-name|LoRA",
     "picture|--weights|-0.5,1.5,0.25|--out|OUT/p.svg",
@@ -374,7 +374,7 @@ def do_merge(case: dict[str, Any], results: Results) -> None:
         scaled = case["dtype"] == "float16"
         baked = results.folder / "baked"
         results.text(
-            "bake", lambda: lk.bake(adapter, weights, baked, rest=0.5, scale_factors=scaled)
+            "bake", lambda: lk.bake(adapter, weights, baked, rest=0.5, alpha_pattern=not scaled)
         )
         results.text("bake of too few", lambda: lk.bake(adapter, "0.5", results.folder / "few"))
     if case["dtype"] == "auto":

@@ -118,15 +118,16 @@ def bake(
     rest: Annotated[
         float | None, typer.Option(help="Weight of modules outside the layers.")
     ] = None,
-    scale_factors: Annotated[
-        bool, typer.Option("--scale-factors", help="Scale the factor B, not alpha_pattern.")
+    alpha_pattern: Annotated[
+        bool,
+        typer.Option("--alpha-pattern", help="Leave the tensors; only peft reads it then."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing adapter that labkit made.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Put a gradient into a LoRA itself, for peft: no tensor changes."""
+    """Put a gradient into a LoRA itself: the factor B of each module is scaled."""
     from labkit.publishing.baking import bake as run
 
     receipt = run(
@@ -135,7 +136,7 @@ def bake(
         out,
         weights_for=patterns_of(weights_for),
         rest=rest,
-        scale_factors=scale_factors,
+        alpha_pattern=alpha_pattern,
         overwrite=overwrite,
     )
     if not quiet:

@@ -1,8 +1,12 @@
 """Puts a gradient into an adapter itself: the merge that costs milliseconds and megabytes.
 
-peft scales every module by `alpha / r` (rsLoRA: `alpha / √r`), and `alpha_pattern` gives a module
-an alpha of its own. An alpha times the layer weight is therefore the gradient, and no tensor has to
-change: the file of tensors is copied byte for byte, and only `adapter_config.json` is written anew.
+The factor B of each module is scaled by its layer's weight. What else gives a module a scaling of
+its own (`alpha_pattern`, rsLoRA's `alpha / √r`, an alpha of 0) goes into B as well: every program
+that knows LoRA scales by `lora_alpha / r`, and many by nothing else. llama.cpp's converter passes
+over `alpha_pattern`, and takes an alpha of 0 for 1.
+
+peft reads `alpha_pattern`, which gives a module an alpha of its own. An alpha times the layer
+weight is the gradient too, and then no tensor has to change: that form is there for peft alone.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from labkit.models.kinds.part import Part
 from labkit.summary import Summary
 
 ALPHA, FACTORS = "alpha_pattern", "lora_B"
+PLAIN_SCALING = {"use_rslora": False, "alpha_pattern": {}}
+"""What the config of an adapter says whose modules all have the scaling `lora_alpha / r`."""
 KIND = "modules"
 """What tells a baked adapter's receipt from a merge's."""
 
@@ -127,7 +133,7 @@ def bake(
     *,
     weights_for: Mapping[str, Any] | None = None,
     rest: float | None = None,
-    scale_factors: bool = False,
+    alpha_pattern: bool = False,
     overwrite: bool = False,
 ) -> BakeReceipt:
     """Write an adapter that has the gradient inside it.
@@ -138,8 +144,10 @@ def bake(
         out: the folder to make. It appears when it is whole.
         weights_for: module pattern -> the gradient of the modules it selects.
         rest: the weight of modules outside the layers; None refuses adapters that have such.
-        scale_factors: scale the factor B in place of the alpha, for programs that do not read
-            `alpha_pattern`; each number is rounded once, to the file's dtype.
+        alpha_pattern: leave every tensor as it is, and let `alpha_pattern` of the config carry the
+            gradient. peft reads it; llama.cpp and others pass over it, and would apply the whole
+            LoRA to every layer. Without it the factor B of each module is scaled, and each number
+            rounded once, to the file's dtype.
         overwrite: replace an existing folder that labkit made.
 
     Raises:
@@ -153,7 +161,7 @@ def bake(
     target = user_path(out).absolute()
     require_apart(target, opened.folder)
     check_target(target, overwrite, KIND)
-    modules = tuple(_modules(term, rest, scale_factors))
+    modules = tuple(_modules(term, rest, alpha_pattern))
     try:
         with building(target) as made:
             receipt = _write(term, modules, made.folder, target, began)
@@ -165,10 +173,11 @@ def bake(
 
 
 def _modules(
-    term: Term, rest: float | None, scale_factors: bool
+    term: Term, rest: float | None, alpha_pattern: bool
 ) -> Iterator[tuple[BakedModule, Part]]:
     """What to do to each part; the parts that a module's alpha scales with it are left out."""
     adapter, layers = term.adapter, len(term.weights)
+    folded = not alpha_pattern and _can_be_folded(adapter)
     for pattern, gradient in term.weights_for.items():
         gradient.require(layers, f"modules {shown(pattern)}")
     found = {part.name: re.fullmatch(r"(.*?)\.(\d{1,6})\..*", part.name) for part in adapter.parts}
@@ -195,14 +204,19 @@ def _modules(
                 "all of it, --rest 0 for none)"
             )
         weight = float(rest or 0) if layer is None else term.gradient_for(name)[layer]
-        yield _baked(part, layer, weight, adapter, scale_factors), part
+        yield _baked(part, layer, weight, adapter, alpha_pattern, folded), part
 
 
 def _baked(
-    part: Part, layer: int | None, weight: float, adapter: Adapter, scale_factors: bool
+    part: Part,
+    layer: int | None,
+    weight: float,
+    adapter: Adapter,
+    alpha_pattern: bool,
+    folded: bool,
 ) -> BakedModule:
     where = adapter.describe(part)
-    into = part.bakes_into(scale_factors)
+    into = part.bakes_into(not alpha_pattern)
     if into is None and weight != 1:
         raise LabkitError(
             f"{where} holds {shown(part.tensors[-1].name)!r}, which no alpha scales (DoRA, or a "
@@ -215,9 +229,28 @@ def _baked(
         raise LabkitError(
             f"{where} would have alpha {baked}; expected a finite number; choose a smaller weight"
         )
-    return BakedModule(
-        part.name, layer, weight, alpha, baked if carrier == ALPHA else alpha, carrier
-    )
+    if carrier == FACTORS:
+        baked = _common_alpha(adapter) if folded else alpha
+    return BakedModule(part.name, layer, weight, alpha, baked, carrier)
+
+
+def _can_be_folded(adapter: Adapter) -> bool:
+    """Whether its factors can take over all that scales a module other than `lora_alpha / r`."""
+    in_factors = all(part.bakes_into(True) == FACTORS for part in adapter.parts)
+    return in_factors and "lora_alpha" in adapter.config
+
+
+def _common_alpha(adapter: Adapter) -> float:
+    """The `lora_alpha` of an adapter whose factors took over what else scales its modules."""
+    return float(adapter.config["lora_alpha"]) or float(adapter.rank)
+
+
+def _scale(module: BakedModule, part: Part, adapter: Adapter) -> float:
+    """What the factor B of a part is multiplied by."""
+    if not _can_be_folded(adapter):
+        return module.weight
+    rank = part.rank or adapter.modules[part.name].rank
+    return module.weight * (part.scaling / (_common_alpha(adapter) / rank))
 
 
 def _alpha(part: Part, adapter: Adapter) -> float:
@@ -257,6 +290,9 @@ def _write(
     }
     if any(module.into == ALPHA for module, _ in modules):
         config["alpha_pattern"] = patterns | before
+    elif _can_be_folded(adapter):
+        config["lora_alpha"] = json.loads(plain(_common_alpha(adapter)))
+        config |= {key: value for key, value in PLAIN_SCALING.items() if key in config}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     notes: list[str] = []
@@ -296,21 +332,23 @@ def _scale_factors(
     from labkit.files.floats import round_once, wide
     from labkit.files.tensor_file import FLOATS
 
-    chosen = [(m, part) for m, part in modules if m.into == FACTORS and m.weight != 1]
+    scales = [(m, part, _scale(m, part, adapter)) for m, part in modules if m.into == FACTORS]
+    chosen = [(m, part, by) for m, part, by in scales if by != 1]
     if chosen and path.suffix != ".safetensors":
         raise LabkitError(
             f"{shown(adapter.file.path)} is no safetensors file, and its tensors cannot be changed "
-            "in place; convert it first"
+            "in place; convert it first, or let the config carry the gradient, for peft alone "
+            "(alpha_pattern=True, --alpha-pattern)"
         )
     with path.open("r+b") as file, standard_arithmetic():
-        for module, part in chosen:
+        for module, part, by in chosen:
             factor = part.baked_factor
             # What is too large becomes infinite, and is refused in words.
             with np.errstate(over="ignore", invalid="ignore"):
-                scaled = round_once(factor.read() * module.weight, factor.dtype)
+                scaled = round_once(factor.read() * by, factor.dtype)
             if not np.isfinite(wide(scaled, factor.dtype)).all():
                 raise LabkitError(
-                    f"module {shown(module.name)!r} times {plain(module.weight)} is too large for "
+                    f"module {shown(module.name)!r} times {plain(by)} is too large for "
                     f"{FLOATS[factor.dtype]}; choose a smaller weight"
                 )
             file.seek(factor.start)

@@ -30,7 +30,7 @@ for base in sys.argv[4:]:
     lk.verify(out / base, progress=False, device="cpu")
     if sys.argv[1] == "flush":
         assert torch.tensor([1e-310], dtype=torch.float64)[0] * 0.5 == 0
-lk.bake(folder / "plain", "0.5,1,-0.25,0.75", out / "baked", scale_factors=True)
+lk.bake(folder / "plain", "0.5,1,-0.25,0.75", out / "baked")
 for path in sorted(out.glob("*/*.safetensors")):
     print(path.relative_to(out), hashlib.sha256(path.read_bytes()).hexdigest())
 """

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,17 +60,17 @@ def logits(base, adapter=None, gradient=None):
 
 
 @pytest.mark.parametrize("kind", ["plain_adapter", "patterned_adapter"])
-@pytest.mark.parametrize("scale_factors", [False, True])
-def test_the_same_logits_in_plain_peft(request, base, kind, scale_factors, tmp_path):
+@pytest.mark.parametrize("alpha_pattern", [False, True])
+def test_the_same_logits_in_plain_peft(request, base, kind, alpha_pattern, tmp_path):
     adapter = request.getfixturevalue(kind)
     gradient = lk.Gradient.parse(MIXED)
-    receipt = lk.bake(adapter, gradient, tmp_path / "baked", scale_factors=scale_factors)
+    receipt = lk.bake(adapter, gradient, tmp_path / "baked", alpha_pattern=alpha_pattern)
     lk.plan(base, adapter, gradient).write(tmp_path / "merged", progress=False)
     baked = logits(base, tmp_path / "baked")
     assert (baked - logits(base)).abs().max() > 0.1
     torch.testing.assert_close(baked, logits(base, adapter, gradient), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(baked, logits(tmp_path / "merged"), rtol=1e-4, atol=2e-5)
-    assert receipt.how == ("lora_B" if scale_factors else "alpha_pattern")
+    assert receipt.how == ("alpha_pattern" if alpha_pattern else "lora_B")
 
 
 WHOLE = {"dora", "dora and rslora", "dora embedding", "bias all", "bias lora_only",
@@ -100,7 +101,7 @@ def test_every_kind_is_baked_as_it_is_merged_or_refused(architecture, kind, tmp_
 
 
 def test_no_tensor_is_touched(plain_adapter, tmp_path):
-    lk.bake(plain_adapter, MIXED, tmp_path / "baked")
+    lk.bake(plain_adapter, MIXED, tmp_path / "baked", alpha_pattern=True)
     name = "adapter_model.safetensors"
     assert (tmp_path / "baked" / name).read_bytes() == (plain_adapter / name).read_bytes()
     config = json.loads((tmp_path / "baked" / "adapter_config.json").read_text())
@@ -115,14 +116,62 @@ def test_no_tensor_is_touched(plain_adapter, tmp_path):
     assert not any(name.startswith(r"^model\.layers\.3") for name in patterns)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"alpha_pattern": {"up_proj": 3}, "rank_pattern": {"q_proj": 2}},
+        {"lora_alpha": 0},
+        {"use_rslora": True, "lora_alpha": 0, "lora_bias": True, "target_modules": ["up_proj"]},
+    ],
+)
+def test_programs_that_know_only_alpha_over_r_read_the_same(base, settings, tmp_path):
+    """llama.cpp's: `alpha / rank`, no patterns, no rsLoRA, and an alpha of 0 is one of no scale."""
+    from safetensors.torch import load_file
+
+    adapter = make_adapter(tmp_path / "lora", base, scale=0.3, **settings)
+    lk.bake(adapter, MIXED, tmp_path / "baked")
+    tensors = load_file(tmp_path / "baked" / "adapter_model.safetensors")
+    alpha = json.loads((tmp_path / "baked" / "adapter_config.json").read_text())["lora_alpha"]
+    assert alpha > 0
+    for name, module in lk.Adapter(adapter).modules.items():
+        weight = lk.Gradient.parse(MIXED)[int(name.split(".")[2])]
+        a, b = (tensors[f"base_model.model.{name}.lora_{x}.weight"].double() for x in "AB")
+        found = (alpha / len(a)) * (b @ a).numpy()
+        wanted = weight * module.product().dense()
+        np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(wanted).max())
+    plain = {"use_rslora": False, "alpha_pattern": {}}
+    config = json.loads((tmp_path / "baked" / "adapter_config.json").read_text())
+    assert {key: config[key] for key in plain} == plain
+    if settings.get("lora_alpha") != 0:
+        torch.testing.assert_close(
+            logits(base, tmp_path / "baked"),
+            logits(base, adapter, lk.Gradient.parse(MIXED)),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+def test_a_pickled_file_cannot_be_scaled(plain_adapter, tmp_path):
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(plain_adapter, tmp_path / "lora")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+    with pytest.raises(lk.LabkitError, match=r"convert it first, or let the config .*--alpha-pat"):
+        lk.bake(folder, MIXED, tmp_path / "baked")
+    lk.bake(folder, MIXED, tmp_path / "baked", alpha_pattern=True)
+
+
 def test_labkit_reads_what_it_baked(patterned_adapter, tmp_path):
-    lk.bake(patterned_adapter, MIXED, tmp_path / "baked")
+    lk.bake(patterned_adapter, MIXED, tmp_path / "baked", alpha_pattern=True)
     before, after = lk.Adapter(patterned_adapter), lk.Adapter(tmp_path / "baked")
     for name, module in before.modules.items():
         weight = lk.Gradient.parse(MIXED)[int(name.split(".")[2])]
         assert after.modules[name].scaling == pytest.approx(weight * module.scaling, rel=1e-15)
     # A gradient of ones changes nothing, not even the last bit.
-    lk.bake(patterned_adapter, "1x4", tmp_path / "same")
+    lk.bake(patterned_adapter, "1x4", tmp_path / "same", alpha_pattern=True)
     same = lk.Adapter(tmp_path / "same")
     assert all(same.modules[n].scaling == m.scaling for n, m in before.modules.items())
 
@@ -133,7 +182,7 @@ def test_scaled_factors_are_rounded_once(plain_adapter, tmp_path):
     shutil.copytree(plain_adapter, tmp_path / "half")
     file = tmp_path / "half" / "adapter_model.safetensors"
     save_file({name: value.half() for name, value in load_file(file).items()}, file)
-    lk.bake(tmp_path / "half", "0.1,0.1,0.1,0", tmp_path / "baked", scale_factors=True)
+    lk.bake(tmp_path / "half", "0.1,0.1,0.1,0", tmp_path / "baked")
     before, after = load_file(file), load_file(tmp_path / "baked" / file.name)
     for name, value in before.items():
         layer = int(name.split(".layers.")[1].split(".")[0])
@@ -163,15 +212,15 @@ def test_what_lies_outside_the_layers(tmp_path):
     adapter = make_adapter(tmp_path / "lora", untied, target_modules=["up_proj", "lm_head"])
     without_base_layers(adapter)
     with pytest.raises(lk.LabkitError, match="module 'lm_head' of lora lies outside the layers"):
-        lk.bake(adapter, "1x4", tmp_path / "baked")
-    receipt = lk.bake(adapter, "1x4", tmp_path / "baked", rest=0.5)
+        lk.bake(adapter, "1x4", tmp_path / "baked", alpha_pattern=True)
+    receipt = lk.bake(adapter, "1x4", tmp_path / "baked", rest=0.5, alpha_pattern=True)
     assert {m.baked for m in receipt.modules if m.layer is None} == {4}
 
 
 def test_the_folder(plain_adapter, tmp_path):
     shutil.copytree(plain_adapter, tmp_path / "lora")
     make_tokenizer(tmp_path / "lora")
-    receipt = lk.bake(tmp_path / "lora", "0,0,0.5,1", tmp_path / "baked")
+    receipt = lk.bake(tmp_path / "lora", "0,0,0.5,1", tmp_path / "baked", alpha_pattern=True)
     names = {path.name for path in (tmp_path / "baked").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md",
             "gradient.png", "receipt.json"} <= names  # fmt: skip
@@ -191,7 +240,7 @@ def test_the_snippet_of_the_card_runs(base, plain_adapter, tmp_path, monkeypatch
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(base)
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
-    lk.bake(tmp_path / "lora", "0,0,0.5,1", tmp_path / "baked")
+    lk.bake(tmp_path / "lora", "0,0,0.5,1", tmp_path / "baked", alpha_pattern=True)
     card = (tmp_path / "baked" / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -219,8 +268,7 @@ def test_errors(plain_adapter, tmp_path):
     out.rmdir()
     lk.bake(plain_adapter, "1x4", out)
     lk.bake(plain_adapter, "0x4", out, overwrite=True)
-    fails("times 1e+300 is too large for float32", plain_adapter, "0x3,1e300", tmp_path / "x",
-          scale_factors=True)  # fmt: skip
+    fails("times 1e+300 is too large", plain_adapter, "0x3,1e300", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

@@ -75,7 +75,7 @@ def test_the_alpha_is_one_that_rounding_changes():
 
 @pytest.mark.parametrize("rest", [0, 0.5, 1])
 def test_alphas_and_the_weight_outside_the_layers(adapter, tmp_path, rest):
-    made = lk.bake(adapter, "0.5,0,1,-2", tmp_path / "baked", rest=rest)
+    made = lk.bake(adapter, "0.5,0,1,-2", tmp_path / "baked", rest=rest, alpha_pattern=True)
     weights = {one.layer: (one.weight, one.alpha, one.baked) for one in made.modules}
     assert weights[1] == (0, ALPHA, 0)
     assert weights[3] == (-2, ALPHA, -2 * ALPHA)
@@ -97,15 +97,15 @@ def test_what_the_files_are_in_bytes_and_seconds(adapter, tmp_path):
     assert 0 < made.seconds < 60
 
 
-@pytest.mark.parametrize("scale_factors", [False, True])
-def test_the_card_says_how_it_was_baked(tiny_base, tmp_path, scale_factors):
+@pytest.mark.parametrize("alpha_pattern", [False, True])
+def test_the_card_says_how_it_was_baked(tiny_base, tmp_path, alpha_pattern):
     plain = make_adapter(tmp_path / "lora", tiny_base, target_modules=["up_proj"])
-    lk.bake(plain, "0,0.5,1,1", tmp_path / "baked", scale_factors=scale_factors)
+    lk.bake(plain, "0,0.5,1,1", tmp_path / "baked", alpha_pattern=alpha_pattern)
     card = (tmp_path / "baked" / "README.md").read_text()
     assert "The mean weight is 0.62. " in card
     scaled = "The factor B of each module was scaled by its layer's weight, and rounded once."
     untouched = "The tensors are the LoRA's own, byte for byte: `alpha_pattern`"
-    assert (scaled in card) == scale_factors
-    assert (untouched in card) == (not scale_factors)
+    assert (scaled in card) == (not alpha_pattern)
+    assert (untouched in card) == alpha_pattern
     assert "base = 'tiny-llama'" in card
     assert "PeftModel.from_pretrained(model, 'baked')" in card
