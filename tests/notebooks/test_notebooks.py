@@ -19,6 +19,7 @@ from tests.tiny import make_adapter, make_base
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LONGEST_CELL = 12  # lines of code
+NUMBER = r"-?\d+(?:\.\d+)?%?"
 
 
 def _execute(notebook, folder):
@@ -29,6 +30,18 @@ def _execute(notebook, folder):
         resources={"metadata": {"path": str(folder)}},
     )
     client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def _assert_sentences_say_what_is_measured(notebook):
+    """A number between backticks in a Reveal is one that a cell above it has printed."""
+    printed = set()
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("**Reveal"):
+            said = re.findall(rf"`({NUMBER})`", cell.source)
+            assert set(said) <= printed, f"{set(said) - printed} not measured: {cell.source}"
+        for output in cell.get("outputs", []):
+            text = output.get("text") or output.get("data", {}).get("text/plain", "")
+            printed.update(re.findall(NUMBER, text))
 
 
 @pytest.mark.timeout(1200)
@@ -42,6 +55,7 @@ def test_runs_from_top_to_bottom(path, tmp_path):
     errors = [output.text for output in outputs if output.get("name") == "stderr"]
     shown = "".join(errors)
     assert "Warning" not in shown, shown
+    _assert_sentences_say_what_is_measured(notebook)
 
 
 @pytest.fixture(scope="module")
