@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FIT = "fit"
+MEASURING = "fit, measuring held-out text"
 MOST_PICTURES = 4
 PASSAGES = 12
 TOKENS = 48
@@ -61,6 +63,7 @@ class Fit(Summary):
             `from_constant_high`: the NLL less that of the constant of the same KL, paired by
             passage (measured, for constants interpolated); or of a smaller constant, where
             that has a smaller NLL. Empty if the search was stopped twice.
+        rivals: the best list of each other family, by its name in the table ("best ramp").
         history: each evaluation with its weights, values and derivatives; `fit` goes on from it.
         strength: the weight of the KL.
         family: what the lists were chosen among.
@@ -73,6 +76,7 @@ class Fit(Summary):
     better: bool
     sentence: str
     table: pd.DataFrame = field(repr=False)
+    rivals: Mapping[str, Gradient | Mapping[str, Gradient]] = field(repr=False)
     history: pd.DataFrame = field(repr=False)
     strength: float
     family: Family
@@ -187,7 +191,8 @@ def fit(
         search = Search(model, *parts[0], tokens, by, history, stop, bar, objective is not None)
         measured = HeldOut(model, search.weights, *parts[1], tokens, wanted.bounds[1], seed)
         found = search_once(search, wanted, family, evaluations, method, objective, seed, rivals)
-    table, same = _measured(measured, found, own)
+        bar.set_description(MEASURING)
+        table, same = _measured(measured, found, own)
     cells = found.cells
     sentence = measured.sentence(same, found.direction)
     record = fitted_record(
@@ -199,6 +204,7 @@ def fit(
         same is not None and same.better,
         sentence,
         table,
+        {f"best {name}": search.weights.shown(one) for name, one in found.rivals.items()},
         search.history.table(),
         float(strength),
         family,
@@ -254,11 +260,15 @@ def wanted_from(
     return Wanted(float(strength), float(smooth), (float(low), float(high)))
 
 
-def bar_of(evaluations: int, progress: bool) -> Any:
-    """A bar of evaluations."""
+@contextmanager
+def bar_of(evaluations: int, progress: bool) -> Iterator[Any]:
+    """A bar of evaluations, full at the end: a search that needs fewer is no failure."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=evaluations, desc="fit", disable=not progress)
+    with tqdm(total=evaluations, desc="fit", disable=not progress) as bar:
+        yield bar
+        bar.total = bar.n
+        bar.refresh()
 
 
 Parts = tuple[list[Texts], list[Texts]]
@@ -501,12 +511,17 @@ def rows_of(table: pd.DataFrame) -> Iterator[Any]:
 def _held_out_html(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
-    cells = [
-        (f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]", f"{row.metric} of {row.text}")
-        for row in rows_of(table)
-    ]
-    short = table.assign(shown=[text for text, _ in cells], column=[name for _, name in cells])
-    wide = short.pivot(index="gradient", columns="column", values="shown")
-    wide = wide.loc[list(dict.fromkeys(table["gradient"])), list(dict.fromkeys(short["column"]))]
-    wide.index.name = wide.columns.name = None
-    return f"<p>{html.escape('Held out, nats a token, with 95 % intervals')}</p>{wide.to_html()}"
+    import pandas as pd
+
+    columns: dict[str, dict[str, str]] = {}
+    for row in rows_of(table):
+        name = f"{row.metric} of {row.text}"
+        seen = f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        columns.setdefault(name, {})[row.gradient] = seen
+        if math.isfinite(row.from_constant):
+            name += ", from the constant of the same KL"
+            interval = f"[{row.from_constant_low:+.3f}, {row.from_constant_high:+.3f}]"
+            columns.setdefault(name, {})[row.gradient] = f"{row.from_constant:+.3f} {interval}"
+    wide = pd.DataFrame(columns).reindex(list(dict.fromkeys(table["gradient"])))
+    said = "Held out, nats a token, with 95 % intervals; below 0 is better than the constant"
+    return f"<p>{html.escape(said)}</p>{wide.to_html(na_rep='')}"

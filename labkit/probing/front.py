@@ -16,6 +16,7 @@ from labkit.merging.recipe import Term
 from labkit.probing.evaluation import BASE, FULL
 from labkit.probing.families import Cells, Family
 from labkit.probing.fitting import (
+    MEASURING,
     PASSAGES,
     TOKENS,
     Found,
@@ -134,13 +135,14 @@ def pareto(
         for wanted in every:
             count = later if found else evaluations
             found[wanted] = search_once(search, wanted, family, count, rivals=())
-    direction = found[every[0]].direction
-    merges: dict[str, Cells] = {}
-    for wanted, one in found.items():
-        merges[f"constant, strength {wanted.strength:g}"] = one.constant
-        merges[f"fit, strength {wanted.strength:g}"] = one.cells
-    fits = {name for name in merges if name.startswith("fit")}
-    table, same = measured.rows(merges, direction, fits)
+        bar.set_description(MEASURING)
+        direction = found[every[0]].direction
+        merges: dict[str, Cells] = {}
+        for wanted, one in found.items():
+            merges[f"constant, strength {wanted.strength:g}"] = one.constant
+            merges[f"fit, strength {wanted.strength:g}"] = one.cells
+        fits = {name for name in merges if name.startswith("fit")}
+        table, same = measured.rows(merges, direction, fits)
     sentences, terms = {}, {}
     for wanted, one in found.items():
         name = f"fit, strength {wanted.strength:g}"

@@ -225,7 +225,13 @@ def test_how_a_fit_shows_itself_and_what_its_terms_say(quiet, early):
     found = lk.fit(quiet, early, KEEP, evaluations=2, **QUICK)
     assert repr(found).startswith("gradient ")
     assert found.sentence[:30] in found._repr_html_()
-    assert "nll of early" in found._repr_html_()
+    shown = found._repr_html_()
+    assert "nll of early" in shown
+    # The comparison that the sentence is made of stands in the table as well.
+    assert "nll of early, from the constant of the same KL" in shown
+    row = found.table.query("gradient == 'fit' and metric == 'nll'").iloc[0]
+    columns = ["from_constant", "from_constant_low", "from_constant_high"]
+    assert "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row[columns]) in shown
     (term,) = found.terms
     assert term.fitted.said == found.sentence
     assert [(one.role, one.name, one.sha256) for one in term.fitted.texts] == [
@@ -234,6 +240,33 @@ def test_how_a_fit_shows_itself_and_what_its_terms_say(quiet, early):
     estimates = found.table["estimate"].tolist()
     assert [row.estimate for row in term.fitted.held_out] == estimates
     assert all(map(math.isfinite, estimates))
+
+
+def test_the_lists_of_the_rivals_are_there(quiet, early):
+    found = lk.fit(quiet, early, KEEP, evaluations=2, **{**QUICK, "rivals": ("ramp", "anchors")})
+    assert list(found.rivals) == ["best ramp", "best anchors"]
+    assert np.ptp(np.diff(list(found.rivals["best ramp"]))) < 0.025
+    means = found.table.set_index("gradient")["mean_weight"]
+    for name, gradient in found.rivals.items():
+        assert means[name].iloc[0] == pytest.approx(gradient.mean, abs=1e-9)
+
+
+def test_the_bar_is_full_where_a_search_needs_fewer_evaluations(quiet, early, monkeypatch):
+    import tqdm.auto
+
+    bars = []
+
+    class Seen(tqdm.auto.tqdm):
+        def close(self):
+            bars.append((self.n, self.total, self.desc))
+            super().close()
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Seen)
+    options = {**QUICK, "family": "constant", "evaluations": 30, "progress": True}
+    found = lk.fit(quiet, early, KEEP, **options)
+    count = len(found.history)
+    assert count < 30
+    assert bars[0] == (count, count, "fit, measuring held-out text: ")
 
 
 @pytest.mark.parametrize(
