@@ -1,0 +1,94 @@
+import re
+
+import numpy as np
+import pytest
+
+import labkit as lk
+from labkit.merging.methods.ties import Ties
+from tests.merging.methods.dense import assert_merged, deltas_of, layer_of, merge, numbers_of
+
+FIRST, SECOND = [1.0, 0.25, 0.0], [0.5, -0.75, 2.0]
+
+
+def trimmed(delta, density):
+    count = max(1, int(density * delta.size))
+    least = np.partition(np.abs(delta), delta.size - count, axis=None)[delta.size - count]
+    return np.where(np.abs(delta) >= least, delta, 0.0)
+
+
+def by_ties(deltas, weights, density, convention):
+    """Element by element, as the paper says it."""
+    kept = [trimmed(delta, density).reshape(-1) for delta in deltas]
+    merged = np.zeros(kept[0].size)
+    for at in range(merged.size):
+        values = [one[at] for one in kept]
+        weighted = [value * weight for value, weight in zip(values, weights, strict=True)]
+        votes = weighted if convention == "mergekit" else values
+        positive = sum(votes) >= 0
+        on_side = [
+            number for number, vote in enumerate(votes) if (vote > 0 if positive else vote < 0)
+        ]
+        top = sum(weighted[n] for n in on_side)
+        below = sum(weights[n] for n in on_side) if convention == "mergekit" else len(on_side)
+        merged[at] = top / below if below else top
+    return merged.reshape(deltas[0].shape)
+
+
+@pytest.mark.parametrize(
+    ("density", "convention", "scale"), [(0.3, "mergekit", 0.5), (0.3, "peft", 1.0), (1, "peft", 1)]
+)
+def test_both_conventions(pair, tmp_path, density, convention, scale):
+    base, *adapters = pair
+    old = numbers_of(base)
+    first, second = (deltas_of(adapter, old) for adapter in adapters)
+    expected = {}
+    for name in first:
+        shares = [(FIRST[layer_of(name)], first[name])]
+        shares += [(SECOND[layer_of(name)], second[name])] if name in second else []
+        shares = [(weight, delta) for weight, delta in shares if weight]
+        if shares:
+            weights, deltas = zip(*shares, strict=True)
+            expected[name] = scale * by_ties(deltas, weights, density, convention)
+    method = {"ties": {"density": density, "convention": convention, "scale": scale}}
+    terms = [(adapters[0], FIRST), (adapters[1], SECOND)]
+    assert_merged(merge(base, terms, method, tmp_path / "out"), old, expected)
+
+
+def test_in_the_papers_own_example_of_one_element():
+    """Two deltas agree, a larger one stands against both: the side of the greater sum counts."""
+    three = [np.array([0.4]), np.array([0.5]), np.array([-0.6])]
+    found = Ties(density=1.0, convention="peft")._mean_of_agreeing(three, [1.0, 1.0, 1.0])
+    assert found == pytest.approx([0.45])
+    found = Ties(density=1.0, convention="mergekit")._mean_of_agreeing(three, [1.0, 3.0, 4.0])
+    assert found == pytest.approx([-0.6])  # 0.4 + 1.5 − 2.4 is negative
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"density": 0}, "density is 0; expected a share above 0 and at most 1"),
+        ({"density": 1.5}, "density is 1.5; expected a share above 0 and at most 1"),
+        ({"density": True}, "density is True; expected a finite number"),
+        ({"scale": "large"}, "scale is 'large'; expected a finite number"),
+        ({"convention": "paper"}, "the convention 'paper' is unknown; expected mergekit or peft"),
+        ({"top": 1}, "'top' is no parameter of the method ties; known are density, convention, "),
+    ],
+)
+def test_wrong_parameters(llamas, parameters, message):
+    with pytest.raises(lk.LabkitError, match=re.escape(message)):
+        lk.Recipe(llamas[0], [lk.Term(llamas[1], [1, 1, 1])], method={"ties": parameters})
+
+
+def test_one_term_alone_by_mergekits_convention(llamas):
+    def planned(convention):
+        terms = [lk.Term(llamas[1], lk.Gradient([0.5, 1, 1]))]
+        method = {"ties": {"convention": convention}}
+        return lk.plan(lk.Recipe(lk.Checkpoint(llamas[0]), terms, method=method))
+
+    message = (
+        "ties by mergekit's convention divides by the weights, so that the weights of one term "
+        "alone would change nothing; take convention: peft, or two terms"
+    )
+    with pytest.raises(lk.LabkitError, match=re.escape(message)):
+        planned("mergekit")
+    assert planned("peft").notes == ()
