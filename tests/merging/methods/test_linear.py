@@ -1,9 +1,12 @@
 import re
 
+import numpy as np
 import pytest
 
 import labkit as lk
+from tests.architectures import make_architecture
 from tests.merging.methods.dense import assert_merged, deltas_of, layer_of, merge, numbers_of
+from tests.models.kinds.helpers import factors, write_adapter
 
 FIRST, SECOND = [1.0, 0.25, 0.0], [0.5, 0.75, 2.0]
 
@@ -53,13 +56,38 @@ def test_a_weight_that_is_alone_is_noted(llamas):
     assert planned(llamas, [0.5, 1, 0], [0.5, 0, 1]).notes == ()
 
 
-def test_a_term_has_one_weight_for_a_tensor(tmp_path):
-    from tests.architectures import make_architecture
-    from tests.oracle import train
+@pytest.fixture
+def fused(tmp_path):
+    """A base that holds gate and up in one tensor, and a LoRA on each of the two."""
+    base = make_architecture(tmp_path / "phi3", "phi3")
+    tensors = {}
+    for module in ("gate_proj", "up_proj"):
+        tensors |= factors(f"model.layers.0.mlp.{module}", 48, 32)[0]
+    adapter = write_adapter(tmp_path / "lora", tensors, target_modules=["gate_proj", "up_proj"])
+    return base, adapter, adapter
 
-    base = make_architecture(tmp_path / "base", "phi3")  # holds gate and up in one tensor
-    adapter = train(tmp_path / "lora", base, target_modules=["qkv_proj"])
-    half = lk.Gradient([0.5] * 3)
-    terms = [lk.Term(adapter, half, {"qkv_proj": lk.Gradient([1] * 3)}), lk.Term(adapter, half)]
-    change = lk.plan(lk.Recipe(lk.Checkpoint(base), terms, method="linear")).changes
-    assert {one.term_weights for one in change.values()} == {(1.0, 0.5)}
+
+def test_a_term_has_one_weight_for_a_tensor(fused):
+    half, fused_tensor = [0.5] * 3, "model.layers.0.mlp.gate_up_proj.weight"
+    message = (
+        "lora has the weights 0 and 0.5 for parts of the base's "
+        f"'{fused_tensor}', and the method linear needs one weight for a tensor; give the modules "
+        "in it one weight, or merge with the method sum"
+    )
+    with pytest.raises(lk.LabkitError, match=re.escape(message)):
+        planned(fused, half, half, weights_for={"up_proj": lk.Gradient([0] * 3)})
+    (change,) = planned(fused, half, [1, 0, 0]).changes.values()
+    assert (change.tensor.name, change.term_weights) == (fused_tensor, (0.5, 1.0))
+
+
+def test_the_shares_of_one_term_are_one_delta(fused, tmp_path):
+    """Density 0.5 of a fused tensor are its largest, and not half of each of its modules."""
+    base, adapter, _ = fused
+    name = "model.layers.0.mlp.gate_up_proj.weight"
+    method = {"ties": {"density": 0.1}}
+    plain = merge(base, [(adapter, [1] * 3)], "sum", tmp_path / "sum")[name].numpy()
+    found = merge(base, [(adapter, [1] * 3)], method, tmp_path / "ties")[name].numpy()
+    old = numbers_of(base)[name]
+    change = np.abs(plain - old)
+    kept = change >= np.partition(change, -int(0.1 * old.size), axis=None)[-int(0.1 * old.size)]
+    np.testing.assert_array_equal(found, np.where(kept, plain, old.astype(np.float32)))

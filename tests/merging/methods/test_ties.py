@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import labkit as lk
+from labkit.machine import workers
 from labkit.merging.methods.ties import Ties
+from tests.architectures import make_architecture
 from tests.merging.methods.dense import assert_merged, deltas_of, layer_of, merge, numbers_of
 
 FIRST, SECOND = [1.0, 0.25, 0.0], [0.5, -0.75, 2.0]
@@ -92,3 +94,35 @@ def test_one_term_alone_by_mergekits_convention(llamas):
     with pytest.raises(lk.LabkitError, match=re.escape(message)):
         planned("mergekit")
     assert planned("peft").notes == ()
+
+
+def test_other_tokens_than_the_bases_are_refused(tmp_path):
+    base = make_architecture(tmp_path / "base", "llama")
+    larger = make_architecture(tmp_path / "larger", "llama", vocab_size=100)
+    message = (
+        "tensor 'model.embed_tokens.weight' outside the layers gets 100 rows in place of 96, and "
+        "the method {} has no base to compare new rows with; merge with the method sum"
+    )
+    for method in ("slerp", "ties", "dare"):
+        terms = [lk.Term(lk.Checkpoint(larger), lk.Gradient([1] * 3))]
+        with pytest.raises(lk.LabkitError, match=re.escape(message.format(method))):
+            lk.plan(lk.Recipe(lk.Checkpoint(base), terms, 1.0, method=method))
+
+
+def test_the_plan_says_its_method_and_forecasts_its_memory(llamas):
+    def planned(method):
+        terms = [lk.Term(adapter, lk.Gradient([1] * 3)) for adapter in llamas[1:]]
+        return lk.plan(lk.Recipe(lk.Checkpoint(llamas[0]), terms, method=method))
+
+    plain, ties = planned("sum"), planned({"ties": {"density": 0.25}})
+    assert dict(ties.summary())["method"] == "ties (density 0.25, convention peft, scale 1.0)"
+    assert "method" not in dict(plain.summary())
+    # Blocks of 2¹⁷ elements in float64: on each processor and for each of two files.
+    blocks = (workers() + 2) * 14 * 8 * 2**17
+    assert ties.forecast().peak_memory - plain.forecast().peak_memory == blocks
+
+
+def test_a_name_that_is_no_method(llamas):
+    for method in ("tyes", 5, {"tyes": {}}):
+        with pytest.raises(lk.LabkitError, match="is no method of merging; known are sum, linear"):
+            lk.Recipe(llamas[0], [lk.Term(llamas[1], [1, 1, 1])], method=method)
