@@ -16,32 +16,38 @@ positions (int64)."""
 
 
 class Elementwise(BaseDependent):
-    """`f(ΔW_1, …, ΔW_n, W)` for each element, by the same operations on every device.
-
-    A rule may jump: on a sign, or where an element is among the largest. So the deltas' elements
-    are summed in a fixed order, always by numpy; a device gets the result.
+    """`f(ΔW_1, …, ΔW_n, W)` for each element, calculated by numpy; a device gets the result.
 
     Attributes:
         deltas: what the rule is given.
         rule: makes the change of the deltas' elements.
         base: the base's tensor.
+        jumps: whether the last bit of a delta's element can change the result by more than its own
+            last bits: where a sign decides, or whether an element is among the largest. Then all
+            elements are summed in a fixed order, and not only those whose rounding is unsure.
         weight: what the change is multiplied with.
     """
 
     step = 0
-    by_element = True
 
     def __init__(
-        self, deltas: Sequence[Delta], rule: Rule, base: StoredTensor, weight: float = 1.0
+        self,
+        deltas: Sequence[Delta],
+        rule: Rule,
+        base: StoredTensor,
+        jumps: bool,
+        weight: float = 1.0,
     ) -> None:
         self.deltas = tuple(deltas)
         self.rule = rule
         self.base = base
+        self.jumps = jumps
         self.weight = weight
+        self.by_element = jumps or all(delta.by_element for delta in self.deltas)
 
     def times(self, weight: float) -> Elementwise:
         """The same change `weight` times."""
-        return Elementwise(self.deltas, self.rule, self.base, self.weight * weight)
+        return Elementwise(self.deltas, self.rule, self.base, self.jumps, self.weight * weight)
 
     def add_rows_to(self, total: Array, start: int, base: Array) -> None:
         """Add the rows from `start` on."""
@@ -52,7 +58,8 @@ class Elementwise(BaseDependent):
         values = []
         for delta in self.deltas:
             values.append(np.zeros(on_processor.shape))
-            delta.add_rows_in_order(values[-1], start, on_processor)
+            add = delta.add_rows_in_order if self.jumps else delta.add_rows_to
+            add(values[-1], start, on_processor)
         change = self.rule(values, on_processor, positions) * self.weight
         total += change if isinstance(total, np.ndarray) else on_device(str(total.device), change)
 

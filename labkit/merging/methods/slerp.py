@@ -66,7 +66,7 @@ class Slerp:
         def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
             return old * (share + other - 1) + values[0] * other
 
-        return Elementwise([term.delta], rule, base.tensor)
+        return Elementwise([term.delta], rule, base.tensor, jumps=False)
 
 
 def _shares(delta: Delta, base: BaseTensor, t: float) -> tuple[float, float]:

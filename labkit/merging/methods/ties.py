@@ -100,7 +100,7 @@ class Ties:
             ]
             return self._mean_of_agreeing(trimmed, weights) * self.scale
 
-        return Elementwise([term.delta for term in given], rule, base.tensor)
+        return Elementwise([term.delta for term in given], rule, base.tensor, jumps=True)
 
     def _mean_of_agreeing(
         self, trimmed: Sequence[np.ndarray], weights: Sequence[float]
