@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 import labkit as lk
+from labkit.files.floats import ARRAYS
 from labkit.machine import workers
 from labkit.merging.methods.ties import Ties
+from labkit.merging.rounding import BlockMerger
+from labkit.merging.rounding_on_device import DeviceMerger
 from tests.architectures import make_architecture
 from tests.merging.methods.dense import assert_merged, deltas_of, layer_of, merge, numbers_of
 
@@ -120,6 +123,23 @@ def test_the_plan_says_its_method_and_forecasts_its_memory(llamas):
     # Blocks of 2¹⁷ elements in float64: on each processor and for each of two files.
     blocks = (workers() + 2) * 14 * 8 * 2**17
     assert ties.forecast().peak_memory - plain.forecast().peak_memory == blocks
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare"])
+def test_the_arithmetic_of_a_gpu_makes_the_same_bytes(llamas, method):
+    """Signs and thresholds do not hang on how a device adds up products."""
+    terms = [lk.Term(adapter, lk.Gradient([0.7] * 3)) for adapter in llamas[1:]]
+    terms = terms[:1] if method == "slerp" else terms
+    resolved = lk.plan(lk.Recipe(lk.Checkpoint(llamas[0]), terms, method=method))
+    for change in resolved.changes.values():
+        base = change.tensor.read().astype(np.float32)
+        for dtype in ("BF16", "F16", "F32", "F64"):
+            found = []
+            for merger in (BlockMerger(), DeviceMerger("cpu")):
+                out = np.empty(base.shape, ARRAYS[dtype])
+                merger.merge(base, "F32", change.update(), 0, dtype, out)
+                found.append(out.tobytes())
+            assert found[0] == found[1]
 
 
 def test_a_name_that_is_no_method(llamas):
