@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from labkit.deltas.delta import Array, BaseDependent, Delta, on_device
+from labkit.deltas.delta import NORM_ELEMENTS, Array, BaseDependent, Delta, on_device
 from labkit.files.tensor_file import StoredTensor
 
 Rule = Callable[[list[np.ndarray], np.ndarray, np.ndarray], np.ndarray]
@@ -51,17 +51,26 @@ class Elementwise(BaseDependent):
 
     def add_rows_to(self, total: Array, start: int, base: Array) -> None:
         """Add the rows from `start` on."""
-        on_processor = base if isinstance(base, np.ndarray) else base.cpu().numpy()
-        rows, columns = on_processor.shape
-        first = start * columns
-        positions = np.arange(first, first + rows * columns).reshape(rows, columns)
+        # A GPU's run of rows is long, and would take many arrays of its size.
+        step = max(1, NORM_ELEMENTS // max(1, total.shape[1]))
+        for first in range(0, total.shape[0], step):
+            some = slice(first, first + step)
+            here = base[some] if isinstance(base, np.ndarray) else base[some].cpu().numpy()
+            change = self._rows(start + first, here)
+            if not isinstance(total, np.ndarray):
+                change = on_device(str(total.device), change)
+            total[some] += change
+
+    def _rows(self, start: int, base: np.ndarray) -> np.ndarray:
+        """The change of the rows from `start` on."""
+        first = start * base.shape[1]
+        positions = np.arange(first, first + base.size).reshape(base.shape)
         values = []
         for delta in self.deltas:
-            values.append(np.zeros(on_processor.shape))
+            values.append(np.zeros(base.shape))
             add = delta.add_rows_in_order if self.jumps else delta.add_rows_to
-            add(values[-1], start, on_processor)
-        change = self.rule(values, on_processor, positions) * self.weight
-        total += change if isinstance(total, np.ndarray) else on_device(str(total.device), change)
+            add(values[-1], start, base)
+        return self.rule(values, base, positions) * self.weight
 
     def add_entries_to(
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray

@@ -61,16 +61,16 @@ class Slerp:
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Find the angle in a pass over both tensors, and how much of each to take."""
         (term,) = base.one_delta_each(terms)
-        share, other = _shares(term.delta, base, term.weight)
+        of_base, of_delta = _shares(term.delta, base, term.weight)
 
         def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
-            return old * (share + other - 1) + values[0] * other
+            return old * of_base + values[0] * of_delta
 
         return Elementwise([term.delta], rule, base.tensor, jumps=False)
 
 
 def _shares(delta: Delta, base: BaseTensor, t: float) -> tuple[float, float]:
-    """How much to take of `W` and of `W + ΔW`."""
+    """How much of `W` and of `ΔW` is added to `W`."""
     sums: list[tuple[float, float, float]] = []
     for start, old in base.tensor.blocks(NORM_ELEMENTS):
         new = old.copy()
@@ -80,6 +80,8 @@ def _shares(delta: Delta, base: BaseTensor, t: float) -> tuple[float, float]:
     length = math.sqrt(of_old) * math.sqrt(of_new)
     cosine = of_both / length if length else 1.0
     if abs(cosine) > PARALLEL:
-        return 1 - t, t
+        return 0.0, t
     angle = math.acos(cosine)
-    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    of_old = math.sin((1 - t) * angle) / math.sin(angle)
+    of_new = math.sin(t * angle) / math.sin(angle)
+    return of_old + of_new - 1, of_new
