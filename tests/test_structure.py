@@ -49,6 +49,14 @@ TESTED_ELSEWHERE = {
         "what a recipe can say",
         "gradients/calls merging/formula merging/methods/weighted_sum merging/recipe_file",
     ),
+    "tests/merging/methods/test_ties.py": (
+        "parameters of all methods are read alike",
+        "merging/methods/parameters",
+    ),
+    "tests/merging/methods/test_linear.py": (
+        "what is said of a method that divides by the weights",
+        "merging/methods/lone_weights",
+    ),
     "tests/inference/test_live_model.py": (
         "a model that is loaded is a live one",
         "inference/loading",

@@ -45,6 +45,9 @@ def merge(
     dtype: Annotated[
         str, typer.Option(help="auto (keep the base's), float16, bfloat16 or float32.")
     ] = "auto",
+    method: Annotated[
+        str, typer.Option(help="sum, slerp, ties or dare; with parameters only in a recipe.")
+    ] = "sum",
     device: Annotated[
         str, typer.Option(help="cpu, cuda or auto; the bytes are the same.")
     ] = "auto",
@@ -74,10 +77,10 @@ def merge(
     if recipe is not None:
         given = {"--weights": weights, "--weights-for": weights_for, "--rest": rest}
         extra = [name for name, value in given.items() if value is not None]
-        if extra or dtype != "auto" or untie:
+        if extra or dtype != "auto" or untie or method != "sum":
             raise LabkitError(
                 "--recipe says all that is merged; leave out "
-                f"{', '.join(extra) or '--dtype and --untie'}"
+                f"{', '.join(extra) or '--dtype, --method and --untie'}"
             )
         # BASE and ADAPTER beside a recipe say where its inputs are on this machine.
         if not quiet:
@@ -89,7 +92,7 @@ def merge(
                 "a merge needs BASE, ADAPTER and --weights, or --recipe FILE "
                 "(see labkit merge --help)"
             )
-        resolved = _plan(base, adapter, weights, rest, weights_for, dtype, untie, stretch)
+        resolved = _plan(base, adapter, weights, rest, weights_for, dtype, method, untie, stretch)
     if dry_run:
         typer.echo(resolved)
         return
@@ -191,9 +194,11 @@ def _plan(
     rest: float | None,
     weights_for: list[str] | None,
     dtype: str,
+    method: str,
     untie: bool,
     stretch: bool,
 ) -> Plan:
+    from labkit.merging.methods import as_method
     from labkit.merging.planning import plan
     from labkit.merging.recipe import Recipe, Term
     from labkit.models.checkpoint import Checkpoint
@@ -203,4 +208,4 @@ def _plan(
     patterns = patterns_of(weights_for, checkpoint.layers, stretch)
     gradient = gradient_for(weights, checkpoint.layers, stretch)
     terms = [Term(open_source(adapter), gradient, patterns)]
-    return plan(Recipe(checkpoint, terms, rest, dtype, untie=untie))
+    return plan(Recipe(checkpoint, terms, rest, dtype, method=as_method(method), untie=untie))

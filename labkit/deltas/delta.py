@@ -78,6 +78,26 @@ class Delta(ABC):
             columns: their columns in it.
         """
 
+    def add_rows_in_order(
+        self,
+        total: Float64[np.ndarray, "block columns"],
+        start: int,
+        base: Float64[np.ndarray, "block columns"],
+    ) -> None:
+        """Add rows to `total` in place, each element by the operations of `add_entries_to`.
+
+        For what hangs on an element's last bit: its sign, or whether it is among the largest.
+        Slower than `add_rows_to` where factors are multiplied.
+
+        Args:
+            total: as many rows as are to be added.
+            start: the number of their first row in the tensor.
+            base: the same rows as the base has them; 0 where the base has no such row.
+        """
+        if not self.by_element:
+            raise NotImplementedError(type(self).__name__)
+        self.add_rows_to(total, start, base)
+
     @abstractmethod
     def to(self, device: str) -> Delta:
         """The same delta with its numbers on another device, such as "cuda"."""

@@ -16,6 +16,9 @@ from jaxtyping import Float64, Int64
 
 from labkit.deltas.delta import Array, Delta, on_device
 
+ORDERED_ELEMENTS = 1 << 14
+"""Elements that are summed over the rank at a time: few enough for a processor's nearest cache."""
+
 
 class LowRank(Delta):
     """The matrix `left @ right` in float64, kept as its factors.
@@ -103,6 +106,24 @@ class LowRank(Delta):
     ) -> None:
         """Add the rows from `start` on, as many as `total` has."""
         total += self.rows(start, start + total.shape[0])
+
+    def add_rows_in_order(
+        self,
+        total: Float64[np.ndarray, "block columns"],
+        start: int,
+        base: Float64[np.ndarray, "block columns"],
+    ) -> None:
+        """Add the rows from `start` on, each element summed as `entries` does it."""
+        columns = total.shape[1]
+        step = max(1, ORDERED_ELEMENTS // max(1, columns))
+        for first in range(0, total.shape[0], step):
+            left = self.left[start + first : start + min(first + step, total.shape[0])]
+            added = np.zeros((left.shape[0], columns))
+            product = np.empty_like(added)
+            for number in range(self.rank):
+                np.multiply(left[:, number, None], self.right[number], out=product)
+                np.add(added, product, out=added)
+            total[first : first + step] += added
 
     def add_entries_to(
         self,

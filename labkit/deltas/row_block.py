@@ -28,11 +28,21 @@ class RowBlock(Delta):
 
     def add_rows_to(self, total: Array, start: int, base: Array) -> None:
         """Add the rows that both have."""
-        begin = max(start, self.first)
-        end = min(start + total.shape[0], self.first + self.delta.shape[0])
-        if begin < end:
-            rows = slice(begin - start, end - start)
-            self.delta.add_rows_to(total[rows], begin - self.first, base[rows])
+        rows = self._shared(start, total.shape[0])
+        if rows.start < rows.stop:
+            self.delta.add_rows_to(total[rows], start + rows.start - self.first, base[rows])
+
+    def add_rows_in_order(self, total: np.ndarray, start: int, base: np.ndarray) -> None:
+        """The same, each element in a fixed order of operations."""
+        rows = self._shared(start, total.shape[0])
+        if rows.start < rows.stop:
+            first = start + rows.start - self.first
+            self.delta.add_rows_in_order(total[rows], first, base[rows])
+
+    def _shared(self, start: int, count: int) -> slice:
+        """Which of so many rows from `start` on it has."""
+        end = min(start + count, self.first + self.delta.shape[0])
+        return slice(max(start, self.first) - start, end - start)
 
     def add_entries_to(
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray

@@ -52,6 +52,11 @@ class Total(BaseDependent):
         for part in self.parts:
             part.add_rows_to(total, start, base)
 
+    def add_rows_in_order(self, total: np.ndarray, start: int, base: np.ndarray) -> None:
+        """The same, each element in a fixed order of operations."""
+        for part in self.parts:
+            part.add_rows_in_order(total, start, base)
+
     def add_entries_to(
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray
     ) -> None:

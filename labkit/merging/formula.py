@@ -12,11 +12,14 @@ is 0 the tensor keeps the base's bytes, whatever the method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import ClassVar, Protocol
 
 from labkit.deltas.delta import Delta
+from labkit.deltas.total import total_of
+from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
 
 
@@ -27,10 +30,13 @@ class WeightedDelta:
     Attributes:
         weight: `w`, the term's weight for the tensor's layer; never 0.
         delta: `ΔW`, what the term adds to the tensor at weight 1.
+        term: the number of the term in the recipe. One term can have several shares, such as the
+            factors of the query and of the key where the base holds both in one tensor.
     """
 
     weight: float
     delta: Delta
+    term: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,45 @@ class BaseTensor:
     Attributes:
         tensor: where the base's numbers lie.
         row_count: rows of the result; more than the base's if tokens are added.
+        layer: its layer; None outside the layers.
+        weights: the weight that each term of the recipe has for it, whether or not the term
+            changes it. Empty for a method that is linear, which does not ask.
     """
 
     tensor: StoredTensor
     row_count: int
+    layer: int | None = None
+    weights: tuple[float, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """How errors name it."""
+        layer = "outside the layers" if self.layer is None else f"in layer {self.layer}"
+        return f"tensor {shown(self.tensor.name)!r} {layer}"
+
+    def one_delta_each(self, terms: Sequence[WeightedDelta]) -> list[WeightedDelta]:
+        """Add up the shares of each term: one for each term that changes the tensor."""
+        return [
+            WeightedDelta(
+                self.weights[number],
+                total_of([share.delta for share in shares], self.tensor, self.row_count),
+                number,
+            )
+            for number, shares in groupby(terms, lambda share: share.term)
+        ]
+
+    def require_its_own_rows(self, method: str) -> None:
+        """Check that no rows are added or taken away.
+
+        Raises:
+            LabkitError: there are other tokens than the base's.
+        """
+        rows = self.tensor.matrix_shape[0]
+        if self.row_count != rows:
+            raise LabkitError(
+                f"{self.where} gets {self.row_count} rows in place of {rows}, and the method "
+                f"{method} has no base to compare new rows with; merge with the method sum"
+            )
 
 
 class Method(Protocol):
@@ -62,6 +103,27 @@ class Method(Protocol):
 
     name: ClassVar[str]
     linear: ClassVar[bool]
+
+    def require(self, base: BaseTensor) -> None:
+        """Check before anything is written that the method makes sense for a tensor.
+
+        Raises:
+            LabkitError: it makes none, such as weights of which none would count.
+        """
+
+    def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
+        """Say what is not wrong, but worth knowing before writing.
+
+        Args:
+            tensors: all that change.
+        """
+
+    def working_memory(self, terms: int) -> int:
+        """Bytes that merging one block of rows takes, beside what a sum of deltas takes.
+
+        Args:
+            terms: how many terms the recipe has.
+        """
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Make the change `Δ` of one tensor.

@@ -50,12 +50,14 @@ class Contribution:
         match: where it applies.
         weight: its layer weight.
         for_head: what it changes in an embedding is meant for a head that is tied to it, too.
+        term: the number of the term in the recipe.
     """
 
     part: Part
     match: Match
     weight: float
     for_head: bool = False
+    term: int = 0
 
     def delta(self) -> Delta:
         """Read `ΔW`, in the orientation of the base's tensor."""
@@ -72,6 +74,7 @@ class Change:
         contributions: what is added; no weight is 0.
         shape: the shape it gets: the base's, or one with more rows for new tokens.
         method: how the contributions become one change.
+        term_weights: see `BaseTensor.weights`.
     """
 
     tensor: StoredTensor
@@ -79,6 +82,7 @@ class Change:
     contributions: tuple[Contribution, ...]
     shape: tuple[int, ...]
     method: Method = field(repr=False)
+    term_weights: tuple[float, ...] = ()
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -91,14 +95,20 @@ class Change:
         grown = self.shape != self.tensor.shape
         return self.shape[0] if grown else self.tensor.matrix_shape[0]
 
+    @property
+    def target(self) -> BaseTensor:
+        """The tensor as the method sees it."""
+        return BaseTensor(self.tensor, self.row_count, self.layer, self.term_weights)
+
     def update(self) -> Delta:
         """Read all that is added, in float64, weights included: see `labkit.merging.formula`."""
-        base = BaseTensor(self.tensor, self.row_count)
-        terms = [WeightedDelta(one.weight, one.delta()) for one in self.contributions]
-        return self.method.combine(base, terms)
+        terms = [WeightedDelta(one.weight, one.delta(), one.term) for one in self.contributions]
+        return self.method.combine(self.target, terms)
 
 
-def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contribution]]:
+def match_term(
+    number: int, term: Term, recipe: Recipe
+) -> tuple[list[LedgerRow], list[Contribution]]:
     """Match one term of a recipe: its rows of the ledger, and what it adds to which tensor.
 
     Raises:
@@ -133,7 +143,7 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
         )
     matched: list[Contribution] = []
     for part, matches in found:
-        matched += [_contribution(term, recipe, part, match) for match in matches]
+        matched += [_contribution(number, term, recipe, part, match) for match in matches]
         first, weight = matches[0].tensor.name, matched[-1].weight
         rows += [
             LedgerRow(source.name, t.name, "matched", first, base.layer_of(first), weight)
@@ -144,7 +154,9 @@ def match_term(term: Term, recipe: Recipe) -> tuple[list[LedgerRow], list[Contri
     return rows, matched
 
 
-def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contribution:
+def _contribution(
+    number: int, term: Term, recipe: Recipe, part: Part, match: Match
+) -> Contribution:
     base, describe = recipe.base, term.source.describe
     _ = match.tensor.float_dtype  # refuses a tensor that is not stored in floating-point numbers
     transposed = part.orientation(match, base)
@@ -164,7 +176,7 @@ def _contribution(term: Term, recipe: Recipe, part: Part, match: Match) -> Contr
     else:
         weight = float(recipe.rest)
     for_head = part.follows_tie or term.source.gives_head(base)
-    return Contribution(part, replace(match, transposed=transposed), weight, for_head)
+    return Contribution(part, replace(match, transposed=transposed), weight, for_head, number)
 
 
 def _require_one_adapter(matched: Sequence[Contribution], source: Source) -> None:

@@ -21,6 +21,7 @@ from labkit.merging.matching import Change as Change
 from labkit.merging.matching import Contribution as Contribution
 from labkit.merging.matching import LedgerRow as LedgerRow
 from labkit.merging.matching import match_term
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.recipe import Recipe, Term, as_gradient, pattern_matches
 from labkit.merging.vocabulary import changes_of
 from labkit.models.checkpoint import Checkpoint
@@ -173,6 +174,8 @@ class Plan(Summary):
                 yield f"  {pattern}", f"mean weight {gradient.mean:.2f}, {gradient.runs()}"
         if self.recipe.rest is not None:
             yield "rest", plain(self.recipe.rest)
+        if self.recipe.method != WeightedSum():
+            yield "method", self.recipe.method_words
         counts = Counter(row.status for row in self.ledger)
         kinds = " and ".join(dict.fromkeys(term.source.kind for term in self.recipe.terms))
         yield (
@@ -233,7 +236,7 @@ def _resolve(recipe: Recipe) -> Plan:
     ledger: list[LedgerRow] = []
     found: dict[str, list[Contribution]] = defaultdict(list)
     notes: list[str] = [*base.notes]
-    for term in recipe.terms:
+    for number, term in enumerate(recipe.terms):
         term.weights.require(base.layers, f"{term.source.kind} {shown(term.source.name)}")
         for pattern, gradient in term.weights_for.items():
             gradient.require(base.layers, f"modules {shown(pattern)}")
@@ -244,12 +247,16 @@ def _resolve(recipe: Recipe) -> Plan:
                     f"{len(named)} modules of {shown(term.source.name)} (such as "
                     f"{shown(named[0])!r}); correct the pattern"
                 )
-        rows, matched = match_term(term, recipe)
+        rows, matched = match_term(number, term, recipe)
         ledger += rows
         for contribution in matched:
             found[contribution.match.tensor.name].append(contribution)
         notes += term.source.notes(base)
     changes, added = changes_of(recipe, found)
+    targets = [change.target for change in changes.values()]
+    for target in targets:
+        recipe.method.require(target)
+    notes += recipe.method.notes(targets)
     if recipe.untie and not base.tied:
         notes.append("untie changes nothing: the base keeps its head apart already")
     shrunk = {

@@ -23,6 +23,7 @@ from labkit.gradients.calls import as_gradient as as_gradient
 from labkit.gradients.gradient import Gradient
 from labkit.merging.fitted import Fitted
 from labkit.merging.formula import Method
+from labkit.merging.methods import as_method
 from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
@@ -152,14 +153,16 @@ class Recipe:
         rest: the weight of what adapters change outside the layers (embeddings, final norm, head);
             None refuses adapters that change anything there.
         dtype: the output's dtype, or "auto" to keep each tensor's own.
-        method: how the terms become one change of a tensor: see `labkit.merging.methods`.
+        method: how the terms become one change of a tensor: "sum", "linear", "slerp", "ties",
+            "dare", or one with its parameters: `{"ties": {"density": 0.2}}`. See
+            `labkit.merging.methods`.
         untie: write a head of its own for a base whose embedding serves as head (tied).
         sha256: reference -> file name -> SHA-256 of the files that a loaded recipe was made from;
             what is merged does not depend on it.
         card: what the recipe says for the model card; likewise.
 
     Raises:
-        LabkitError: no terms, an unknown dtype, or a `rest` that is not a finite number.
+        LabkitError: no terms, an unknown dtype or method, or a `rest` that is no finite number.
     """
 
     base: Checkpoint
@@ -176,6 +179,7 @@ class Recipe:
         if not isinstance(base, Checkpoint):
             object.__setattr__(self, "base", Checkpoint(base))
         object.__setattr__(self, "terms", tuple(self.terms))
+        object.__setattr__(self, "method", as_method(self.method))
         if not self.terms:
             raise LabkitError("a recipe needs at least one term (an adapter and its weights)")
         if self.dtype not in DTYPES:
@@ -195,6 +199,12 @@ class Recipe:
     def sources(self) -> tuple[Checkpoint | Source, ...]:
         """The base and what is added to it, in order."""
         return self.base, *(term.source for term in self.terms)
+
+    @property
+    def method_words(self) -> str:
+        """The method and its parameters in a few words: `ties (density 0.2, …)`."""
+        given = ", ".join(f"{name} {value}" for name, value in vars(self.method).items())
+        return f"{self.method.name} ({given})" if given else self.method.name
 
     @classmethod
     def load(

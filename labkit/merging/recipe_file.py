@@ -22,7 +22,7 @@ from labkit.gradients.calls import CALLS, as_gradient
 from labkit.gradients.gradient import Gradient
 from labkit.merging.fitted import fitted_from
 from labkit.merging.formula import Method
-from labkit.merging.methods import METHODS
+from labkit.merging.methods import METHODS, as_method, parameters_of
 from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
@@ -385,17 +385,12 @@ def _method(entry: Entry | None) -> Method:
         if len(members) != 1:
             raise entry.error(f"names {len(members)} methods; expected one, with its parameters")
         name, given = members.popitem()
-        fields = tuple(getattr(METHODS[name], "__dataclass_fields__", ()))
         if not given.empty:
-            members = given.members(f"the parameters of {name}", fields)
+            members = given.members(f"the parameters of {name}", parameters_of(name))
             parameters = {key: value.data() for key, value in members.items()}
     else:
         name = entry.text("the name of a method")
-        if name not in METHODS:
-            raise entry.error(
-                f"{shown(name)!r} is no method of merging; known are {', '.join(METHODS)}"
-            )
-    return entry.attempt(lambda: METHODS[name](**parameters))
+    return entry.attempt(as_method, {name: parameters})
 
 
 def _truth(entry: Entry | None) -> bool:

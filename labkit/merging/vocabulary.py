@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
+from labkit.gradients.gradient import plain
 from labkit.merging.matching import Change, Contribution
 from labkit.merging.recipe import Recipe
 from labkit.models.checkpoint import Checkpoint
@@ -25,7 +26,8 @@ def changes_of(
         the base has not (an untied head).
 
     Raises:
-        LabkitError: a change of only one use of tied embeddings, or vocabularies that disagree.
+        LabkitError: a change of only one use of tied embeddings, vocabularies that disagree, or
+            several weights where a method needs one.
     """
     base = recipe.base
     weighted = {name: [one for one in all_ if one.weight != 0] for name, all_ in found.items()}
@@ -49,12 +51,41 @@ def changes_of(
             if tensor.name in base.vocabulary
             else tensor.shape,
             recipe.method,
+            _term_weights(recipe, tensor, found.get(tensor.name) or weighted[tensor.name]),
         )
         for tensor in (*base.tensors.values(), *added)
         if tensor.name in weighted
     }
     _require_one_vocabulary(recipe, changes, added)
     return changes, added
+
+
+def _term_weights(
+    recipe: Recipe, tensor: StoredTensor, contributions: Sequence[Contribution]
+) -> tuple[float, ...]:
+    """The weight of each term of the recipe for a tensor; nothing for a method that is linear.
+
+    Raises:
+        LabkitError: a term has several, for modules that the base holds in one tensor.
+    """
+    if recipe.method.linear:
+        return ()
+    layer = recipe.base.layer_of(tensor.name)
+    found: list[float] = []
+    for number, term in enumerate(recipe.terms):
+        given = {one.weight for one in contributions if one.term == number}
+        if not given:
+            gradient = term.gradient_for(tensor.name.rpartition(".")[0])
+            given = {float(recipe.rest or 0) if layer is None else gradient[layer]}
+        if len(given) > 1:
+            raise LabkitError(
+                f"{shown(term.source.name)} has the weights "
+                f"{' and '.join(map(plain, sorted(given)))} for parts of the base's "
+                f"{shown(tensor.name)!r}, and the method {recipe.method.name} needs one weight for "
+                "a tensor; give the modules in it one weight, or merge with the method sum"
+            )
+        found += given
+    return tuple(found)
 
 
 def _shape(tensor: StoredTensor, contributions: Sequence[Contribution]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import yaml
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term, pattern_matches
 from labkit.models.checkpoint import Checkpoint
@@ -68,8 +69,13 @@ def export_recipe(recipe: Recipe) -> str:
     rounded to the dtype. A weight is written for each layer, so nothing is interpolated.
 
     Raises:
-        LabkitError: what mergekit's filters cannot say.
+        LabkitError: what mergekit's filters cannot say, or a method other than `sum`.
     """
+    if recipe.method != WeightedSum():
+        raise LabkitError(
+            f"the method {recipe.method.name} is not written as mergekit's, whose deltas of LoRAs "
+            "are rounded first and come out otherwise; recipes of the method sum are"
+        )
     resolved = plan(recipe)  # checks that weights and layers fit
     base = _mergekit_name(recipe.base)
     models = []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from labkit.errors import shown
 from labkit.files.references import Opened
 from labkit.gradients.gradient import Gradient, plain
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.models.prompt_formats import FORMATS
 from labkit.writing.card_prompts import formats, snippet
 from labkit.writing.front_matter import front_matter, licence, own_card
@@ -55,6 +56,7 @@ def model_card(plan: Plan, receipt: Receipt) -> str:
         "",
         f"- Base model: {linked(plan.base)}",
         *(f"- {KINDS[term.source.kind]}: {linked(term.source)}" for term in recipe.terms),
+        *([] if recipe.method == WeightedSum() else [f"- Method: {recipe.method_words}"]),
         f"- Made with: labkit {__version__}",
         "",
         *_weights(plan),

@@ -33,7 +33,7 @@ from labkit.files.references import require_as_on_hub
 from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.rounding import BUFFER_BYTES
-from labkit.writing.engine import Engine, ModelWriter, pieces_at_once, slot_bytes
+from labkit.writing.engine import FILES_AT_ONCE, Engine, ModelWriter, pieces_at_once, slot_bytes
 from labkit.writing.layout import output_files
 from labkit.writing.progress import Progress, bar_of
 from labkit.writing.receipt import Receipt, TensorReceipt
@@ -64,8 +64,14 @@ def working_memory(plan: Plan) -> int:
         default=0,
     )  # fmt: skip
     slots = pieces * slot_bytes(output_files(plan, "cpu"))
+    # Blocks are merged on as many processors as there are, while each file's next tensor is looked
+    # through by the method.
+    blocks = workers() * BUFFER_BYTES
+    blocks += (workers() + FILES_AT_ONCE) * plan.recipe.method.working_memory(
+        len(plan.recipe.terms)
+    )
     # Factors of as many tensors as pieces under way, and those that are just being read.
-    return slots + workers() * BUFFER_BYTES + (pieces + 4) * factors + THREADS_BYTES
+    return slots + blocks + (pieces + 4) * factors + THREADS_BYTES
 
 
 def write(

@@ -179,6 +179,23 @@ def test_weights_as_people_write_them(tiny_base, tiny_adapter, tmp_path):
         assert said.endswith("or add --stretch")
 
 
+def test_a_method_by_its_name(tiny_base, tiny_adapter, tmp_path):
+    out = tmp_path / "out"
+    said = labkit(
+        "merge", tiny_base, tiny_adapter, "--weights", "0.5", "--method", "ties", "--out", out
+    ).stdout
+    assert "ties (density 0.2, convention peft, scale 1.0)" in said
+    assert "\n- Method: ties (density 0.2, " in (out / "README.md").read_text()
+    assert labkit("verify", out).returncode == 0
+    again = error_of("merge", "--recipe", out / "recipe.yaml", "--method", "dare", "--dry-run")
+    assert "leave out --dtype, --method and --untie" in again
+    alone = error_of("merge", tiny_base, tiny_adapter, "--weights", "1", "--method", "linear")
+    assert "the weight 1 of one term alone would change nothing" in alone
+    assert "'tie' is no method of merging" in error_of(
+        "merge", tiny_base, tiny_adapter, "--weights", "1", "--method", "tie"
+    )
+
+
 def test_verify_says_it_in_a_sentence(tiny_base, tiny_adapter, tmp_path):
     out = tmp_path / "out"
     labkit("merge", tiny_base, tiny_adapter, "--weights", "1", "--out", out, "--quiet")

@@ -181,6 +181,10 @@ def test_what_mergekit_cannot_say(tmp_path, tiny_base, tiny_adapter):
     with pytest.raises(lk.LabkitError, match="selects other modules than the part of a name"):
         export_recipe(recipe)
 
+    recipe = lk.Recipe(str(tiny_base), [lk.Term(str(tiny_adapter), "1x4")], method="dare")
+    with pytest.raises(lk.LabkitError, match="the method dare is not written as mergekit's"):
+        export_recipe(recipe)
+
     shutil.copytree(tiny_adapter, tmp_path / "c+d")
     recipe = lk.Recipe(str(tiny_base), [lk.Term(str(tmp_path / "c+d"), "1x4")])
     with pytest.raises(lk.LabkitError, match=r"mergekit cannot name .*, which has a \+ or a sub"):

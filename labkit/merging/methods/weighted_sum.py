@@ -5,7 +5,7 @@ Ilharco et al., "Editing Models with Task Arithmetic", 2022, arXiv 2212.04089.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +20,17 @@ class WeightedSum:
 
     name: ClassVar[str] = "sum"
     linear: ClassVar[bool] = True
+
+    def require(self, base: BaseTensor) -> None:
+        """A sum always makes sense."""
+
+    def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
+        """None: the weights are what they are."""
+        yield from ()
+
+    def working_memory(self, terms: int) -> int:
+        """Nothing more."""
+        return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Add the deltas up."""

@@ -1,0 +1,143 @@
+"""`dare`: of each change a random share is left out, and the rest is made larger for it.
+
+Yu et al., "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free
+Lunch", 2023, arXiv 2311.03099.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from labkit.deltas.delta import NORM_ELEMENTS, Delta
+from labkit.deltas.elementwise import Elementwise
+from labkit.deltas.passes import ordered_blocks, sum_in_order
+from labkit.errors import LabkitError, shown
+from labkit.merging.formula import BaseTensor, WeightedDelta
+from labkit.merging.methods.parameters import as_share
+
+RESCALES = ("l1", "density", "none")
+SEEDS = 1 << 63
+"""A seed is below this."""
+
+
+@dataclass(frozen=True)
+class Dare:
+    """`Δ = Σ_t w_t·c_t·M_t∘ΔW_t`: each element of `M_t` is 1 with probability `density`, else 0.
+
+    Which elements stay hangs on the seed, the tensor's name, the number of the term and the
+    element's place alone; see `random_bits`.
+
+    Attributes:
+        density: the share of elements that stay, above 0 and at most 1.
+        rescale: `c_t`: "density" is the paper's `1/density`; "l1" is `Σ|ΔW_t| / Σ|M_t∘ΔW_t|`, as
+            mergekit 0.1.5 has it (`sparsify.py`), so that the sum of magnitudes stays; "none" is 1.
+        seed: a whole number from 0 on.
+    """
+
+    density: float = 0.5
+    rescale: str = "l1"
+    seed: int = 0
+    name: ClassVar[str] = "dare"
+    linear: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "density", as_share("density", self.density))
+        if self.rescale not in RESCALES:
+            raise LabkitError(
+                f"rescale is {shown(repr(self.rescale))}; expected one of {', '.join(RESCALES)}"
+            )
+        seed: Any = self.seed
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+            raise LabkitError(f"seed is {shown(repr(seed))}; expected a whole number from 0 on")
+
+    def require(self, base: BaseTensor) -> None:
+        """Check that a delta is all that changes.
+
+        Raises:
+            LabkitError: rows that the base lacks.
+        """
+        base.require_its_own_rows(self.name)
+
+    def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
+        """None."""
+        yield from ()
+
+    def working_memory(self, terms: int) -> int:
+        """A block's arrays: for each term the delta, and what is between."""
+        return (terms + 9) * 8 * NORM_ELEMENTS
+
+    def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
+        """Draw what stays; by L1, weigh it in a pass over each delta."""
+        given = base.one_delta_each(terms)
+        masks = [Mask(self.density, key_of(self.seed, base.tensor.name, t.term)) for t in given]
+        factors = [
+            term.weight * self._scale(term.delta, mask, base)
+            for term, mask in zip(given, masks, strict=True)
+        ]
+
+        def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
+            total = np.zeros_like(values[0])
+            for one, mask, factor in zip(values, masks, factors, strict=True):
+                total += np.where(mask.keeps(positions), one * factor, 0.0)
+            return total
+
+        return Elementwise([term.delta for term in given], rule, base.tensor, jumps=False)
+
+    def _scale(self, delta: Delta, mask: Mask, base: BaseTensor) -> float:
+        if self.rescale == "none":
+            return 1.0
+        if self.rescale == "density":
+            return 1 / self.density
+        before, after = [], []
+        for first, values, _ in ordered_blocks(delta, base.tensor):
+            magnitudes = np.abs(values)
+            kept = mask.keeps(np.arange(first, first + len(values)))
+            before.append(sum_in_order(magnitudes))
+            after.append(sum_in_order(np.where(kept, magnitudes, 0.0)))
+        left = math.fsum(after)
+        return math.fsum(before) / left if left else 1.0
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which elements of a tensor stay, at random.
+
+    Attributes:
+        density: the probability.
+        key: what the draw hangs on.
+    """
+
+    density: float
+    key: int
+
+    def keeps(self, positions: np.ndarray) -> np.ndarray:
+        """Tell which elements stay: a mark for each."""
+        drawn = random_bits(self.key, positions) >> np.uint64(11)  # 53 bits, as a float64 has
+        return np.asarray(drawn < np.uint64(math.ceil(self.density * 2**53)))
+
+
+def key_of(seed: int, tensor: str, term: int) -> int:
+    """A key of 64 bits for the random numbers of one term in one tensor."""
+    digest = hashlib.sha256(f"{seed}\0{term}\0{tensor}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def random_bits(key: int, positions: np.ndarray) -> np.ndarray:
+    """64 random bits (uint64) for each position, each by itself: the same in every block.
+
+    SplitMix64, whose state is a counter: Steele, Lea and Flood, "Fast splittable pseudorandom
+    number generators", OOPSLA 2014; constants of Vigna's `splitmix64.c`.
+    """
+    bits = positions.astype(np.uint64)
+    bits += np.uint64(1)
+    bits *= np.uint64(0x9E3779B97F4A7C15)
+    bits += np.uint64(key)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -1,0 +1,87 @@
+"""`slerp`: from the base's tensor to a model's on an arc, in place of a straight line.
+
+Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985; for whole tensors as mergekit
+does it (`merge_methods/slerp.py`, 0.1.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from labkit.deltas.delta import NORM_ELEMENTS, Delta
+from labkit.deltas.elementwise import Elementwise
+from labkit.deltas.passes import sum_in_order
+from labkit.errors import LabkitError
+from labkit.merging.formula import BaseTensor, WeightedDelta
+
+PARALLEL = 0.9995
+"""`|cos|` above which the arc is taken for a straight line."""
+BLOCK_ARRAYS = 6
+"""Arrays of float64 that a block takes: delta, result, positions, and what is between."""
+
+
+@dataclass(frozen=True)
+class Slerp:
+    """`W' = sin((1−t)·θ)/sin θ · W + sin(t·θ)/sin θ · (W + ΔW)`, with `t` the layer weight.
+
+    `θ` is the angle between `W` and `W + ΔW`, each seen as one long vector. Where `|cos θ|` is
+    above 0.9995 (nearly every tensor of a base and its LoRA), or one of the two is 0, it is the
+    straight line `W + t·ΔW`. There are two models: the base and one term.
+    """
+
+    name: ClassVar[str] = "slerp"
+    linear: ClassVar[bool] = False
+
+    def require(self, base: BaseTensor) -> None:
+        """Check that there are two models.
+
+        Raises:
+            LabkitError: more than one term, or rows that the base lacks.
+        """
+        if len(base.weights) != 1:
+            raise LabkitError(
+                f"{base.where}: the method slerp goes from the base to one model, and the recipe "
+                f"has {len(base.weights)} terms; leave one, or merge with the method linear"
+            )
+        base.require_its_own_rows(self.name)
+
+    def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
+        """None."""
+        yield from ()
+
+    def working_memory(self, terms: int) -> int:
+        """A block's arrays."""
+        return BLOCK_ARRAYS * 8 * NORM_ELEMENTS
+
+    def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
+        """Find the angle in a pass over both tensors, and how much of each to take."""
+        (term,) = base.one_delta_each(terms)
+        of_base, of_delta = _shares(term.delta, base, term.weight)
+
+        def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
+            return old * of_base + values[0] * of_delta
+
+        return Elementwise([term.delta], rule, base.tensor, jumps=False)
+
+
+def _shares(delta: Delta, base: BaseTensor, t: float) -> tuple[float, float]:
+    """How much of `W` and of `ΔW` is added to `W`."""
+    sums: list[tuple[float, float, float]] = []
+    for start, old in base.tensor.blocks(NORM_ELEMENTS):
+        new = old.copy()
+        delta.add_rows_in_order(new, start, old)
+        sums.append((sum_in_order(old * old), sum_in_order(new * new), sum_in_order(old * new)))
+    of_old, of_new, of_both = (math.fsum(column) for column in zip(*sums, strict=True))
+    length = math.sqrt(of_old) * math.sqrt(of_new)
+    cosine = of_both / length if length else 1.0
+    if abs(cosine) > PARALLEL:
+        return 0.0, t
+    angle = math.acos(cosine)
+    of_old = math.sin((1 - t) * angle) / math.sin(angle)
+    of_new = math.sin(t * angle) / math.sin(angle)
+    return of_old + of_new - 1, of_new

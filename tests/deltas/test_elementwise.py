@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from labkit.deltas import elementwise
+from labkit.deltas.elementwise import Elementwise
+from labkit.deltas.low_rank import LowRank
+from tests.deltas.dense import added_by, some
+
+
+@pytest.mark.parametrize("jumps", [True, False])
+def test_a_rule_sees_each_element_with_its_place(stored, jumps, monkeypatch):
+    numbers = some(9, 7)
+    base = stored("base", numbers)
+    first, second = LowRank(some(9, 3), some(3, 7)), LowRank(some(9, 2), some(2, 7))
+
+    def rule(values, old, positions):
+        return np.where(values[0] > values[1], values[0], old) + positions
+
+    delta = Elementwise([first, second], rule, base, jumps)
+    assert delta.by_element == delta.times(2.0).by_element == jumps
+    a, b = first.left @ first.right, second.left @ second.right
+    expected = np.where(a > b, a, numbers) + np.arange(63).reshape(9, 7)
+    np.testing.assert_allclose(added_by(delta, numbers), expected, atol=1e-12)
+    np.testing.assert_allclose(added_by(delta, numbers[4:7], 4), expected[4:7], atol=1e-12)
+    monkeypatch.setattr(elementwise, "NORM_ELEMENTS", 15)  # two rows at a time
+    np.testing.assert_allclose(added_by(delta, numbers[1:], 1), expected[1:], atol=1e-12)
+    half = added_by(delta.times(0.5), numbers)
+    np.testing.assert_allclose(half, expected / 2, atol=1e-12)
+    assert np.isclose(delta.norm(), np.linalg.norm(expected))

@@ -1,0 +1,148 @@
+import re
+
+import numpy as np
+import pytest
+
+import labkit as lk
+from labkit.files.floats import ARRAYS
+from labkit.machine import workers
+from labkit.merging.methods.ties import Ties
+from labkit.merging.rounding import BlockMerger
+from labkit.merging.rounding_on_device import DeviceMerger
+from tests.architectures import make_architecture
+from tests.merging.methods.dense import assert_merged, deltas_of, layer_of, merge, numbers_of
+
+FIRST, SECOND = [1.0, 0.25, 0.0], [0.5, -0.75, 2.0]
+
+
+def trimmed(delta, density):
+    count = max(1, int(density * delta.size))
+    least = np.partition(np.abs(delta), delta.size - count, axis=None)[delta.size - count]
+    return np.where(np.abs(delta) >= least, delta, 0.0)
+
+
+def by_ties(deltas, weights, density, convention):
+    """Element by element, as the paper says it."""
+    kept = [trimmed(delta, density).reshape(-1) for delta in deltas]
+    merged = np.zeros(kept[0].size)
+    for at in range(merged.size):
+        values = [one[at] for one in kept]
+        weighted = [value * weight for value, weight in zip(values, weights, strict=True)]
+        votes = weighted if convention == "mergekit" else values
+        positive = sum(votes) >= 0
+        on_side = [
+            number for number, vote in enumerate(votes) if (vote > 0 if positive else vote < 0)
+        ]
+        top = sum(weighted[n] for n in on_side)
+        below = sum(weights[n] for n in on_side) if convention == "mergekit" else len(on_side)
+        merged[at] = top / below if below else top
+    return merged.reshape(deltas[0].shape)
+
+
+@pytest.mark.parametrize(
+    ("density", "convention", "scale"), [(0.3, "mergekit", 0.5), (0.3, "peft", 1.0), (1, "peft", 1)]
+)
+def test_both_conventions(pair, tmp_path, density, convention, scale):
+    base, *adapters = pair
+    old = numbers_of(base)
+    first, second = (deltas_of(adapter, old) for adapter in adapters)
+    expected = {}
+    for name in first:
+        shares = [(FIRST[layer_of(name)], first[name])]
+        shares += [(SECOND[layer_of(name)], second[name])] if name in second else []
+        shares = [(weight, delta) for weight, delta in shares if weight]
+        if shares:
+            weights, deltas = zip(*shares, strict=True)
+            expected[name] = scale * by_ties(deltas, weights, density, convention)
+    method = {"ties": {"density": density, "convention": convention, "scale": scale}}
+    terms = [(adapters[0], FIRST), (adapters[1], SECOND)]
+    assert_merged(merge(base, terms, method, tmp_path / "out"), old, expected)
+
+
+def test_in_the_papers_own_example_of_one_element():
+    """Two deltas agree, a larger one stands against both: the side of the greater sum counts."""
+    three = [np.array([0.4]), np.array([0.5]), np.array([-0.6])]
+    found = Ties(density=1.0, convention="peft")._mean_of_agreeing(three, [1.0, 1.0, 1.0])
+    assert found == pytest.approx([0.45])
+    found = Ties(density=1.0, convention="mergekit")._mean_of_agreeing(three, [1.0, 3.0, 4.0])
+    assert found == pytest.approx([-0.6])  # 0.4 + 1.5 − 2.4 is negative
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"density": 0}, "density is 0; expected a share above 0 and at most 1"),
+        ({"density": 1.5}, "density is 1.5; expected a share above 0 and at most 1"),
+        ({"density": True}, "density is True; expected a finite number"),
+        ({"scale": "large"}, "scale is 'large'; expected a finite number"),
+        ({"convention": "paper"}, "the convention 'paper' is unknown; expected mergekit or peft"),
+        ({"top": 1}, "'top' is no parameter of the method ties; known are density, convention, "),
+    ],
+)
+def test_wrong_parameters(llamas, parameters, message):
+    with pytest.raises(lk.LabkitError, match=re.escape(message)):
+        lk.Recipe(llamas[0], [lk.Term(llamas[1], [1, 1, 1])], method={"ties": parameters})
+
+
+def test_one_term_alone_by_mergekits_convention(llamas):
+    def planned(convention):
+        terms = [lk.Term(llamas[1], lk.Gradient([0.5, 1, 1]))]
+        method = {"ties": {"convention": convention}}
+        return lk.plan(lk.Recipe(lk.Checkpoint(llamas[0]), terms, method=method))
+
+    message = (
+        "ties by mergekit's convention divides by the weights, so that the weights of one term "
+        "alone would change nothing; take convention: peft, or two terms"
+    )
+    with pytest.raises(lk.LabkitError, match=re.escape(message)):
+        planned("mergekit")
+    assert planned("peft").notes == ()
+
+
+def test_other_tokens_than_the_bases_are_refused(tmp_path):
+    base = make_architecture(tmp_path / "base", "llama")
+    larger = make_architecture(tmp_path / "larger", "llama", vocab_size=100)
+    message = (
+        "tensor 'model.embed_tokens.weight' outside the layers gets 100 rows in place of 96, and "
+        "the method {} has no base to compare new rows with; merge with the method sum"
+    )
+    for method in ("slerp", "ties", "dare"):
+        terms = [lk.Term(lk.Checkpoint(larger), lk.Gradient([1] * 3))]
+        with pytest.raises(lk.LabkitError, match=re.escape(message.format(method))):
+            lk.plan(lk.Recipe(lk.Checkpoint(base), terms, 1.0, method=method))
+
+
+def test_the_plan_says_its_method_and_forecasts_its_memory(llamas):
+    def planned(method):
+        terms = [lk.Term(adapter, lk.Gradient([1] * 3)) for adapter in llamas[1:]]
+        return lk.plan(lk.Recipe(lk.Checkpoint(llamas[0]), terms, method=method))
+
+    plain, ties = planned("sum"), planned({"ties": {"density": 0.25}})
+    assert dict(ties.summary())["method"] == "ties (density 0.25, convention peft, scale 1.0)"
+    assert "method" not in dict(plain.summary())
+    # Blocks of 2¹⁷ elements in float64: on each processor and for each of two files.
+    blocks = (workers() + 2) * 14 * 8 * 2**17
+    assert ties.forecast().peak_memory - plain.forecast().peak_memory == blocks
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare"])
+def test_the_arithmetic_of_a_gpu_makes_the_same_bytes(llamas, method):
+    """Signs and thresholds do not hang on how a device adds up products."""
+    terms = [lk.Term(adapter, lk.Gradient([0.7] * 3)) for adapter in llamas[1:]]
+    terms = terms[:1] if method == "slerp" else terms
+    resolved = lk.plan(lk.Recipe(lk.Checkpoint(llamas[0]), terms, method=method))
+    for change in resolved.changes.values():
+        base = change.tensor.read().astype(np.float32)
+        for dtype in ("BF16", "F16", "F32", "F64"):
+            found = []
+            for merger in (BlockMerger(), DeviceMerger("cpu")):
+                out = np.empty(base.shape, ARRAYS[dtype])
+                merger.merge(base, "F32", change.update(), 0, dtype, out)
+                found.append(out.tobytes())
+            assert found[0] == found[1]
+
+
+def test_a_name_that_is_no_method(llamas):
+    for method in ("tyes", 5, {"tyes": {}}):
+        with pytest.raises(lk.LabkitError, match="is no method of merging; known are sum, linear"):
+            lk.Recipe(llamas[0], [lk.Term(llamas[1], [1, 1, 1])], method=method)
