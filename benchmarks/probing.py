@@ -19,8 +19,8 @@ import labkit as lk
 
 EVALUATIONS, MORE = 8, 4
 SEEDS = 20
-SMALL = {"passages": 6, "tokens": 16, "evaluations": 3, "rivals": (), "progress": False}
-"""Null LoRAs are fitted on small texts, so that twenty of each kind are affordable."""
+FEWER = {"evaluations": 3, "rivals": (), "progress": False}
+"""Null LoRAs are fitted in few evaluations, so that twenty of each kind are affordable."""
 
 
 def demo_model(dtype: str, *names: str):
@@ -89,7 +89,7 @@ def null_loras(dtype: str) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 adapter = null_adapter(loras["kjv"].folder, Path(folder), change, seed)
                 model = lk.live(base, adapter, dtype=dtype)
-                found = lk.fit(model, texts["scripture"], texts["modern prose"], seed=seed, **SMALL)
+                found = lk.fit(model, texts["scripture"], texts["modern prose"], seed=seed, **FEWER)
                 model.free()
             better.append(found.better)
             print(f"    {kind}, seed {seed}: {found.sentence}", flush=True)

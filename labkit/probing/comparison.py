@@ -9,6 +9,7 @@ of them; that finds the constant, which is then measured itself where much hangs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ from labkit.probing.objective import Objective, Scores
 KNOTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Shares of the largest constant at which the curve is measured; it bends most near 0."""
 FINE = 2001
+WORTHWHILE = 0.02
+"""Nats a token, as a mean over the target sets: smaller gains are called none. A LoRA of shuffled
+rows can gain 0.01 for true, as any disturbance can that makes a model less sure of text unlike
+that of its training."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,13 @@ class SameKl:
 
     @property
     def better(self) -> bool:
+        """Whether each interval lies below 0, and the gain is worthwhile."""
+        return self.lower and math.fsum(gain.value for gain in self.gains) <= -WORTHWHILE * len(
+            self.gains
+        )
+
+    @property
+    def lower(self) -> bool:
         """Whether each interval lies below 0."""
         return bool(self.gains) and all(gain.high < 0 for gain in self.gains)
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from labkit.probing.comparison import ConstantsCurve, held_out_rows
-from labkit.probing.intervals import Bootstrap
+from labkit.probing.comparison import ConstantsCurve, SameKl, held_out_rows
+from labkit.probing.intervals import Bootstrap, Estimate
 from labkit.probing.objective import Objective, Scores
 from labkit.probing.texts import Texts
 
@@ -114,3 +114,19 @@ def test_rows(curve):
     assert np.isnan(rows[3]["from_constant"])
     assert rows[3]["estimate"] == pytest.approx(0.36)
     assert same["mine"].better
+
+
+@pytest.mark.parametrize(
+    ("gains", "better"),
+    [
+        ([(-0.03, -0.05, -0.01)], True),
+        ([(-0.03, -0.05, 0.01)], False),  # the interval includes 0
+        ([(-0.013, -0.017, -0.010)], False),  # sure, and too small to speak of
+        ([(-0.04, -0.07, -0.01), (-0.01, -0.03, -0.001)], True),  # the mean counts
+        ([(-0.05, -0.07, -0.01), (-0.01, -0.03, 0.001)], False),  # and each interval
+        ([], False),
+    ],
+)
+def test_better_is_sure_and_worthwhile(gains, better):
+    same = SameKl(0.5, False, tuple(Estimate(*gain) for gain in gains))
+    assert same.better is better
