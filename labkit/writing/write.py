@@ -64,12 +64,10 @@ def working_memory(plan: Plan) -> int:
         default=0,
     )  # fmt: skip
     slots = pieces * slot_bytes(output_files(plan, "cpu"))
-    # Blocks are merged on as many processors as there are, while each file's next tensor is looked
-    # through by the method.
-    blocks = workers() * BUFFER_BYTES
-    blocks += (workers() + FILES_AT_ONCE) * plan.recipe.method.working_memory(
-        len(plan.recipe.terms)
-    )
+    # A method's blocks lie in memory of the threads' own, which keep it: those of the pieces, and
+    # those of the files, in which the method looks through a tensor first.
+    of_method = plan.recipe.method.working_memory(len(plan.recipe.terms))
+    blocks = workers() * BUFFER_BYTES + (pieces + FILES_AT_ONCE) * of_method
     # Factors of as many tensors as pieces under way, and those that are just being read.
     return slots + blocks + (pieces + 4) * factors + THREADS_BYTES
 

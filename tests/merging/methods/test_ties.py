@@ -120,8 +120,8 @@ def test_the_plan_says_its_method_and_forecasts_its_memory(llamas):
     plain, ties = planned("sum"), planned({"ties": {"density": 0.25}})
     assert dict(ties.summary())["method"] == "ties (density 0.25, convention peft, scale 1.0)"
     assert "method" not in dict(plain.summary())
-    # Blocks of 2¹⁷ elements in float64: on each processor and for each of two files.
-    blocks = (workers() + 2) * 14 * 8 * 2**17
+    # Blocks of 2¹⁷ elements in float64, for each piece under way and each of two files.
+    blocks = (4 * workers() + 2) * 14 * 8 * 2**17
     assert ties.forecast().peak_memory - plain.forecast().peak_memory == blocks
 
 
