@@ -132,7 +132,7 @@ def fit(
 ) -> Fit:
     """Find the layer weights that make some text likely, and leave the model alone elsewhere.
 
-    Minimises `NLL(target) + strength · KL(base ‖ merge on keep) + smooth · mean (w_{l+1} - w_l)²`,
+    Minimises `NLL(target) + strength · KL(base ‖ merge on keep) + smooth · Σ (w_{l+1} - w_l)²`,
     in nats a token, on one part of the texts, and measures the result on the other: against base,
     full LoRA, the best constant, the best ramp and the best step. One sentence then says whether
     the list is better than one number for all layers that moves the model as far, or no better.
