@@ -104,7 +104,7 @@ class Fit(Summary):
             html.escape(name) + one._repr_mimebundle_()["text/html"]
             for name, one in list(named.items())[:MOST_PICTURES]
         )
-        return super()._repr_html_() + pictures + _held_out_html(self.table)
+        return super()._repr_html_() + pictures + held_out_html(self.table)
 
 
 def fit(
@@ -516,7 +516,8 @@ def rows_of(table: pd.DataFrame) -> Iterator[Any]:
     return table.itertuples(index=False)
 
 
-def _held_out_html(table: pd.DataFrame) -> str:
+def held_out_html(table: pd.DataFrame) -> str:
+    """The table for a notebook: a row for each merge, a column for each text and measure."""
     if table.empty:
         return ""
     import pandas as pd
