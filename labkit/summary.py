@@ -19,7 +19,9 @@ class Summary(ABC):
         """The lines: a label and a text each."""
 
     def __repr__(self) -> str:
-        return "\n".join(f"{label:<9}{shown(text, LONGEST_LINE)}" for label, text in self.summary())
+        return "\n".join(
+            f"{label:<8} {shown(text, LONGEST_LINE)}" for label, text in self.summary()
+        )
 
     def _repr_html_(self) -> str:
         # Alignment is said cell by cell: notebooks align tables to the right.

@@ -94,10 +94,15 @@ class LayerWeights:
         return [float(first.get(adapter, 0.0)) for adapter in range(self.adapters)]
 
     def roughness(self) -> Float64[np.ndarray, "cells cells"]:
-        """The matrix `R` of `½·wᵀRw`, the mean of `(w_{l+1} - w_l)²` over all neighbours."""
+        """The matrix `R` of `½·wᵀRw`, the sum of `(w_{l+1} - w_l)²`, a mean over chains.
+
+        A sum: the mean over layers charges a shape that is stretched to twice as many of them a
+        quarter, and held little together. By the sum thirty layers of one LoRA fit less of what
+        is particular to a few passages (benchmarks/README.md).
+        """
         steps = np.diff(np.eye(self.layers), axis=0)
-        count = max(1, len(self.chains) * len(steps))
-        return np.kron(np.eye(len(self.chains)), 2 * steps.T @ steps / count)
+        count = len(self.chains)
+        return np.kron(np.eye(count), 2 * steps.T @ steps / max(1, count))
 
     def gradients(self, cells: Cells) -> dict[tuple[int, str], Gradient]:
         """The gradient of each chain."""

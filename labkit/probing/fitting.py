@@ -104,7 +104,7 @@ class Fit(Summary):
             html.escape(name) + one._repr_mimebundle_()["text/html"]
             for name, one in list(named.items())[:MOST_PICTURES]
         )
-        return super()._repr_html_() + pictures + _held_out_html(self.table)
+        return super()._repr_html_() + pictures + held_out_html(self.table)
 
 
 def fit(
@@ -132,7 +132,7 @@ def fit(
 ) -> Fit:
     """Find the layer weights that make some text likely, and leave the model alone elsewhere.
 
-    Minimises `NLL(target) + strength · KL(base ‖ merge on keep) + smooth · mean (w_{l+1} - w_l)²`,
+    Minimises `NLL(target) + strength · KL(base ‖ merge on keep) + smooth · Σ (w_{l+1} - w_l)²`,
     in nats a token, on one part of the texts, and measures the result on the other: against base,
     full LoRA, the best constant, the best ramp and the best step. One sentence then says whether
     the list is better than one number for all layers that moves the model as far, or no better.
@@ -516,7 +516,8 @@ def rows_of(table: pd.DataFrame) -> Iterator[Any]:
     return table.itertuples(index=False)
 
 
-def _held_out_html(table: pd.DataFrame) -> str:
+def held_out_html(table: pd.DataFrame) -> str:
+    """The table for a notebook: a row for each merge, a column for each text and measure."""
     if table.empty:
         return ""
     import pandas as pd

@@ -24,6 +24,7 @@ from labkit.probing.fitting import (
     SetsOfTexts,
     bar_of,
     fitted_record,
+    held_out_html,
     search_and_held_out,
     search_once,
     wanted_from,
@@ -70,7 +71,7 @@ class Front(Summary):
         yield "search", f"{len(self.history)} evaluations, {self.seconds:.0f} s"
 
     def _repr_html_(self) -> str:
-        return super()._repr_html_() + self.table.to_html(index=False, float_format="{:.4f}".format)
+        return super()._repr_html_() + held_out_html(self.table)
 
 
 def pareto(

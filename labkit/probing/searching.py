@@ -33,7 +33,7 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody asked for it
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to minimise: `nll + strength · kl + smooth · mean (w_{l+1} - w_l)²`, within bounds."""
+    """What to minimise: `nll + strength · kl + smooth · Σ (w_{l+1} - w_l)²`, within bounds."""
 
     strength: float
     smooth: float

@@ -34,10 +34,14 @@ def test_cells_terms_and_modules_agree(two, by):
     np.testing.assert_allclose(two.mix(two.terms).flat(), weights.modules(cells))
 
 
-def test_roughness_is_half_the_mean_of_squared_steps(loud):
+def test_roughness_is_the_sum_of_squared_steps(loud):
     weights = LayerWeights(loud, "layer")
     cells = np.array([0, 1, 1, 0.5])
-    assert cells @ weights.roughness() @ cells / 2 == pytest.approx((1 + 0 + 0.25) / 3)
+    assert cells @ weights.roughness() @ cells / 2 == pytest.approx(1 + 0 + 0.25)
+    # A list that all kinds of module have costs what it costs by layer.
+    kinds = LayerWeights(loud, "kind")
+    every = np.tile(cells, len(kinds.chains))
+    assert every @ kinds.roughness() @ every / 2 == pytest.approx(1 + 0 + 0.25)
 
 
 def test_families_hold_the_lists_they_are_named_for(loud):
