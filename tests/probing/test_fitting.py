@@ -172,6 +172,7 @@ def test_two_loras_have_a_gradient_each(loud_base, tmp_path):
              for seed, name in enumerate("ab")]  # fmt: skip
     found = lk.fit(model, texts, KEEP, 1.0, evaluations=4, **QUICK)
     assert set(found.gradient) == {"one", "two"}
+    assert repr(found).startswith("gradient one ")
     assert found.history["family"][0] == "constant"
     assert "the constants 0." in found.sentence
     assert " and 0." in found.sentence
