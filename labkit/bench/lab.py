@@ -7,7 +7,7 @@ import html
 import json
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +177,43 @@ class Lab:
     def recipe(self) -> Recipe:
         """All that is drawn, for every adapter and kind of module, as a recipe."""
         return self._recipe
+
+    def use(self, terms: Sequence[Term]) -> None:
+        """Draw what the terms of another recipe say, for every adapter and kind of module.
+
+        Args:
+            terms: one for each adapter of the lab, in its order, as `lk.fit` and `lk.pareto` give
+                them. What they were fitted on stays in the recipe until something is drawn.
+
+        Raises:
+            LabkitError: terms of other adapters, or gradients of another length.
+        """
+        self.require(terms)
+        self._recipe = self._with(terms)
+        self._show_selected()
+        self._changed()
+        self._ask_what_matters(REST)
+
+    def require(self, terms: Sequence[Term]) -> None:
+        """Check that the lab can draw terms.
+
+        Raises:
+            LabkitError: as `use`.
+        """
+        mine, theirs = ([one.source.name for one in each] for each in (self._recipe.terms, terms))
+        if mine != theirs:
+            raise LabkitError(
+                f"the lab has the adapters {', '.join(map(shown, mine))}, and these gradients are "
+                f"for {', '.join(map(shown, theirs))}; make a lab of the same adapters"
+            )
+        plan(self._with(terms))
+
+    def _with(self, terms: Sequence[Term]) -> Recipe:
+        own = (old.source for old in self._recipe.terms)
+        return replace(
+            self._recipe,
+            terms=[replace(new, source=source) for new, source in zip(terms, own, strict=True)],
+        )
 
     @property
     def model(self) -> LiveModel:
