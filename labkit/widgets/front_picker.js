@@ -72,8 +72,15 @@ function render({ model, el }) {
   const said = make("div", { class: "said" }, hint);
   const problem = make("div", { class: "problem", role: "alert" });
   const shapes = new Map();
-  for (const dot of [...dots].sort((a, b) => a.x - b.x)) {
+  // Fits are last, so that they lie above the constants, which are never far.
+  const layer = (dot) => (dot.low === null ? 0 : 1);
+  for (const dot of [...dots].sort((a, b) => layer(a) - layer(b) || a.x - b.x)) {
     const [left, top] = [x.at(dot.x), y.at(dot.y)];
+    const inward = left > WIDTH - 100; // a label that would not fit at the right stands at the left
+    const name = {
+      x: left + (inward ? -10 : 10), y: top + (layer(dot) ? 17 : -8),
+      "text-anchor": inward ? "end" : "start",
+    };
     const shape = draw("g", {
       class: "dot", role: "button", tabindex: 0, [OWN_KEYS]: "true", "aria-label": dot.said,
     });
@@ -81,10 +88,10 @@ function render({ model, el }) {
       shape.append(draw("path", { class: "whisker", d: `M${left} ${y.at(dot.low)}V${y.at(dot.high)}` }));
     }
     shape.append(
-      draw("circle", { class: "reach", cx: left, cy: top, r: 12 }),
+      draw("circle", { class: "reach", cx: left, cy: top, r: 8 }),
       draw("circle", { class: "ring", cx: left, cy: top, r: 10 }),
       draw("circle", { class: "mark", cx: left, cy: top, r: 6, style: `fill:${dot.color}` }),
-      draw("text", { x: left + 11, y: top - 8 }, dot.label),
+      draw("text", name, dot.label),
     );
     const press = () => model.send({ kind: "pick", name: dot.name });
     shape.addEventListener("click", press);

@@ -171,7 +171,7 @@ def test_a_dot_of_the_front_is_picked_by_mouse_and_by_keyboard(draw: Draw) -> No
     assert page.locator(".dot").count() == 3
     page.get_by_role("button", name="0.3: NLL 2.3").click()
     assert page.evaluate("model.sent") == ["0.3"]
-    # By keyboard the dots come from left to right.
+    # By keyboard the fits come after the others, and each kind from left to right.
     page.keyboard.press("Shift+Tab")
     assert page.locator(":focus").get_attribute("aria-label") == "1: NLL 2.5"
     assert page.locator(".said").inner_text() == "1: NLL 2.5"
@@ -195,3 +195,24 @@ def test_a_dot_of_the_front_is_picked_by_mouse_and_by_keyboard(draw: Draw) -> No
     assert whisker["y"] + whisker["height"] == pytest.approx(
         middle["base"] + (3 - 2.2) * per_nat, abs=1.5
     )
+
+
+def test_what_one_origin_sets_is_one_step_of_undo(draw: Draw) -> None:
+    page = draw(gradient=[0, 0.25, 0.5, 1])
+    undo = page.get_by_label("undo")
+
+    def listed() -> str:
+        return page.get_by_label("layer weights as a list").input_value()
+
+    page.evaluate("model.set('origin', 'fit')")
+    for weights in ("[1, 0, 0, 0]", "[1, 1, 0, 0]", "[1, 1, 1, 0]"):
+        page.evaluate(f"model.set('weights', {weights})")
+    assert listed() == "1,1,1,0"
+    undo.click()
+    assert listed() == "0,0.25,0.5,1"
+    # Without an origin each change is a step.
+    page.evaluate("model.set('origin', '')")
+    for weights in ("[0, 0, 0, 0.5]", "[0, 0, 0, 0.25]"):
+        page.evaluate(f"model.set('weights', {weights})")
+    undo.click()
+    assert listed() == "0,0,0,0.5"
