@@ -122,6 +122,7 @@ class Lab:
         self.error: BaseException | None = None
         self._recipe, self._device = recipe, device
         self._live: LiveModel | None = None
+        self._loading = threading.RLock()
         self._answers: Answers | None = None
         self._cancel = threading.Event()
         self._switching = False
@@ -227,19 +228,20 @@ class Lab:
     @property
     def model(self) -> LiveModel:
         """The live model that answers; it is loaded when it is first needed."""
-        if self._live is None or self._live.freed:
-            recipe = self._recipe
-            self.panel.say(f"loading {shown(recipe.base.name)} …")
-            adapters = [term.adapter for term in recipe.terms]
-            self._live = live(recipe.base, *adapters, rest=recipe.rest, device=self._device)
-            self._answers = Answers(self._live, self.panel.show)
-            kinds = formats(self._live.tokenizer)
-            if tuple(kinds) != self.panel.kind.options:
-                chosen = self.panel.kind.value
-                self.panel.kind.options = kinds
-                self.panel.kind.value = chosen if chosen in kinds else PLAIN
-            self._show_norms()
-        return self._live
+        with self._loading:  # transformers cannot be imported by two threads at once
+            if self._live is None or self._live.freed:
+                recipe = self._recipe
+                self.panel.say(f"loading {shown(recipe.base.name)} …")
+                adapters = [term.adapter for term in recipe.terms]
+                self._live = live(recipe.base, *adapters, rest=recipe.rest, device=self._device)
+                self._answers = Answers(self._live, self.panel.show)
+                kinds = formats(self._live.tokenizer)
+                if tuple(kinds) != self.panel.kind.options:
+                    chosen = self.panel.kind.value
+                    self.panel.kind.options = kinds
+                    self.panel.kind.value = chosen if chosen in kinds else PLAIN
+                self._show_norms()
+            return self._live
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until all work in the background is done, and raise its error if there was one.

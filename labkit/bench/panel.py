@@ -16,6 +16,10 @@ NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
 """The name of a decoder block's part in a model -> what people call it."""
 
 
+STRENGTHS = (0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+"""Round numbers, each larger than the one before by about the same factor."""
+
+
 class Panel:
     """All controls of a lab; `around` puts them around its editor."""
 
@@ -93,13 +97,10 @@ class Panel:
             disabled=True,
             layout=narrow,
         )
-        self.strength = ipywidgets.FloatLogSlider(
-            0.3,
-            min=-1,
-            max=1,
-            step=0.05,
+        self.strength = ipywidgets.SelectionSlider(
+            options=[(f"{strength:g}", strength) for strength in STRENGTHS],
+            value=0.3,
             description="strength of keeping λ",
-            readout_format=".2f",
             style={"description_width": "initial"},
             layout={"width": "420px"},
         )

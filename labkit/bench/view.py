@@ -251,7 +251,7 @@ def fitted(
         numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
         lines.append(f'<tr><th scope="row">{html.escape(kind)}</th>{numbers}</tr>')
     return (
-        f'<table role="status"><thead><tr><th scope="col">strength {strength:.2f}</th>'
+        f'<table role="status"><thead><tr><th scope="col">strength {strength:g}</th>'
         f'<th scope="col">NLL on {first}</th><th scope="col">KL to the base on {second}</th></tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table>"
         f'<div class="lab-done">{html.escape(said)}</div>'

@@ -7,6 +7,8 @@ import html
 import itertools
 import re
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from labkit.bench.evidence import quick_copy
 from labkit.bench.lab import Lab
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
-from labkit.inference.live_model import free
+from labkit.inference.live_model import free, live
 from labkit.inference.prompts import formats, formatted
 from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.planning import plan
@@ -168,6 +170,27 @@ def test_the_status_is_not_empty_while_a_newer_drawing_waits(lab, monkeypatch):
     assert begun.is_set()
     assert said[-1] == ""
     assert "" not in said[:-1]
+
+
+def test_the_model_is_loaded_once(words, tiny_adapter, monkeypatch):
+    """Two threads that import transformers at once would each see half of it."""
+    monkeypatch.setattr(Lab, "_changed", lambda lab, answer=False: None)
+    lab = Lab(words, tiny_adapter, gradient=HALF, device="cpu")
+    loaded, inside = [], threading.Lock()
+
+    def loading(*given, **more):
+        assert inside.acquire(blocking=False)
+        time.sleep(0.2)
+        inside.release()
+        loaded.append(live(*given, **more))
+        return loaded[-1]
+
+    monkeypatch.setattr("labkit.bench.lab.live", loading)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: lab.model, range(2))
+    assert loaded == [first]
+    assert second is first
+    lab.close()
 
 
 def test_stop_empties_the_status(lab):
@@ -638,7 +661,7 @@ def test_a_fit_is_drawn_and_measured_again(quick):
     assert len(row(lab, "predicted")) == 2
     assert len(row(lab, "best constant")) == 2
     said = fit_said(lab)
-    assert said.startswith("strength 0.30 NLL on King James text KL to the base on everyday text")
+    assert said.startswith("strength 0.3 NLL on King James text KL to the base on everyday text")
     assert "the first 40 tokens of 4 and 4 passages, on which it was searched: 3 evalu" in said
 
 
@@ -656,16 +679,16 @@ def test_another_strength_is_predicted_at_once_and_measured_when_the_hand_rests(
     assert row(lab, "measured") == ["…", "…"]
     found = fit.predicted(np.array(list(kept)), 10.0)
     assert row(lab, "predicted") == [f"{found.nll:.3f}", f"{found.kl:.3f}"]
-    assert fit_said(lab).startswith("strength 10.00")
+    assert fit_said(lab).startswith("strength 10 ")
     read = []
     measured = fit.measured
     monkeypatch.setattr(fit, "measured", lambda *given: read.append(given[1]) or measured(*given))
     monkeypatch.setattr("labkit.bench.lab.REST", 0.0)
-    panel.strength.value = 9.0  # the latest wins: of 10 nothing is measured
+    panel.strength.value = 7.0  # the latest wins: of 10 nothing is measured
     lab.wait(60)
-    assert read == [9.0]
+    assert read == [7.0]
     assert "…" not in row(lab, "measured")
-    assert fit_said(lab).startswith("strength 9.00")
+    assert fit_said(lab).startswith("strength 7 ")
     # What is drawn by hand then is not what was measured.
     lab.editor.weights = [0, 0, 1, 1]
     assert fit_said(lab) == ""
