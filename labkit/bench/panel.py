@@ -43,7 +43,7 @@ class Panel:
             description="What matters",
             tooltip="measure which layers matter for the two texts, whenever the hand rests",
             # Beside the buttons of the modules, whose label stands above them.
-            layout={"width": "auto", "align_self": "flex-end"},
+            layout={"width": "auto", "align_self": "flex-end", "margin": "2px 2px 0"},
         )
         self.prompt = ipywidgets.Textarea(
             description="prompt",
