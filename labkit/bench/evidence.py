@@ -15,7 +15,7 @@ from labkit.probing.intervals import Bootstrap
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Texts
 
-TOKENS = 40
+TOKENS = 32
 """Tokens of each passage that are read: benchmarks/what_matters.py says what that costs."""
 COPIED_BYTES = 500_000_000
 """Up to this size of the base, a copy in bfloat16 is measured, in two thirds of the time."""

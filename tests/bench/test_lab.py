@@ -509,14 +509,14 @@ def test_what_matters_is_measured_for_what_is_shown(lab):
     lab.panel.matters.value = True
     lab.wait(60)
     model = quick_copy(lab.model)
-    first, second = (excerpt(model, *each, 40) for each in lab.texts.items())
+    first, second = (excerpt(model, *each, 32) for each in lab.texts.items())
     expected = lk.sensitivity(model, [first, second], HALF)
     for text in (first, second):
         rows = expected[expected["text"] == text.name][["estimate", "low", "high"]]
         assert np.array(lab.editor.evidence[text.name]) == pytest.approx(rows.to_numpy(), rel=1e-6)
     note = lab.editor.evidence_note
     assert (
-        "at the gradient 0,0.5,1x2. Read: the first 40 tokens of 4 passages of King James" in note
+        "at the gradient 0,0.5,1x2. Read: the first 32 tokens of 4 passages of King James" in note
     )
     assert "of 8 of them 0.4 leave out the truth" in note
     # Another gradient: what is shown says that it is old, until it is measured again.

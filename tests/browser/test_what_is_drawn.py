@@ -169,7 +169,7 @@ def test_a_dot_of_the_front_is_picked_by_mouse_and_by_keyboard(draw: Draw) -> No
     curve = [[0, 3], [0.3, 2.4], [1, 2]]
     page = draw(widget=FrontPicker(dots, curve, ("KL", "NLL"), lambda _: None))
     assert page.locator(".dot").count() == 3
-    page.get_by_role("button", name="0.3: NLL 2.3").click()
+    page.get_by_role("button", name="0.3: NLL 2.3").locator(".reach").click()
     assert page.evaluate("model.sent") == ["0.3"]
     # By keyboard the fits come after the others, and each kind from left to right.
     page.keyboard.press("Shift+Tab")
