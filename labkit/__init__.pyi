@@ -1,6 +1,7 @@
 # The public names, and the module each is imported from when it is first used. `lazy_loader` reads
 # this file, and so do type checkers.
 from . import figures as figures
+from .bench.front_picking import pick as pick
 from .bench.lab import Lab as Lab
 from .demonstration.base import demo as demo
 from .demonstration.passages import demo_texts as demo_texts

@@ -67,6 +67,12 @@ class Latest:
         with self._condition:
             return self._next is not None or self._running is not None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a newer job waits for the one that is running."""
+        with self._condition:
+            return self._next is not None
+
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until nothing is running or waiting; False if it takes longer than `seconds`."""
         with self._condition:

@@ -13,9 +13,10 @@ from labkit.inference.live_model import LiveModel, live
 from labkit.merging.recipe import Recipe
 from labkit.probing.intervals import Bootstrap
 from labkit.probing.scores import Reader
-from labkit.probing.text_plane import TOKENS
 from labkit.probing.texts import Texts
 
+TOKENS = 32
+"""Tokens of each passage that are read: benchmarks/what_matters.py says what that costs."""
 COPIED_BYTES = 500_000_000
 """Up to this size of the base, a copy in bfloat16 is measured, in two thirds of the time."""
 

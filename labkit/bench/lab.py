@@ -7,7 +7,7 @@ import html
 import json
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,11 @@ from traitlets import TraitError
 from labkit.bench import view
 from labkit.bench.answers import Answers
 from labkit.bench.background import Latest
+from labkit.bench.evidence import TOKENS as EVIDENCE_TOKENS
 from labkit.bench.evidence import evidence, quick_copy, said_of
 from labkit.bench.panel import Panel
 from labkit.bench.passages import TEXTS
+from labkit.bench.strength_fit import EVALUATIONS, TOKENS, StrengthFit, Worth
 from labkit.errors import LabkitError, shown
 from labkit.figures import gradient_picture, picture_html, save_picture
 from labkit.files.cache import cache_folder
@@ -31,6 +33,7 @@ from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.probing.families import Cells
 from labkit.probing.text_plane import Given, as_texts, excerpt
 from labkit.surveys.delta_survey import layer_norms
 from labkit.surveys.rounding_loss import rounding_sentence, survival
@@ -119,12 +122,14 @@ class Lab:
         self.error: BaseException | None = None
         self._recipe, self._device = recipe, device
         self._live: LiveModel | None = None
+        self._loading = threading.RLock()
         self._answers: Answers | None = None
         self._cancel = threading.Event()
         self._switching = False
         self._wanted: Callable[[], None] = lambda: None
         self._work, self._writer = Latest(self._failed), Latest(self._not_saved)
-        self._matters = Latest(self._not_measured)
+        self._matters, self._fitter = Latest(self._not_measured), Latest(self._not_fitted)
+        self._fit: StrengthFit | None = None
         self._pictures: list[Any] = []
         first_term = recipe.terms[0]
         self.editor = GradientEditor(
@@ -171,6 +176,7 @@ class Lab:
 
     @gradient.setter
     def gradient(self, gradient: Gradient) -> None:
+        self.editor.origin = ""
         self.editor.gradient = gradient
 
     @property
@@ -178,22 +184,64 @@ class Lab:
         """All that is drawn, for every adapter and kind of module, as a recipe."""
         return self._recipe
 
+    def use(self, terms: Sequence[Term]) -> None:
+        """Draw what the terms of another recipe say, for every adapter and kind of module.
+
+        Args:
+            terms: one for each adapter of the lab, in its order, as `lk.fit` and `lk.pareto` give
+                them. What they were fitted on stays in the recipe until something is drawn.
+
+        Raises:
+            LabkitError: terms of other adapters, or gradients of another length.
+        """
+        self.require(terms)
+        self._draw_terms(terms)
+
+    def _draw_terms(self, terms: Sequence[Term], origin: str = "") -> None:
+        self._recipe = self._with(terms)
+        self.panel.fit_said.value = ""
+        self._show_selected(origin)
+        self._changed()
+        self._ask_what_matters(REST)
+
+    def require(self, terms: Sequence[Term]) -> None:
+        """Check that the lab can draw terms.
+
+        Raises:
+            LabkitError: as `use`.
+        """
+        mine, theirs = ([one.source.name for one in each] for each in (self._recipe.terms, terms))
+        if mine != theirs:
+            raise LabkitError(
+                f"the lab has the adapters {', '.join(map(shown, mine))}, and these gradients are "
+                f"for {', '.join(map(shown, theirs))}; make a lab of the same adapters"
+            )
+        plan(self._with(terms))
+
+    def _with(self, terms: Sequence[Term]) -> Recipe:
+        own = (old.source for old in self._recipe.terms)
+        return replace(
+            self._recipe,
+            terms=[replace(new, source=source) for new, source in zip(terms, own, strict=True)],
+        )
+
     @property
     def model(self) -> LiveModel:
         """The live model that answers; it is loaded when it is first needed."""
-        if self._live is None or self._live.freed:
-            recipe = self._recipe
-            self.panel.say(f"loading {shown(recipe.base.name)} …")
-            adapters = [term.adapter for term in recipe.terms]
-            self._live = live(recipe.base, *adapters, rest=recipe.rest, device=self._device)
-            self._answers = Answers(self._live, self.panel.show)
-            kinds = formats(self._live.tokenizer)
-            if tuple(kinds) != self.panel.kind.options:
-                chosen = self.panel.kind.value
-                self.panel.kind.options = kinds
-                self.panel.kind.value = chosen if chosen in kinds else PLAIN
-            self._show_norms()
-        return self._live
+        with self._loading:  # transformers cannot be imported by two threads at once
+            if self._live is None or self._live.freed:
+                recipe = self._recipe
+                self.panel.say(f"loading {shown(recipe.base.name)} …")
+                adapters = [term.adapter for term in recipe.terms]
+                self._live = live(recipe.base, *adapters, rest=recipe.rest, device=self._device)
+                self._answers = Answers(self._live, self.panel.show)
+                kinds = formats(self._live.tokenizer)
+                if tuple(kinds) != self.panel.kind.options:
+                    chosen = self.panel.kind.value
+                    self.panel.kind.options = kinds
+                    self.panel.kind.value = chosen if chosen in kinds else PLAIN
+                self._show_norms()
+            return self._live
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until all work in the background is done, and raise its error if there was one.
@@ -201,7 +249,7 @@ class Lab:
         Raises:
             LabkitError: it takes longer than `seconds`.
         """
-        for worker in (self._writer, self._work, self._matters):
+        for worker in (self._writer, self._fitter, self._work, self._matters):
             if not worker.wait(seconds):
                 raise LabkitError(f"the lab is still at work after {seconds} s")
         if self.error is not None:
@@ -213,6 +261,7 @@ class Lab:
         self._work.close()
         self._writer.close()
         self._matters.close()
+        self._fitter.close()
         self.widget.close()
 
     # What happens when something is moved or pressed
@@ -226,7 +275,9 @@ class Lab:
             field.observe(lambda _: self._changed(), "value")
         panel.again.on_click(lambda _: self._roll_again())
         panel.matters.observe(lambda _: self._ask_what_matters(0.0), "value")
-        panel.stop.on_click(lambda _: self._work.stop())
+        panel.stop.on_click(lambda _: self._stop())
+        panel.fit.on_click(lambda _: self._ask_for_a_fit())
+        panel.strength.observe(lambda _: self._strength_moved(), "value")
         panel.answer.on_click(lambda _: self._changed(answer=True))
         panel.cancel.on_click(lambda _: self._cancel.set())
         panel.write.on_click(lambda _: self._save("", self.write))
@@ -263,6 +314,7 @@ class Lab:
         """Take a term into the recipe, and show every gradient that is then in force."""
         terms = [*self._recipe.terms[:index], term, *self._recipe.terms[index + 1 :]]
         self._recipe = replace(self._recipe, terms=terms)
+        self.panel.fit_said.value = ""  # it was said of what is not drawn any more
         self._show_in_force()
 
     def _show_in_force(self) -> None:
@@ -289,13 +341,16 @@ class Lab:
         self._work.submit(lambda stopped: self._after_switch(stopped))
         self._ask_what_matters(0.0)
 
-    def _show_selected(self) -> None:
+    def _show_selected(self, origin: str = "") -> None:
         index, scope = self.panel.selected
         term = self._recipe.terms[index]
         self._switching = True
         try:
-            self.editor.gradient = term.weights_for.get(scope, term.weights)
-            self.editor.names = [self.editor.names[0], shown(term.adapter.name, 60)]
+            # One message: the browser knows the origin when the weights arrive.
+            with self.editor.hold_sync():
+                self.editor.origin = origin
+                self.editor.gradient = term.weights_for.get(scope, term.weights)
+                self.editor.names = [self.editor.names[0], shown(term.adapter.name, 60)]
         finally:
             self._switching = False
         self._show_in_force()
@@ -308,6 +363,10 @@ class Lab:
         self.panel.settings["seed"].value += 1  # which is observed
         if not self.panel.live.value:
             self._changed(answer=True)
+
+    def _stop(self) -> None:
+        self._work.stop()
+        self.panel.say("")
 
     def _changed(self, answer: bool = False) -> None:
         wanted = answer or bool(self.panel.live.value)
@@ -346,7 +405,8 @@ class Lab:
             panel.show("rounding", self._rounding(resolved, stopped))
             panel.say("reading the two texts with constants …")
             self._answers.place_constants(stopped)
-        panel.say("")
+        if not self._work.waiting:  # what waits has something to say at once
+            panel.say("")
 
     def _means(self, recipe: Recipe) -> str:
         """The mean weight of every gradient in force."""
@@ -374,7 +434,7 @@ class Lab:
         model = quick_copy(self.model)
         found, read = {}, []
         for name, given in self.texts.items():
-            read.append(excerpt(model, name, given))
+            read.append(excerpt(model, name, given, EVIDENCE_TOKENS))
             found[name] = evidence(model, read[-1], recipe, index, scope)
             if stopped.is_set():
                 return
@@ -383,6 +443,128 @@ class Lab:
         of = f" of {self.panel.name_of(index, scope)}" if len(in_force_of(recipe)) > 1 else ""
         gradient_said = f"the gradient {gradient.runs()}{of}"
         self.editor.evidence_note = said_of(read, len(gradient), gradient_said)
+
+    # The fit
+
+    def _ask_for_a_fit(self) -> None:
+        if self._has_own_gradients():
+            return
+        recipe, strength = self._recipe, float(self.panel.strength.value)
+        self._fitter.submit(lambda stopped: self._search(recipe, strength, stopped))
+
+    def _has_own_gradients(self) -> bool:
+        """Whether some modules have a gradient of their own, which a fit would take away."""
+        own = [
+            self.panel.name_of(number, pattern)
+            for number, term in enumerate(self._recipe.terms)
+            for pattern in term.weights_for
+        ]
+        if own:
+            self.panel.fit_said.value = view.problem(
+                f"a fit draws one gradient for all modules; clear that of {' and '.join(own)} first"
+            )
+        return bool(own)
+
+    def _search(self, recipe: Recipe, strength: float, stopped: threading.Event) -> None:
+        """Search, and draw the best unless something else has been drawn meanwhile."""
+        panel = self.panel
+        self.error = None
+        panel.fitting(True)
+
+        def tell(made: int, said: str) -> None:
+            panel.tell_fit(f"evaluation {made} of {EVALUATIONS}: {said}", made / EVALUATIONS)
+
+        def stop(_: Any) -> None:
+            self._fitter.submit(lambda later: self._draw_best(recipe, strength, later))
+
+        panel.stop_fit.on_click(stop)
+        try:
+            panel.tell_fit("looking for the best constant …")
+            self._fit = self._fit_of_these_texts()
+            self._fit.search(strength, stopped, tell)
+        finally:
+            panel.stop_fit.on_click(stop, remove=True)
+            panel.fitting(False)
+        if not stopped.is_set():
+            self._draw_best(recipe, strength, stopped)
+
+    def _fit_of_these_texts(self) -> StrengthFit:
+        """What was evaluated of this model and these texts before; else a new one."""
+        model, known = quick_copy(self.model), self._fit
+        if known is not None and known.model is model and known.texts == self.texts:
+            return known
+        return StrengthFit(model, self.texts)
+
+    def _draw_best(self, recipe: Recipe, strength: float, stopped: threading.Event) -> None:
+        cells = None if self._fit is None else self._fit.best(strength)
+        if cells is None:
+            self.panel.fit_said.value = view.done("stopped; nothing was evaluated yet")
+        elif self._recipe is not recipe:
+            self.panel.fit_said.value = view.done(
+                "found; you have drawn meanwhile, so it is drawn when you move the slider"
+            )
+        else:
+            self._measure_fit(cells, strength, self._draw_fit(cells, strength), stopped)
+
+    def _strength_moved(self) -> None:
+        """Draw what the evaluations so far say of this strength, and measure it when it rests."""
+        if self._fit is None or not self._fit.evaluations or self._has_own_gradients():
+            return
+        strength = float(self.panel.strength.value)
+        cells = self._fit.proposed(strength)
+        recipe = self._draw_fit(cells, strength)
+        self._fitter.submit(
+            lambda stopped: self._measure_fit(cells, strength, recipe, stopped), REST
+        )
+
+    def _draw_fit(self, cells: Cells, strength: float) -> Recipe:
+        """Draw layer weights as predicted; returns the recipe that has them."""
+        fit = self._fit
+        assert fit is not None  # noqa: S101 - what is drawn was found by it
+        self._draw_terms(fit.terms(cells), origin="fit")
+        self._say_fit(strength, fit.predicted(cells, strength))
+        return self._recipe
+
+    def _measure_fit(
+        self, cells: Cells, strength: float, recipe: Recipe, stopped: threading.Event
+    ) -> None:
+        fit = self._fit
+        if fit is None or self._recipe is not recipe:
+            return
+        self.error = None
+        predicted = fit.predicted(cells, strength)
+        measured = fit.measured(cells, strength, stopped)
+        if measured is None or stopped.is_set():
+            return
+        constant = fit.constant(fit.best_constant(strength))
+        if self._recipe is recipe and not stopped.is_set():
+            self._say_fit(strength, predicted, measured, constant)
+
+    def _say_fit(
+        self,
+        strength: float,
+        predicted: Worth,
+        measured: Worth | None = None,
+        constant: Worth | None = None,
+    ) -> None:
+        fit = self._fit
+        assert fit is not None  # noqa: S101
+        rows = {
+            "predicted": predicted,
+            "measured": measured,
+            f"best constant, {fit.best_constant(strength):g}": constant,
+        }
+        said = (
+            f"In nats per token, of the first {TOKENS} tokens of {fit.read[0]} and {fit.read[1]} "
+            f"passages, on which it was searched: {fit.evaluations} evaluations. lk.fit measures "
+            "on other passages, too."
+        )
+        self.panel.fit_said.value = view.fitted(strength, list(fit.texts), rows, said)
+
+    def _not_fitted(self, error: BaseException) -> None:
+        self.error = error
+        kind = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
+        self.panel.fit_said.value = view.problem(f"{kind}{error}")
 
     def _rounding(self, resolved: Plan, stopped: threading.Event) -> str:
         """What rounding will lose of the merge: as HTML, empty if nothing is merged."""

@@ -16,6 +16,10 @@ NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
 """The name of a decoder block's part in a model -> what people call it."""
 
 
+STRENGTHS = (0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+"""Round numbers, each larger than the one before by about the same factor."""
+
+
 class Panel:
     """All controls of a lab; `around` puts them around its editor."""
 
@@ -38,7 +42,8 @@ class Panel:
             False,
             description="What matters",
             tooltip="measure which layers matter for the two texts, whenever the hand rests",
-            layout={"width": "auto"},
+            # Beside the buttons of the modules, whose label stands above them.
+            layout={"width": "auto", "align_self": "flex-end", "margin": "2px 2px 0"},
         )
         self.prompt = ipywidgets.Textarea(
             description="prompt",
@@ -79,6 +84,30 @@ class Panel:
             True, description="answer while I draw", indent=False, layout={"width": "auto"}
         )
         narrow = {"width": "80px"}
+        self.fit = ipywidgets.Button(
+            description="Fit to the first text",
+            icon="crosshairs",
+            tooltip="search the gradient that makes the first text likely and keeps the second",
+            layout={"width": "auto"},
+        )
+        self.stop_fit = ipywidgets.Button(
+            description="Stop",
+            icon="stop",
+            tooltip="end the search, and draw the best so far",
+            disabled=True,
+            layout=narrow,
+        )
+        self.strength = ipywidgets.SelectionSlider(
+            options=[(f"{strength:g}", strength) for strength in STRENGTHS],
+            value=0.3,
+            description="strength of keeping λ",
+            style={"description_width": "initial"},
+            layout={"width": "420px"},
+        )
+        self.fit_progress = ipywidgets.FloatProgress(
+            0, min=0, max=1, layout={"width": "140px", "display": "none"}
+        )
+        self.fit_status, self.fit_said = ipywidgets.HTML(), ipywidgets.HTML()
         self.answer = ipywidgets.Button(description="Answer", icon="play", layout={"width": "92px"})
         self.stop = ipywidgets.Button(description="Stop", icon="stop", layout=narrow)
         self.folder = ipywidgets.Text(
@@ -172,6 +201,17 @@ class Panel:
         self.saved.value = content
         self.replace.layout.display = None if replaceable else "none"
 
+    def fitting(self, now: bool) -> None:
+        """Show that a search begins or has ended."""
+        self.fit.disabled, self.stop_fit.disabled = now, not now
+        self.fit_progress.value, self.fit_status.value = 0, ""
+        self.fit_progress.layout.display = None if now else "none"
+
+    def tell_fit(self, said: str, share: float = 0.0) -> None:
+        """Show how far a search is."""
+        self.fit_status.value = view.status(said)
+        self.fit_progress.value = share
+
     def _show_dice(self) -> None:
         shown_now = None if self.temperature.value > 0 else "none"
         self.seed.layout.display = self.again.layout.display = shown_now
@@ -187,6 +227,13 @@ class Panel:
         choosers = [self.which] if len(self.which.options) > 1 else []
         choosers += [self.scope] if len(self.scope.options) > 2 else []
         shown = self._shown
+        fit = ipywidgets.VBox(
+            [
+                _row(self.fit, self.stop_fit, self.fit_progress, self.fit_status),
+                self.strength,
+                self.fit_said,
+            ]
+        )
         details = ipywidgets.Accordion([shown["plan"]], titles=("Ledger and forecast",))
         made = ipywidgets.VBox(
             [
@@ -194,6 +241,7 @@ class Panel:
                 _row(*choosers, self.matters),
                 self._own,
                 editor,
+                ipywidgets.Accordion([fit], titles=("Fit",)),
                 self.prompt,
                 _row(
                     *(self.kind, self.length, self.temperature, self.seed, self.again),

@@ -10,6 +10,7 @@ import html
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 
+from labkit.bench.strength_fit import Worth
 from labkit.errors import shown
 from labkit.figures.palette import (
     ADAPTER_COLOR,
@@ -225,6 +226,35 @@ def plane(
         f"NLL on {first} (nats per token)</text>"
         f'<text transform="translate(11 {(height - bottom + edge) / 2:.0f}) rotate(-90)" '
         f'text-anchor="middle">NLL on {second}</text></svg>'
+    )
+
+
+def fitted(
+    strength: float,
+    names: Sequence[str],
+    rows: Mapping[str, Worth | None],
+    said: str,
+) -> str:
+    """What a gradient that follows from a strength is worth, as far as it is known.
+
+    Args:
+        strength: of keeping.
+        names: of the two texts.
+        rows: what is known and how ("predicted") -> the NLL on the first text and the KL on the
+            second; None while it is being measured.
+        said: what was read.
+    """
+    first, second = (html.escape(shown(name, 40)) for name in names)
+    lines = []
+    for kind, worth in rows.items():
+        cells = ["…", "…"] if worth is None else [f"{worth.nll:.3f}", f"{worth.kl:.3f}"]
+        numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+        lines.append(f'<tr><th scope="row">{html.escape(kind)}</th>{numbers}</tr>')
+    return (
+        f'<table role="status"><thead><tr><th scope="col">strength {strength:g}</th>'
+        f'<th scope="col">NLL on {first}</th><th scope="col">KL to the base on {second}</th></tr>'
+        f"</thead><tbody>{''.join(lines)}</tbody></table>"
+        f'<div class="lab-done">{html.escape(said)}</div>'
     )
 
 

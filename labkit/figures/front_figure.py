@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, MARK, MODULE_COLORS, theme_for
@@ -31,14 +32,14 @@ def front(found: Front, *, dark: bool = False) -> Figure:
     figure, (axes,) = new_figure((6.4, 4.2), dark)
     curve = found.curve
     axes.plot(curve["kl"], curve["nll"], color=theme.ink, linewidth=1.2, label="constants")
-    points = _points(found)
+    points = front_points(found)
     for name, point in points.items():
-        strength = name.removeprefix("fit, strength ")
-        if name in (BASE, FULL):
+        kind, strength = strength_in(name)
+        if kind in (BASE, FULL):
             color = BASE_COLOR if name == BASE else ADAPTER_COLOR
             axes.plot(point["kl"], point["nll"], "o", color=color, markersize=9,
                       markeredgecolor=theme.ink, label=safe_name(name), zorder=3)  # fmt: skip
-        elif strength == name:
+        elif kind == "constant":
             label = "best constants" if "best constants" not in _labels(axes) else None
             axes.plot(point["kl"], point["nll"], "D", color=MARK, markersize=6,
                       markeredgecolor=theme.ink, label=label, zorder=3)  # fmt: skip
@@ -50,18 +51,32 @@ def front(found: Front, *, dark: bool = False) -> Figure:
             axes.plot(point["kl"], point["nll"], "o", color=FIT_COLOR, label=label, zorder=4)
             axes.annotate(strength, (point["kl"], point["nll"]), xytext=(6, -10),
                           textcoords="offset points", color=theme.ink, fontsize=9)  # fmt: skip
-    names = {metric: dict.fromkeys(found.table.loc[found.table["metric"] == metric, "text"])
-             for metric in ("nll", "kl")}  # fmt: skip
-    target, keep = (" and ".join(map(safe_name, names[metric])) for metric in ("nll", "kl"))
-    axes.set_xlabel(f"KL(base ‖ merge) on {keep}, nats a token")
-    axes.set_ylabel(f"NLL on {target}, nats a token")
+    across, upward = axis_labels(found, safe_name)
+    axes.set_xlabel(across)
+    axes.set_ylabel(upward)
     axes.grid(color=theme.grid, linewidth=0.6)
     axes.set_axisbelow(True)
     legend_below(figure, axes, theme)
     return figure
 
 
-def _points(found: Front) -> dict[str, dict[str, float]]:
+def axis_labels(found: Front, name: Callable[[str], str]) -> tuple[str, str]:
+    """What lies across and upward; `name` makes the name of a text safe to show."""
+    table = found.table
+    target, keep = (
+        " and ".join(map(name, dict.fromkeys(table.loc[table["metric"] == metric, "text"])))
+        for metric in ("nll", "kl")
+    )
+    return f"KL(base ‖ merge) on {keep}, nats a token", f"NLL on {target}, nats a token"
+
+
+def strength_in(name: str) -> tuple[str, str]:
+    """What a merge of the table is ("fit", "constant", or its name), and its strength as text."""
+    kind, found, strength = name.partition(", strength ")
+    return (kind, strength) if found else (name, "")
+
+
+def front_points(found: Front) -> dict[str, dict[str, float]]:
     """For each merge the means over sets: `nll`, `kl`, and the NLL from the constant of its KL."""
     points: dict[str, dict[str, float]] = {}
     for name, rows in found.table.groupby("gradient", sort=False):

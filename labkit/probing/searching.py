@@ -19,7 +19,7 @@ from labkit.probing.comparison import KNOTS, ConstantsCurve
 from labkit.probing.evaluations import Evaluation, History
 from labkit.probing.families import DECIMALS, Cells, Family, LayerWeights
 from labkit.probing.objective import Objective
-from labkit.probing.quadratic import FIRST_RADIUS, quadratic_model
+from labkit.probing.quadratic import FIRST_RADIUS, Quadratic, quadratic_model
 from labkit.probing.texts import Texts
 
 By = Literal["layer", "kind"]
@@ -106,14 +106,7 @@ class Search:
             if center is None:
                 center = self.evaluate(start, wanted, family)
                 continue
-            model = quadratic_model(
-                [one.point for one in seen],
-                [one.nll + wanted.strength * one.kl for one in seen],
-                [one.slopes(wanted.strength) for one in seen],
-                wanted.smooth * self._rough,
-                seen.index(center),
-                radius,
-            )
+            model = self.quadratic(wanted, seen, center, radius)
             proposed = [model.minimum(basis, wanted.bounds, radius) for basis in bases]
             new = [one for one in proposed if not any(_same(one, old.point) for old in seen)]
             point = min(new, key=model.change, default=center.point)
@@ -132,6 +125,23 @@ class Search:
                 radius = min(max(radius, 2 * far), span)
             if gained < 0:
                 center = found
+
+    def quadratic(
+        self, wanted: Wanted, seen: Sequence[Evaluation], center: Evaluation, radius: float
+    ) -> Quadratic:
+        """The quadratic model of the objective, of evaluations with derivatives, around one."""
+        return quadratic_model(
+            [one.point for one in seen],
+            [one.nll + wanted.strength * one.kl for one in seen],
+            [one.slopes(wanted.strength) for one in seen],
+            wanted.smooth * self._rough,
+            seen.index(center),
+            radius,
+        )
+
+    def go_on(self, stop: threading.Event) -> None:
+        """Let a search that was stopped make evaluations again, until `stop` is set."""
+        self.stopped, self._stop = False, stop
 
     def evaluate(self, point: Cells, wanted: Wanted, family: str) -> Evaluation:
         """One pass over all texts, forwards and backwards, which goes into the history.

@@ -87,14 +87,14 @@ def points(model: LiveModel, texts: Mapping[str, Given], mixes: Sequence[Mix]) -
     return [(_nll(first, mix), _nll(second, mix)) for mix in mixes]
 
 
-def excerpt(model: LiveModel, name: str, given: Given) -> Texts:
+def excerpt(model: LiveModel, name: str, given: Given, tokens: int = TOKENS) -> Texts:
     """The beginnings of a few passages: what can be read while somebody waits.
 
     Returns:
-        `PASSAGES` of the passages, of many documents, each with its first `TOKENS` tokens.
+        `PASSAGES` of the passages, of many documents, each with its first `tokens` tokens.
     """
     drawn = as_texts(name, given).take(PASSAGES)
-    return Texts(name, [replace(one, text=_beginning(model, one.text)) for one in drawn])
+    return Texts(name, [replace(one, text=_beginning(model, one.text, tokens)) for one in drawn])
 
 
 def as_texts(name: str, given: Given) -> Texts:
@@ -106,10 +106,10 @@ def as_texts(name: str, given: Given) -> Texts:
     return Texts(name, [given] if isinstance(given, str) else given)
 
 
-def _beginning(model: LiveModel, text: str) -> str:
+def _beginning(model: LiveModel, text: str, count: int) -> str:
     tokenizer: Any = model.tokenizer
     tokens = tokenizer(text, add_special_tokens=False).input_ids
-    return text if len(tokens) <= TOKENS else str(tokenizer.decode(tokens[:TOKENS]))
+    return text if len(tokens) <= count else str(tokenizer.decode(tokens[:count]))
 
 
 def _nll(reader: Reader, mix: Mix) -> float:

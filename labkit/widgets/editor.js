@@ -52,7 +52,9 @@ function createStore(model) {
   let past = [];
   let future = [];
   let held = null; // a pointer is down: what Python says meanwhile waits, and the axis stays
-  let lastKey = null; // key presses on one layer in quick succession are one step of history
+  // Key presses on one layer in quick succession are one step of history, and so are weights from
+  // Python of one origin: a slider's.
+  let lastKey = null;
   let lastKeyTime = 0;
   let timer = null;
   let waiting = false;
@@ -84,9 +86,9 @@ function createStore(model) {
     if (waiting) send();
   }
 
-  function remember(key = null) {
+  function remember(key = null, within = 800) {
     const now = performance.now();
-    const continued = key !== null && key === lastKey && now - lastKeyTime < 800;
+    const continued = key !== null && key === lastKey && now - lastKeyTime < within;
     lastKey = key;
     lastKeyTime = now;
     if (continued) return;
@@ -114,7 +116,7 @@ function createStore(model) {
   function receive() {
     const next = model.get("weights");
     if (held || waiting || sameList(next, weights)) return;
-    remember();
+    remember(model.get("origin") || null, Infinity);
     weights = [...next];
     tell();
   }

@@ -70,6 +70,10 @@ class GradientEditor(anywidget.AnyWidget):
     picture_id = traitlets.Unicode("").tag(sync=True)
     """Static pictures of the class `labkit-picture-ID` are hidden while the editor is shown."""
 
+    origin = traitlets.Unicode("").tag(sync=True)
+    """What sets the weights in Python: all that one origin sets, until somebody draws, is one step
+    of undo. Without an origin each change is a step."""
+
     request = traitlets.Dict().tag(sync=True)
     """The browser's latest request. It is a trait and not a message: it arrives after the weights
     that were drawn before it, which a message could overtake."""

@@ -45,10 +45,13 @@ def test_a_new_job_stops_the_one_before_it_and_takes_the_place_of_what_waits(lat
     latest.submit(first)
     assert begun.wait(30)
     assert latest.busy
+    assert not latest.waiting
     with latest._condition:  # both are asked for before the thread can look
         latest.submit(lambda stopped: done.append("second"))
         latest.submit(lambda stopped: done.append("third"))
+        assert latest.waiting
     assert latest.wait(30)
+    assert not latest.waiting
     assert done == [("first", True), "third"]
 
 

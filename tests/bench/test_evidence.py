@@ -56,6 +56,6 @@ def test_what_was_measured_is_said():
     said = said_of([TEXTS, Texts("two", ["a text"])], 30, "the gradient 1x30")
     assert said == (
         "How the NLL begins to change as a layer's weight is raised (∂NLL/∂w, nats per token), at "
-        "the gradient 1x30. Read: the first 64 tokens of 3 passages of one and 1 passage of two. "
+        "the gradient 1x30. Read: the first 32 tokens of 3 passages of one and 1 passage of two. "
         "Whiskers are 95 % intervals; of 60 of them 3 leave out the truth."
     )

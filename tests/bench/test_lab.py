@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import filecmp
+import html
 import itertools
 import re
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from labkit.bench.evidence import quick_copy
 from labkit.bench.lab import Lab
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
-from labkit.inference.live_model import free
+from labkit.inference.live_model import free, live
 from labkit.inference.prompts import formats, formatted
 from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.planning import plan
@@ -148,6 +151,52 @@ def test_without_answers_those_on_the_screen_are_marked_as_older(lab):
     lab.panel.answer.click()
     lab.wait(60)
     assert "before)" not in shown(lab, "columns")
+
+
+def test_the_status_is_not_empty_while_a_newer_drawing_waits(lab, monkeypatch):
+    said, begun = [], threading.Event()
+    lab.panel.status.observe(lambda change: said.append(change["new"]), "value")
+    measure = lab._answers.measure
+
+    def measuring(prompt, merge):
+        measure(prompt, merge)
+        if not begun.is_set():
+            begun.set()
+            lab.editor.weights = [0, 0, 0, 1]
+
+    monkeypatch.setattr(lab._answers, "measure", measuring)
+    lab.editor.weights = [0, 0, 1, 1]
+    lab.wait(60)
+    assert begun.is_set()
+    assert said[-1] == ""
+    assert "" not in said[:-1]
+
+
+def test_the_model_is_loaded_once(words, tiny_adapter, monkeypatch):
+    """Two threads that import transformers at once would each see half of it."""
+    monkeypatch.setattr(Lab, "_changed", lambda lab, answer=False: None)
+    lab = Lab(words, tiny_adapter, gradient=HALF, device="cpu")
+    loaded, inside = [], threading.Lock()
+
+    def loading(*given, **more):
+        assert inside.acquire(blocking=False)
+        time.sleep(0.2)
+        inside.release()
+        loaded.append(live(*given, **more))
+        return loaded[-1]
+
+    monkeypatch.setattr("labkit.bench.lab.live", loading)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: lab.model, range(2))
+    assert loaded == [first]
+    assert second is first
+    lab.close()
+
+
+def test_stop_empties_the_status(lab):
+    lab.panel.say("asking the model …")
+    lab.panel.stop.click()
+    assert lab.panel.status.value == ""
 
 
 def test_several_adapters(words, tiny_adapter, second_adapter):
@@ -460,14 +509,14 @@ def test_what_matters_is_measured_for_what_is_shown(lab):
     lab.panel.matters.value = True
     lab.wait(60)
     model = quick_copy(lab.model)
-    first, second = (excerpt(model, *each) for each in lab.texts.items())
+    first, second = (excerpt(model, *each, 32) for each in lab.texts.items())
     expected = lk.sensitivity(model, [first, second], HALF)
     for text in (first, second):
         rows = expected[expected["text"] == text.name][["estimate", "low", "high"]]
         assert np.array(lab.editor.evidence[text.name]) == pytest.approx(rows.to_numpy(), rel=1e-6)
     note = lab.editor.evidence_note
     assert (
-        "at the gradient 0,0.5,1x2. Read: the first 64 tokens of 4 passages of King James" in note
+        "at the gradient 0,0.5,1x2. Read: the first 32 tokens of 4 passages of King James" in note
     )
     assert "of 8 of them 0.4 leave out the truth" in note
     # Another gradient: what is shown says that it is old, until it is measured again.
@@ -567,3 +616,152 @@ def test_freed_before_it_measures(lab, monkeypatch):
     lab.gradient = Gradient([1, 0, 0, 1])
     with pytest.raises(LabkitError, match="this model was freed"):
         lab.wait(60)
+
+
+def fit_said(lab):
+    text = re.sub(r"<[^>]*>", " ", lab.panel.fit_said.value)
+    return html.unescape(re.sub(r"\s+", " ", text).strip())
+
+
+def row(lab, kind):
+    found = re.search(rf'scope="row">{kind}[^<]*</th>(.*?)</tr>', lab.panel.fit_said.value)
+    return re.findall(r">([^<>]+)</td>", found[1])
+
+
+@pytest.fixture
+def quick(monkeypatch, loud_base, loud_adapter):
+    """A lab whose hand rests at once, and that asks nothing else of the model."""
+    monkeypatch.setattr("labkit.bench.lab.REST", 0.0)
+    monkeypatch.setattr("labkit.bench.lab.EVALUATIONS", 3)
+    monkeypatch.setattr("labkit.bench.strength_fit.EVALUATIONS", 3)
+    monkeypatch.setattr(Lab, "_changed", lambda lab, answer=False: None)
+    made = Lab(loud_base, loud_adapter, gradient=HALF, device="cpu")
+    yield made
+    made.close()
+
+
+def test_a_fit_is_drawn_and_measured_again(quick):
+    lab, panel = quick, quick.panel
+    panel.fit.click()
+    lab.wait(60)
+    drawn = lab.gradient
+    assert drawn != HALF
+    assert (panel.fit.disabled, panel.stop_fit.disabled) == (False, True)
+    assert panel.fit_progress.layout.display == "none"
+    assert lab.editor.origin == "fit"
+    assert lab.recipe.terms[0].weights == drawn
+    # The numbers are those of what is drawn, as lk.evaluate has them.
+    model = quick_copy(lab.model)
+    read = [excerpt(model, *each, 40) for each in lab.texts.items()]
+    table = lk.evaluate(model, {"it": drawn}, read)
+    numbers_of = table.set_index(["gradient", "text", "metric"])["estimate"]
+    expected = [numbers_of["it", "King James text", "nll"], numbers_of["it", "everyday text", "kl"]]
+    # In bfloat16 two orders of one sum differ.
+    assert [float(cell) for cell in row(lab, "measured")] == pytest.approx(expected, rel=0.01)
+    assert len(row(lab, "predicted")) == 2
+    assert len(row(lab, "best constant")) == 2
+    said = fit_said(lab)
+    assert said.startswith("strength 0.3 NLL on King James text KL to the base on everyday text")
+    assert "the first 40 tokens of 4 and 4 passages, on which it was searched: 3 evalu" in said
+
+
+def test_another_strength_is_predicted_at_once_and_measured_when_the_hand_rests(quick, monkeypatch):
+    lab, panel = quick, quick.panel
+    panel.strength.value = 0.5
+    assert lab.gradient == HALF  # nothing was evaluated yet
+    panel.fit.click()
+    lab.wait(60)
+    monkeypatch.setattr("labkit.bench.lab.REST", 60)
+    panel.strength.value = 10.0
+    kept = lab.gradient
+    fit = lab._fit
+    assert kept == fit.terms(fit.proposed(10.0))[0].weights
+    assert row(lab, "measured") == ["…", "…"]
+    found = fit.predicted(np.array(list(kept)), 10.0)
+    assert row(lab, "predicted") == [f"{found.nll:.3f}", f"{found.kl:.3f}"]
+    assert fit_said(lab).startswith("strength 10 ")
+    read = []
+    measured = fit.measured
+    monkeypatch.setattr(fit, "measured", lambda *given: read.append(given[1]) or measured(*given))
+    monkeypatch.setattr("labkit.bench.lab.REST", 0.0)
+    panel.strength.value = 7.0  # the latest wins: of 10 nothing is measured
+    lab.wait(60)
+    assert read == [7.0]
+    assert "…" not in row(lab, "measured")
+    assert fit_said(lab).startswith("strength 7 ")
+    # What is drawn by hand then is not what was measured.
+    lab.editor.weights = [0, 0, 1, 1]
+    assert fit_said(lab) == ""
+
+
+def test_stop_keeps_the_best(quick, monkeypatch):
+    lab, panel = quick, quick.panel
+    monkeypatch.setattr("labkit.bench.strength_fit.EVALUATIONS", 1000)
+    seen = threading.Event()
+    tell = panel.tell_fit
+
+    def telling(said, share=0.0):
+        tell(said, share)
+        if said.startswith("evaluation 2 of"):
+            panel.stop_fit.click()
+            seen.set()
+
+    monkeypatch.setattr(panel, "tell_fit", telling)
+    panel.fit.click()
+    assert seen.wait(60)
+    lab.wait(60)
+    assert lab._fit.evaluations == 2
+    assert lab.gradient == lab._fit.terms(lab._fit.best(0.3))[0].weights
+    assert "…" not in row(lab, "measured")
+
+
+def test_what_is_drawn_during_a_search_stays(quick, monkeypatch):
+    lab, panel = quick, quick.panel
+    tell = panel.tell_fit
+
+    def telling(said, share=0.0):
+        tell(said, share)
+        if said.startswith("evaluation 1 of"):
+            lab.editor.weights = [0, 0, 0, 0.25]
+
+    monkeypatch.setattr(panel, "tell_fit", telling)
+    panel.fit.click()
+    lab.wait(60)
+    assert lab.gradient == Gradient([0, 0, 0, 0.25])
+    assert fit_said(lab).startswith("found; you have drawn meanwhile")
+    panel.strength.value = 0.5
+    assert lab.gradient != Gradient([0, 0, 0, 0.25])
+    lab.wait(60)
+
+
+def test_a_fit_takes_no_gradient_of_its_own_away(quick):
+    lab, panel = quick, quick.panel
+    panel.scope.value = "mlp"
+    lab.editor.weights = [0, 0, 0, 1]
+    panel.fit.click()
+    assert fit_said(lab) == ("a fit draws one gradient for all modules; clear that of MLP first")
+    assert lab.recipe.terms[0].weights_for == {"mlp": Gradient([0, 0, 0, 1])}
+    lab.wait(60)
+
+
+def test_a_fit_that_fails_says_so_and_begins_anew(quick, monkeypatch):
+    lab, panel = quick, quick.panel
+    texts = dict(lab.texts)
+    lab.texts["everyday text"] = "a"
+    panel.fit.click()
+    with pytest.raises(LabkitError, match="nothing to predict"):
+        lab.wait(60)
+    assert "passage 0 of 'everyday text' has nothing to predict" in fit_said(lab)
+    assert (panel.fit.disabled, panel.stop_fit.disabled) == (False, True)
+    lab.texts.update(texts)
+    panel.fit.click()
+    lab.wait(60)
+    assert lab._fit.texts == texts
+    first = lab._fit
+    panel.fit.click()
+    lab.wait(60)
+    assert lab._fit is first
+    lab.texts["everyday text"] = ["Another text", "And one more"]
+    panel.fit.click()
+    lab.wait(60)
+    assert lab._fit is not first

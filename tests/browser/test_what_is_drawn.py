@@ -11,6 +11,7 @@ import pytest
 
 import labkit
 from labkit.widgets.editor import GradientEditor
+from labkit.widgets.front_picker import FrontPicker
 
 WIDGETS = Path(labkit.__file__).parent / "widgets"
 PAGE = """<!doctype html><style>{style}</style><div id="here" style="width:{width}px"></div>
@@ -25,6 +26,8 @@ window.model = {{
     (told[`change:${{name}}`] ?? []).forEach((one) => one());
   }},
   save_changes() {{}},
+  sent: [],
+  send(content) {{ this.sent.push(content.name); }},
   on: (name, one) => (told[name] ??= []).push(one),
   off() {{}},
 }};
@@ -36,25 +39,28 @@ Draw = Callable[..., Any]
 
 @pytest.fixture
 def draw(browser: Any) -> Iterator[Draw]:
-    """Draws an editor on a page of its own; `page.evaluate` can set a trait of `model`."""
+    """Draws an editor, or another widget, alone; `page.evaluate` can set a trait of `model`."""
     opened = []
 
     def drawn(width: int = 900, **traits: Any) -> Any:
-        editor = GradientEditor(traits.pop("gradient", [0, 0.25, 0.5, 1]), **traits)
+        editor = traits.pop("widget", None)
+        if editor is None:
+            editor = GradientEditor(traits.pop("gradient", [0, 0.25, 0.5, 1]), **traits)
         state = {name: getattr(editor, name) for name in editor.trait_names(sync=True)}
         state = {name: value for name, value in state.items() if not name.startswith("_")}
         page = browser.new_page()
         opened.append(page)
-        code = (WIDGETS / "editor.js").read_text().replace("export default", "const widget =")
+        name = "editor" if isinstance(editor, GradientEditor) else "front_picker"
+        code = (WIDGETS / f"{name}.js").read_text().replace("export default", "const widget =")
         page.set_content(
             PAGE.format(
-                style=(WIDGETS / "editor.css").read_text(),
+                style=(WIDGETS / f"{name}.css").read_text(),
                 code=code,
                 width=width,
                 traits=json.dumps(state, default=str),
             )
         )
-        page.locator(".layer").first.wait_for()
+        page.locator(".layer, .dot").first.wait_for()
         return page
 
     yield drawn
@@ -150,3 +156,63 @@ def test_the_axis_stays_while_a_hand_moves_and_comes_back_after(draw: Draw) -> N
     page.mouse.up()
     assert "1.5" not in ticks()
     assert float(page.locator(".layer").first.get_attribute("aria-valuenow")) == 1
+
+
+def test_a_dot_of_the_front_is_picked_by_mouse_and_by_keyboard(draw: Draw) -> None:
+    dots = [
+        {"name": name, "x": x, "y": y, "low": low, "high": high, "label": name,
+         "said": f"{name}: NLL {y}", "color": "#e69f00"}
+        for name, x, y, low, high in (
+            ("0.3", 0.3, 2.3, 2.2, 2.35), ("base", 0.0, 3.0, None, None), ("1", 0.2, 2.5, 2.4, 2.6),
+        )
+    ]  # fmt: skip
+    curve = [[0, 3], [0.3, 2.4], [1, 2]]
+    page = draw(widget=FrontPicker(dots, curve, ("KL", "NLL"), lambda _: None))
+    assert page.locator(".dot").count() == 3
+    page.get_by_role("button", name="0.3: NLL 2.3").locator(".reach").click()
+    assert page.evaluate("model.sent") == ["0.3"]
+    # By keyboard the fits come after the others, and each kind from left to right.
+    page.keyboard.press("Shift+Tab")
+    assert page.locator(":focus").get_attribute("aria-label") == "1: NLL 2.5"
+    assert page.locator(".said").inner_text() == "1: NLL 2.5"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press(" ")
+    assert page.evaluate("model.sent") == ["0.3", "1", "base"]
+    page.evaluate("model.set('chosen', '1'); model.set('problem', 'that was wrong')")
+    pressed = [one.get_attribute("aria-pressed") for one in page.locator(".dot").all()]
+    assert pressed == ["false", "true", "false"]
+    assert page.locator(".said").inner_text() == "Loaded: 1: NLL 2.5"
+    assert page.locator(".problem").inner_text() == "that was wrong"
+    # A whisker ends where its interval does, on the scale of the dots.
+    at = {
+        one["label"]: boxes(page, f".dot[aria-label^='{one['label']}:'] .mark")[0] for one in dots
+    }
+    middle = {name: box["y"] + box["height"] / 2 for name, box in at.items()}
+    per_nat = (middle["0.3"] - middle["base"]) / (3.0 - 2.3)
+    whisker = boxes(page, ".dot[aria-label^='0.3:'] .whisker")[0]
+    assert whisker["y"] == pytest.approx(middle["base"] + (3 - 2.35) * per_nat, abs=1.5)
+    assert whisker["y"] + whisker["height"] == pytest.approx(
+        middle["base"] + (3 - 2.2) * per_nat, abs=1.5
+    )
+
+
+def test_what_one_origin_sets_is_one_step_of_undo(draw: Draw) -> None:
+    page = draw(gradient=[0, 0.25, 0.5, 1])
+    undo = page.get_by_label("undo")
+
+    def listed() -> str:
+        return page.get_by_label("layer weights as a list").input_value()
+
+    page.evaluate("model.set('origin', 'fit')")
+    for weights in ("[1, 0, 0, 0]", "[1, 1, 0, 0]", "[1, 1, 1, 0]"):
+        page.evaluate(f"model.set('weights', {weights})")
+    assert listed() == "1,1,1,0"
+    undo.click()
+    assert listed() == "0,0.25,0.5,1"
+    # Without an origin each change is a step.
+    page.evaluate("model.set('origin', '')")
+    for weights in ("[0, 0, 0, 0.5]", "[0, 0, 0, 0.25]"):
+        page.evaluate(f"model.set('weights', {weights})")
+    undo.click()
+    assert listed() == "0,0,0,0.5"
