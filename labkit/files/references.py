@@ -178,7 +178,7 @@ def require_as_on_hub(path: Path, sha256: str) -> None:
     if named and blob.name != sha256:
         raise LabkitError(
             f"{shown(path)} is not the file that the hub has (SHA-256 {blob.name[:12]}…, here "
-            f"{sha256[:12]}…): its download is damaged; remove {shown(blob)}, and start again"
+            f"{sha256[:12]}…): its download is damaged; remove {shown(blob, 1000)}, and start again"
         )
 
 

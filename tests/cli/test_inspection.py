@@ -37,7 +37,8 @@ def test_the_command_prints_table_ledger_and_forecast(tmp_path, tiny_base, tiny_
     assert "rest" not in found.stdout
 
 
-def test_weights_and_every_way_to_add_up(tiny_base, tiny_adapter, capsys):
+def test_weights_and_every_way_to_add_up(tiny_base, tiny_adapter, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     inspect(tiny_base, tiny_adapter, "0,0,0.5,1")
     layers = capsys.readouterr().out.splitlines()
     assert "‖wΔW‖" in layers[1]
