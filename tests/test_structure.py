@@ -41,6 +41,10 @@ TESTED_ELSEWHERE = {
         "files/pickled models/adapter_config models/adapter_file models/kinds/part models/names "
         "models/source",
     ),
+    "tests/publishing/test_recombination.py": (
+        "weights of modules by their names",
+        "publishing/module_weights",
+    ),
     "tests/publishing/test_extraction.py": (
         "what it makes is an adapter",
         "publishing/made_adapter",

@@ -36,6 +36,7 @@ from labkit.merging.recipe import Term
 from labkit.models.adapter import Adapter
 from labkit.models.adapter_config import CONFIG
 from labkit.models.kinds.part import Part
+from labkit.publishing.module_weights import LAYER, layer_and_weight
 from labkit.summary import Summary
 
 ALPHA, FACTORS = "alpha_pattern", "lora_B"
@@ -161,10 +162,11 @@ def bake(
     target = user_path(out).absolute()
     require_apart(target, opened.folder)
     check_target(target, overwrite, KIND)
-    modules = tuple(_modules(term, rest, alpha_pattern))
+    folded = not alpha_pattern and _can_be_folded(opened)
+    modules = tuple(_modules(term, rest, alpha_pattern, folded))
     try:
         with building(target) as made:
-            receipt = _write(term, modules, made.folder, target, began)
+            receipt = _write(term, modules, folded, made.folder, target, began)
             opened.require_unchanged()
             made.put_in_place(overwrite, KIND)
     except OSError as error:
@@ -173,15 +175,14 @@ def bake(
 
 
 def _modules(
-    term: Term, rest: float | None, alpha_pattern: bool
+    term: Term, rest: float | None, alpha_pattern: bool, folded: bool
 ) -> Iterator[tuple[BakedModule, Part]]:
     """What to do to each part; the parts that a module's alpha scales with it are left out."""
     adapter, layers = term.adapter, len(term.weights)
-    folded = not alpha_pattern and _can_be_folded(adapter)
     for pattern, gradient in term.weights_for.items():
         gradient.require(layers, f"modules {shown(pattern)}")
-    found = {part.name: re.fullmatch(r"(.*?)\.(\d{1,6})\..*", part.name) for part in adapter.parts}
-    stacks = sorted({match[1] for match in found.values() if match})
+    found = [LAYER.fullmatch(part.name) for part in adapter.parts]
+    stacks = sorted({match["stack"] for match in found if match})
     if len(stacks) > 1:
         raise LabkitError(
             f"the adapter {shown(adapter.name)} changes several stacks of layers "
@@ -189,21 +190,7 @@ def _modules(
             "base model instead"
         )
     for part in adapter.parts:
-        name, match = part.name, found[part.name]
-        layer = int(match[2]) if match else None
-        if layer is not None and layer >= layers:
-            raise LabkitError(
-                f"module {shown(name)!r} of {shown(adapter.name)} lies in layer {layer}, and there "
-                f"are {layers} weights; write one weight for each layer of the base model, the "
-                "first one is layer 0's"
-            )
-        if layer is None and rest is None:
-            raise LabkitError(
-                f"module {shown(name)!r} of {shown(adapter.name)} lies outside the layers, and no "
-                "layer weight counts for it; say how much of it to keep with rest (--rest 1 for "
-                "all of it, --rest 0 for none)"
-            )
-        weight = float(rest or 0) if layer is None else term.gradient_for(name)[layer]
+        layer, weight = layer_and_weight(term, part.name, rest)
         yield _baked(part, layer, weight, adapter, alpha_pattern, folded), part
 
 
@@ -245,9 +232,9 @@ def _common_alpha(adapter: Adapter) -> float:
     return float(adapter.config["lora_alpha"]) or float(adapter.rank)
 
 
-def _scale(module: BakedModule, part: Part, adapter: Adapter) -> float:
+def _scale(module: BakedModule, part: Part, adapter: Adapter, folded: bool) -> float:
     """What the factor B of a part is multiplied by."""
-    if not _can_be_folded(adapter):
+    if not folded:
         return module.weight
     rank = part.rank or adapter.modules[part.name].rank
     return module.weight * (part.scaling / (_common_alpha(adapter) / rank))
@@ -265,6 +252,7 @@ def _alpha(part: Part, adapter: Adapter) -> float:
 def _write(
     term: Term,
     modules: tuple[tuple[BakedModule, Part], ...],
+    folded: bool,
     folder: Path,
     target: Path,
     began: float,
@@ -278,7 +266,7 @@ def _write(
     tensors = folder / adapter.file.path.name
     shutil.copyfile(adapter.file.path, tensors)
     config = dict(adapter.config)
-    _scale_factors(adapter, modules, tensors)
+    _scale_factors(adapter, modules, folded, tensors)
     default, before = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
     # Each module is named in full, and the first pattern that fits counts: those that were there
     # are left for what is baked otherwise. peft warns of patterns for modules that target_modules
@@ -290,7 +278,7 @@ def _write(
     }
     if any(module.into == ALPHA for module, _ in modules):
         config["alpha_pattern"] = patterns | before
-    elif _can_be_folded(adapter):
+    elif folded:
         config["lora_alpha"] = json.loads(plain(_common_alpha(adapter)))
         config |= {key: value for key, value in PLAIN_SCALING.items() if key in config}
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -324,7 +312,10 @@ def _write(
 
 
 def _scale_factors(
-    adapter: Adapter, modules: tuple[tuple[BakedModule, Part], ...], path: Path
+    adapter: Adapter,
+    modules: tuple[tuple[BakedModule, Part], ...],
+    folded: bool,
+    path: Path,
 ) -> None:
     """In a copy of the adapter's file, scale the factor B of what is baked into it."""
     import numpy as np
@@ -332,7 +323,9 @@ def _scale_factors(
     from labkit.files.floats import round_once, wide
     from labkit.files.tensor_file import FLOATS
 
-    scales = [(m, part, _scale(m, part, adapter)) for m, part in modules if m.into == FACTORS]
+    scales = [
+        (m, part, _scale(m, part, adapter, folded)) for m, part in modules if m.into == FACTORS
+    ]
     chosen = [(m, part, by) for m, part, by in scales if by != 1]
     if chosen and path.suffix != ".safetensors":
         raise LabkitError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ NOTHING_LEFT = 1e-7
 """A share of `‖ΔW‖_F²` that is rounding of the arithmetic."""
 SMALLEST = 1e-9
 """Of the largest singular value: what is smaller is rounding of the arithmetic."""
+COPIED_ELEMENTS = 1 << 20
+"""Numbers of a tensor that are copied at a time."""
 KEPT_IN_WORDS = 1e-4
 """A share of what is left out from which on it is said."""
 
@@ -177,16 +180,12 @@ class AdapterWriter:
         """Write a tensor that the adapter holds whole, as `modules_to_save` does."""
         module, _, parameter = tensor.name.rpartition(".")
         self._stored.append((f"base_model.model.{module}.{parameter}", tensor.dtype, tensor.shape))
-        step = 1 << 24
-        with tensor.file.open("rb") as source:
-            source.seek(tensor.start)
-            left = tensor.nbytes
-            while left:
-                some = source.read(min(step, left))
-                if not some:
-                    raise LabkitError(f"{shown(tensor.file)} became shorter; start again")
-                file.write(some)
-                left -= len(some)
+        runs = [
+            (first, min(first + COPIED_ELEMENTS, tensor.elements))
+            for first in range(0, tensor.elements, COPIED_ELEMENTS)
+        ]
+        for some in tensor.read_runs(runs):
+            file.write(some.tobytes())
         self._whole.append(module)
         self.modules.append(MadeModule(module, layer, 0, norm, 1.0))
 
@@ -223,8 +222,7 @@ class AdapterWriter:
         path = self._folder / ADAPTER_WEIGHTS
         with path.open("wb") as out, self._parts.open("rb") as parts:
             out.write(header_for(iter(self._stored), {"format": "pt"}))
-            while some := parts.read(1 << 24):
-                out.write(some)
+            shutil.copyfileobj(parts, out)
         self._parts.unlink()
         ranks = {module.name: module.rank for module in self.modules if module.rank}
         config = _config(ranks, self._whole, all_modules, base_name, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +24,7 @@ from labkit.publishing.made_adapter import (
     require_choice,
     require_dtype,
 )
-
-LAYER = re.compile(r".*?\.(\d{1,6})\..*")
+from labkit.publishing.module_weights import LAYER, layer_and_weight
 
 
 def resize(
@@ -105,30 +103,11 @@ def combine(
         for gradient in (term.weights, *term.weights_for.values()):
             gradient.require(layers, f"adapter {shown(term.adapter.name)}")
         for name in term.adapter.modules:
-            modules.setdefault(name, []).append((_weight(term, name, rest), term.adapter))
+            _, weight = layer_and_weight(term, name, rest)
+            modules.setdefault(name, []).append((weight, term.adapter))
     made = " + ".join(f"{term.weights.mean:.2f} × {term.adapter.name}" for term in terms)
     adapters = [term.adapter for term in terms]
     return _make(adapters, "combine", modules, made, out, rank, energy, dtype, overwrite)
-
-
-def _weight(term: Term, name: str, rest: float | None) -> float:
-    match, layers = LAYER.fullmatch(name), len(term.weights)
-    if match is None:
-        if rest is None:
-            raise LabkitError(
-                f"module {shown(name)!r} of {shown(term.adapter.name)} lies outside the layers, "
-                "and no layer weight counts for it; say how much of it to keep with rest (--rest 1 "
-                "for all of it, --rest 0 for none)"
-            )
-        return float(rest)
-    layer = int(match[1])
-    if layer >= layers:
-        raise LabkitError(
-            f"module {shown(name)!r} of {shown(term.adapter.name)} lies in layer {layer}, and "
-            f"there are {layers} weights; write one weight for each layer of the base model, the "
-            "first one is layer 0's"
-        )
-    return term.gradient_for(name)[layer]
 
 
 def _make(
@@ -173,7 +152,7 @@ def _make(
                     factors = _cut(whole, rank, energy)
                     if factors.rank:
                         layer = LAYER.fullmatch(name)
-                        number = int(layer[1]) if layer else None
+                        number = int(layer["layer"]) if layer else None
                         writer.add(parts, name, number, factors, whole.norm())
             every = [name for adapter in adapters for name in adapter.modules]
             settings = {"fan_in_fan_out": True} if True in transposed else {}

@@ -100,6 +100,22 @@ def test_every_kind_is_baked_as_it_is_merged_or_refused(architecture, kind, tmp_
         torch.testing.assert_close(values, expected[name], rtol=0, atol=2e-6, msg=name)
 
 
+@pytest.mark.parametrize("alpha_pattern", [False, True])
+def test_experts_beside_modules_with_a_scaling_of_their_own(alpha_pattern, tmp_path):
+    """Only B carries the gradient of experts: it must not carry what the config still says."""
+    base = tmp_path / "base"
+    make_architecture(base, "mixtral")
+    adapter = train(tmp_path / "lora", base, target_modules=["q_proj"], use_rslora=True,
+                    target_parameters=["mlp.experts.down_proj"])  # fmt: skip
+    gradient = lk.Gradient([0.5, -1.5, 0.25, 1][:LAYERS])
+    receipt = lk.bake(adapter, gradient, tmp_path / "baked", alpha_pattern=alpha_pattern)
+    assert receipt.how == ("alpha_pattern and lora_B" if alpha_pattern else "lora_B")
+    lk.plan(base, adapter, gradient).write(tmp_path / "merged", progress=False)
+    expected = load(tmp_path / "merged").state_dict()
+    for name, values in merged(base, tmp_path / "baked").state_dict().items():
+        torch.testing.assert_close(values, expected[name], rtol=0, atol=2e-6, msg=name)
+
+
 def test_no_tensor_is_touched(plain_adapter, tmp_path):
     lk.bake(plain_adapter, MIXED, tmp_path / "baked", alpha_pattern=True)
     name = "adapter_model.safetensors"
