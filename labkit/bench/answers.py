@@ -122,15 +122,9 @@ class Answers:
     def current(self, prompt: str, merge: Mix, length: int, temperature: float, seed: int) -> bool:
         """Whether the columns hold whole answers to this, by this merge."""
         asked = (prompt, length, temperature, seed)
-        return (
-            self._complete
-            and self._shown is not None
-            and self._shown[:2]
-            == (
-                asked,
-                merge.weights,
-            )
-        )
+        if self._shown is None:
+            return False
+        return self._complete and self._shown[:2] == (asked, merge.weights)
 
     def mark_as_older(
         self, prompt: str, merge: Mix, length: int, temperature: float, seed: int

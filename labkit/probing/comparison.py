@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from labkit.probing.intervals import Bootstrap, Estimate
+from labkit.probing.intervals import Bootstrap, Estimate, beside_base
 from labkit.probing.objective import Objective, Scores
 
 KNOTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -198,12 +198,7 @@ def held_out_rows(
                         "gradient": name,
                         "text": read.texts.name,
                         "metric": metric,
-                        "estimate": estimate.value,
-                        "low": estimate.low,
-                        "high": estimate.high,
-                        "from_base": change.value,
-                        "from_base_low": change.low,
-                        "from_base_high": change.high,
+                        **beside_base(estimate, change),
                         "from_constant": gain.value if gain else np.nan,
                         "from_constant_low": gain.low if gain else np.nan,
                         "from_constant_high": gain.high if gain else np.nan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +10,9 @@ from jaxtyping import Float64
 
 from labkit.errors import LabkitError, shown
 from labkit.inference.live_model import LiveModel, Mix, Weights
-from labkit.merging.recipe import Term, as_gradient
+from labkit.merging.recipe import as_gradient
 from labkit.probing.greedy_answers import exact_matches
-from labkit.probing.intervals import LEVEL, Bootstrap
+from labkit.probing.intervals import LEVEL, Bootstrap, beside_base
 from labkit.probing.layer_effects import listed
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Texts
@@ -76,8 +76,7 @@ def evaluate(
             raise LabkitError(
                 f"the name {shown(name)!r} is that of a row which is always there; choose another"
             )
-        gradient = as_gradient(weights)
-        mixes[name] = model.mix([Term(adapter, gradient) for adapter in model.adapters])
+        mixes[name] = model.mix(as_gradient(weights))
     for one in sets:
         warn_of_training_text(model, one)
     readers = [Reader(model, one) for one in sets]
@@ -87,11 +86,9 @@ def evaluate(
     mixes[best] = constants[best]
     rows: list[dict[str, Any]] = []
     for reader in readers:
-        documents = [one.document for one in reader.texts]
         for metric in metrics:
-            sums = _sums(reader, mixes, metric)
-            of_each = np.ones(len(documents)) if metric == "exact_match" else reader.counts
-            draws = Bootstrap(documents, of_each, seed)
+            sums = dict(zip(mixes, sums_of(reader, [*mixes.values()], metric), strict=True))
+            draws = draws_of(reader, metric, seed)
             for name, mix in mixes.items():
                 estimate = draws.estimate(sums[name])
                 change = draws.estimate(sums[name] - sums[BASE])
@@ -100,12 +97,7 @@ def evaluate(
                         "gradient": name,
                         "text": reader.texts.name,
                         "metric": metric,
-                        "estimate": estimate.value,
-                        "low": estimate.low,
-                        "high": estimate.high,
-                        "from_base": change.value,
-                        "from_base_low": change.low,
-                        "from_base_high": change.high,
+                        **beside_base(estimate, change),
                         "mean_weight": float(np.mean(mix.flat())),
                         "passages": len(reader.texts),
                         "tokens": int(reader.counts.sum()),
@@ -118,12 +110,16 @@ def evaluate(
     return table
 
 
-def _sums(
-    reader: Reader, mixes: Mapping[str, Mix], metric: str
-) -> dict[str, Float64[np.ndarray, " passages"]]:
+def sums_of(
+    reader: Reader, mixes: Sequence[Mix], metric: str
+) -> Iterable[Float64[np.ndarray, " passages"]]:
     """What each passage has of a metric, at each mixture."""
     if metric == "exact_match":
-        found = exact_matches(reader.model, reader.texts, list(mixes.values()))
-        return dict(zip(mixes, found.T, strict=True))
-    measure = reader.nll if metric == "nll" else reader.kl_from_base
-    return {name: measure(mix) for name, mix in mixes.items()}
+        return exact_matches(reader.model, reader.texts, mixes).T
+    return map(reader.nll if metric == "nll" else reader.kl_from_base, mixes)
+
+
+def draws_of(reader: Reader, metric: str, seed: int) -> Bootstrap:
+    """The draws for a metric's intervals: a mean over tokens, or over answers."""
+    counts = np.ones(len(reader.texts)) if metric == "exact_match" else reader.counts
+    return Bootstrap([one.document for one in reader.texts], counts, seed)

@@ -16,7 +16,7 @@ from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
 from labkit.inference.live_model import LiveModel, Mix, Weights
 from labkit.inference.loading import load_tokenizer
-from labkit.merging.recipe import Term, as_gradient
+from labkit.merging.recipe import as_gradient
 from labkit.probing.evaluation import BASE, FULL
 from labkit.probing.intervals import LEVEL, Bootstrap, Estimate
 
@@ -85,8 +85,7 @@ def harness(
             raise LabkitError(
                 f"the name {shown(name)!r} is that of a row which is always there; choose another"
             )
-        gradient = as_gradient(weights)
-        mixes[name] = model.mix([Term(adapter, gradient) for adapter in model.adapters])
+        mixes[name] = model.mix(as_gradient(weights))
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     if not names:
         raise LabkitError("no tasks to measure; name one, such as stepwise")

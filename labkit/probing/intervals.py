@@ -38,6 +38,18 @@ class Estimate:
     high: float
 
 
+def beside_base(estimate: Estimate, change: Estimate) -> dict[str, float]:
+    """The columns of a table for a number and its difference to the base's, with intervals."""
+    return {
+        "estimate": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "from_base": change.value,
+        "from_base_low": change.low,
+        "from_base_high": change.high,
+    }
+
+
 class Bootstrap:
     """Draws of documents, the same for everything that is measured on one set of texts.
 

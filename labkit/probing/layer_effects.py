@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from labkit.errors import LabkitError, shown
-from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, Mix, Weights
-from labkit.merging.recipe import Term, as_gradient
+from labkit.merging.recipe import as_gradient
 from labkit.probing.intervals import LEVEL, Bootstrap
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Texts
@@ -171,8 +170,7 @@ def ablation(
 def _mix(model: LiveModel, weights: Weights | None) -> Mix:
     if weights is None:
         return model.mix(model.terms)
-    gradient: Gradient = as_gradient(weights)
-    return model.mix([Term(adapter, gradient) for adapter in model.adapters])
+    return model.mix(as_gradient(weights))
 
 
 def _scaled(mix: Mix, share: float) -> Mix:

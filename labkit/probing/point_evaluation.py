@@ -10,15 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.probing.evaluation import ALL_METRICS
-from labkit.probing.greedy_answers import exact_matches
+from labkit.probing.evaluation import ALL_METRICS, draws_of, sums_of
 from labkit.probing.grid_points import GRADIENT, WEIGHTS, Point
+from labkit.probing.intervals import beside_base
 from labkit.probing.texts import Texts
 
 if TYPE_CHECKING:
@@ -97,35 +95,21 @@ class Evaluation:
             LabkitError: names in the point that mean nothing here, an adapter that is not there,
                 or a gradient of the wrong length.
         """
-        from labkit.probing.intervals import Bootstrap
-
         kept = _kept(self)
         mix = self._mix(kept.model, point)
         rows = []
-        for reader, base in zip(kept.readers, kept.base_nll, strict=True):
-            documents = [one.document for one in reader.texts]
-            seed = int(point.get("seed", 0))
+        seed = int(point.get("seed", 0))
+        for reader, of_base in zip(kept.readers, kept.of_base, strict=True):
             for metric in self.metrics:
-                counts = np.ones(len(documents)) if metric == "exact_match" else reader.counts
-                draws = Bootstrap(documents, counts, seed)
-                of_base = base if metric == "nll" else np.zeros(len(documents))
-                if metric == "exact_match":
-                    both = [kept.model.mix(0.0), mix]
-                    of_base, sums = exact_matches(kept.model, reader.texts, both).T
-                else:
-                    sums = reader.nll(mix) if metric == "nll" else reader.kl_from_base(mix)
+                draws = draws_of(reader, metric, seed)
+                (sums,) = sums_of(reader, [mix], metric)
                 estimate = draws.estimate(sums)
-                change = draws.estimate(sums - of_base)
+                change = draws.estimate(sums - of_base[metric])
                 rows.append(
                     {
                         "text": reader.texts.name,
                         "metric": metric,
-                        "estimate": estimate.value,
-                        "low": estimate.low,
-                        "high": estimate.high,
-                        "from_base": change.value,
-                        "from_base_low": change.low,
-                        "from_base_high": change.high,
+                        **beside_base(estimate, change),
                         "mean_weight": math.fsum(mix.flat()) / len(mix.flat()),
                         "passages": len(reader.texts),
                         "tokens": int(reader.counts.sum()),
@@ -163,11 +147,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a process keeps between its tasks: the model, the texts as tokens, the base's NLL."""
+    """What a process keeps between its tasks.
+
+    Attributes:
+        model: the model.
+        readers: the texts as tokens.
+        of_base: for each text what the base has of each metric.
+    """
 
     model: LiveModel
     readers: list[Reader]
-    base_nll: list[Any]
+    of_base: list[dict[str, Any]]
 
 
 _one_at_a_time = threading.Lock()
@@ -196,7 +186,15 @@ def _prepared(evaluation: Evaluation) -> _Kept:
         dtype=evaluation.dtype,
     )
     readers = [Reader(model, texts) for texts in evaluation.texts]
-    return _Kept(model, readers, [reader.nll(model.mix(0.0)) for reader in readers])
+    base = [model.mix(0.0)]
+    return _Kept(
+        model,
+        readers,
+        [
+            {metric: next(iter(sums_of(reader, base, metric))) for metric in evaluation.metrics}
+            for reader in readers
+        ],
+    )
 
 
 def _reference(source: Checkpoint | Adapter | str | Path) -> str:
