@@ -62,10 +62,16 @@ def paint(page: Any, way: list[tuple[float, float]], frames: list[Image.Image]) 
     page.mouse.up()
 
 
+def box_of(page: Any, what: str) -> Any:
+    """Where an element is; answers that are just being replaced are nowhere for a moment."""
+    while (box := page.locator(what).bounding_box()) is None:
+        page.wait_for_timeout(20)
+    return box
+
+
 def frame(page: Any) -> Image.Image:
     """The part of the lab that moves: from the editor down to the answers."""
-    top = page.locator(".labkit-editor .bar").bounding_box()
-    answers = page.locator(".lab-columns").bounding_box()
+    top, answers = box_of(page, ".labkit-editor .bar"), box_of(page, ".lab-columns")
     clip = {
         "x": top["x"] - 8,
         "y": top["y"] - 6,
