@@ -7,6 +7,8 @@ import traceback
 
 LONGEST_SHOWN = 160
 
+_in_shell = False
+
 
 class LabkitError(Exception):
     """Wrong input, said in one line: what, where, expected, found, what to do."""
@@ -24,6 +26,17 @@ class LabkitError(Exception):
         if cell != self._shown_in:
             return traceback.format_exception(self)
         return [f"{type(self).__name__}: {self} (%tb shows where)"]
+
+
+def speak_shell() -> None:
+    """From now on, messages name options as the command line spells them."""
+    global _in_shell
+    _in_shell = True
+
+
+def spelled(python: str, shell: str) -> str:
+    """How the reader of a message writes something: in Python, or on the command line."""
+    return shell if _in_shell else python
 
 
 def shown(text: object, longest: int = LONGEST_SHOWN) -> str:

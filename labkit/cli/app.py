@@ -22,7 +22,7 @@ from labkit.cli.looking import demo, inspect, picture
 from labkit.cli.making import bake, merge, verify
 from labkit.cli.recipes import recipes
 from labkit.cli.uploading import push
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, speak_shell
 from labkit.machine import require_address_space, shortage
 
 app = typer.Typer(
@@ -107,6 +107,7 @@ def _stop(*_: object) -> None:
 
 def main() -> None:
     """Run the command line; turn every expected error into one line and a status."""
+    speak_shell()
     # A merge that is told to end takes away what it had built, as it does for Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it

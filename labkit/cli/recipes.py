@@ -12,7 +12,9 @@ from labkit.errors import LabkitError, shown
 recipes = typer.Typer(rich_markup_mode=None, help="Recipes from and for other tools.")
 
 
-@recipes.command(name="import")
+@recipes.command(
+    name="import", epilog="\b\nExample: labkit recipe import mergekit.yaml --out recipe.yaml"
+)
 def import_recipe(
     source: Annotated[
         str, typer.Argument(help="mergekit's YAML file, or the 2023 script's command line.")
@@ -29,7 +31,7 @@ def import_recipe(
         recipe.save(out)
 
 
-@recipes.command()
+@recipes.command(epilog="\b\nExample: labkit recipe export recipe.yaml --out mergekit.yaml")
 def export(
     recipe: Annotated[Path, typer.Argument(help="The recipe.")],
     out: Annotated[Path | None, typer.Option(help="The file to write; else printed.")] = None,
@@ -48,7 +50,7 @@ def export(
         raise LabkitError(f"cannot write {shown(out)}: {error.strerror}") from error
 
 
-@recipes.command()
+@recipes.command(epilog="\b\nExample: labkit recipe preset OUTALL --layers 40")
 def preset(
     name: Annotated[str, typer.Argument(help="Its name, such as OUTALL or MIDD.")],
     layers: Annotated[int, typer.Option(help="The model's number of layers.")],

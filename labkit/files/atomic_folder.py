@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.interruptions import Interruptions
 from labkit.files.small_files import read_json
 
@@ -71,12 +71,13 @@ def check_target(out: Path, overwrite: bool, kind: str = "") -> None:
     """
     if not out.parent.is_dir():
         raise LabkitError(
-            f"{shown(out.parent)} is no folder; make it first, or choose another --out"
+            f"{shown(out.parent)} is no folder; make it first, or choose another place"
         )
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise LabkitError(
-                f"{shown(out)} exists already; choose another name, or replace it with --overwrite"
+                f"{shown(out)} exists already; choose another name, or replace it with "
+                f"{spelled('overwrite=True', '--overwrite')}"
             )
         _require_replaceable(out, kind)
 
@@ -366,7 +367,8 @@ def _take_place(folder: Path, out: Path, overwrite: bool, kind: str) -> None:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise LabkitError(
                 f"{shown(out)} was made by someone else meanwhile, and is not "
-                "replaced; choose another name, or replace it with --overwrite"
+                "replaced; choose another name, or replace it with "
+                f"{spelled('overwrite=True', '--overwrite')}"
             ) from error
         raise
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 
 MOST_LAYERS = 10_000
 """Longest gradient that `parse` expands: far above any model, far below any memory."""
@@ -226,7 +226,8 @@ class Gradient:
             place = f" ({where})" if where else ""
             raise LabkitError(
                 f"{len(self)} weights for {layers} layers{place}; write exactly one weight for "
-                f"each layer, or stretch the list with Gradient.resample({layers})"
+                "each layer, or stretch the list "
+                f"({spelled(f'Gradient.resample({layers})', 'labkit merge --weights … --stretch')})"
             )
 
     # Ways to make another from it

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from labkit.deltas.delta import Delta
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.tensor_file import StoredTensor
 from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 from labkit.merging.recipe import Recipe, Term
@@ -171,7 +171,7 @@ def _contribution(
     elif recipe.rest is None:
         raise LabkitError(
             f"{describe(part)} lies outside the layers, and no layer weight counts for it; say "
-            "how much of it to add with rest (--rest 1 for all of it, --rest 0 for none)"
+            f"how much of it to add with {spelled('rest=', '--rest')} (1 for all of it, 0 for none)"
         )
     else:
         weight = float(recipe.rest)

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.paths import user_path
 from labkit.gradients.calls import as_gradient as as_gradient
 from labkit.gradients.gradient import Gradient
@@ -126,7 +126,7 @@ class Term:
         if not isinstance(self.source, Adapter):
             raise LabkitError(
                 f"{shown(self.source.name)} is no adapter, which is needed here; merge it instead "
-                "(labkit merge)"
+                f"({spelled('lk.plan', 'labkit merge')})"
             )
         return self.source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.tensor_file import StoredTensor
 from labkit.gradients.gradient import plain
 from labkit.merging.matching import Change, Contribution
@@ -128,8 +128,8 @@ def _require_tied(found: Contributions, head: str, embedding: str, base: Checkpo
         only = "the embedding and the head in different ways"
     raise LabkitError(
         f"the base {shown(base.name)} uses one tensor as embedding and as head (tied), and the "
-        f"adapter changes {only}; untie them (--untie writes a separate head), or leave it out "
-        "(--rest 0)"
+        f"adapter changes {only}; untie them ({spelled('untie=True', '--untie')} writes a separate "
+        f"head), or leave it out ({spelled('rest=0', '--rest 0')})"
     )
 
 

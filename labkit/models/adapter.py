@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from labkit.deltas.low_rank import LowRank
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.references import Located, locate
 from labkit.files.small_files import read_json, require_inside, require_same_json
 from labkit.files.tensor_file import TensorFile, open_tensor_file
@@ -123,7 +123,8 @@ class Adapter(Source):
         if heads and any(isinstance(part.matches(base), str) for part in self.parts):
             return (
                 f"the adapter was trained on a model with the head {shown(heads[0])!r} (task type "
-                f"{shown(task)}): name such a model as the base, or leave the head out (--rest 0)"
+                f"{shown(task)}): name such a model as the base, or leave the head out "
+                f"({spelled('rest=0', '--rest 0')})"
             )
         return "the adapter was made for another model"
 
@@ -184,7 +185,8 @@ class Adapter(Source):
             if not part.plain:
                 raise LabkitError(
                     f"{what} works on plain LoRA only, and {shown(self.name)} holds "
-                    f"{shown(part.tensors[-1].name)!r}; merge it instead (labkit merge)"
+                    f"{shown(part.tensors[-1].name)!r}; merge it instead "
+                    f"({spelled('lk.plan', 'labkit merge')})"
                 )
 
     def delta(self, module: str) -> LowRank:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.atomic_folder import (
     building,
     check_target,
@@ -331,7 +331,7 @@ def _scale_factors(
         raise LabkitError(
             f"{shown(adapter.file.path)} is no safetensors file, and its tensors cannot be changed "
             "in place; convert it first, or let the config carry the gradient, for peft alone "
-            "(alpha_pattern=True, --alpha-pattern)"
+            f"({spelled('alpha_pattern=True', '--alpha-pattern')})"
         )
     with path.open("r+b") as file, standard_arithmetic():
         for module, part, by in chosen:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from labkit.deltas.low_rank import LowRank
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.atomic_folder import building, check_target, explain, require_apart
 from labkit.files.floats import SIGNIFICAND_BITS, SMALLEST_EXPONENT
 from labkit.files.paths import user_path
@@ -42,7 +42,7 @@ FIRST_RANK = 64
 BLOCK_ELEMENTS = 1 << 20
 
 OTHER_SHAPE = "left out, as its shape is another: {names}"
-DIFFERS = "left out, though it differs: {names}; whole=True (--whole) puts it into the adapter"
+DIFFERS = "left out, though it differs: {names}; {whole} puts it into the adapter"
 NOISE = "left out, as the difference looks like rounding alone: {names}"
 NO_END = (
     f"no end of the spectrum shows among its first {FIRST_RANK} values, as in a full fine-tune, so "
@@ -120,13 +120,17 @@ def extract(
                     if found.remark:
                         left_out[found.remark].append(tensor.name)
                     bar.update(tensor.nbytes)
+            whole_said = spelled("whole=True", "--whole")
             said = f"{source.name} less {opened.name}"
             receipt = writer.finish(
                 target,
                 said,
                 opened.repository or opened.reference,
                 _linear_modules(opened),
-                [remark.format(names=_some(names)) for remark, names in left_out.items()],
+                [
+                    remark.format(names=_some(names), whole=whole_said)
+                    for remark, names in left_out.items()
+                ],
                 {"fan_in_fan_out": True} if work.transposed else {},
                 began,
                 _card(target.name, source.checkpoint, opened),

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.atomic_folder import RECEIPT, written_files
 from labkit.files.hub_answers import explain_hub
 from labkit.files.paths import user_path
@@ -179,7 +179,8 @@ def _make_repository(api: Any, repository: str, public: bool) -> tuple[str, bool
     if not there.private and not public:
         raise LabkitError(
             f"the repository {shown(repository)} is there already, and everyone can see it; say "
-            "that they may see this with --public (public=True), or choose another name"
+            f"that they may see this with {spelled('public=True', '--public')}, or choose another "
+            "name"
         )
     return f"{api.endpoint}/{repository}", not there.private
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.merging.recipe import Term
 
 LAYER = re.compile(r"(?P<stack>.*?)\.(?P<layer>\d{1,6})\..*")
@@ -27,8 +27,8 @@ def layer_and_weight(term: Term, module: str, rest: float | None) -> tuple[int |
         if rest is None:
             raise LabkitError(
                 f"module {shown(module)!r} of {shown(term.adapter.name)} lies outside the layers, "
-                "and no layer weight counts for it; say how much of it to keep with rest (--rest 1 "
-                "for all of it, --rest 0 for none)"
+                "and no layer weight counts for it; say how much of it to keep with "
+                f"{spelled('rest=', '--rest')} (1 for all of it, 0 for none)"
             )
         return None, float(rest)
     layer = int(match["layer"])

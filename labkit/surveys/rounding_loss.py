@@ -143,7 +143,7 @@ def rounding_line(table: pd.DataFrame) -> str | None:
     """
     if not totals(table, "all")["lost"][0] > MUCH_LOST:
         return None
-    return f"{rounding_sentence(table)}; --dtype float32 keeps it"
+    return f"{rounding_sentence(table)}; dtype float32 keeps it"
 
 
 def rounding_sentence(table: pd.DataFrame) -> str | None:

@@ -322,7 +322,7 @@ class Engine:
                 raise LabkitError(
                     f"{int(lost.sum())} numbers of {shown(tensor.name)!r} become too large for "
                     f"{FLOATS[dtype]} (its largest is {LARGEST[dtype]:g}); "
-                    "choose another --dtype, such as bfloat16 or float32, or smaller weights"
+                    "choose another dtype, such as bfloat16 or float32, or smaller weights"
                 )
         return (squared, missing), broken
 

@@ -138,7 +138,7 @@ class Receipt(Summary):
         if self.lost > MUCH_LOST:
             yield (
                 "rounding",
-                f"{self.lost:.1%} of the change is lost to rounding; --dtype float32 keeps it",
+                f"{self.lost:.1%} of the change is lost to rounding; dtype float32 keeps it",
             )
         if self.linked:
             yield "linked", f"{', '.join(self.linked)}: shared with the base's folder"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.atomic_folder import MOST_NAMED, RECEIPT, files_in
 from labkit.files.direct_io import SourceFile, hash_file, page_memory, room_for
 from labkit.files.paths import user_path
@@ -161,7 +161,8 @@ def _require_here(
         if source.on_hub and not source.is_cached:
             raise LabkitError(
                 f"{shown(recipe)} names {source}, which is not on this machine; let it be "
-                "downloaded with --yes (download=True), or say where it is (--base, --adapter)"
+                f"downloaded with {spelled('download=True', '--yes')}, or say where it is "
+                f"({spelled('base=, adapters=', '--base, --adapter')})"
             )
 
 

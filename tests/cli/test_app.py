@@ -154,6 +154,9 @@ def test_versions_and_short_help():
         "verify",
     ):  # fmt: skip
         assert f"Example: labkit {command} " in labkit(command, "-h").stdout
+    for command in ("import", "export", "preset"):
+        said = labkit("recipe", command, "-h").stdout
+        assert f"Example: labkit recipe {command} " in said
 
 
 def test_weights_as_people_write_them(tiny_base, tiny_adapter, tmp_path):

@@ -185,7 +185,7 @@ def test_a_head_that_the_base_has_not(tmp_path, base, head):
         assert (
             f"'base_model.model.{head}.weight': the base has no module of that name; the adapter "
             f"was trained on a model with the head '{head}' (task type SEQ_CLS): name such a "
-            "model as the base, or leave the head out (--rest 0)"
+            "model as the base, or leave the head out (rest=0)"
         ) in str(caught.value)
     resolved = resolve(base, adapter, 1.0, 0.0)
     skipped = [row for row in resolved.ledger if row.status == "skipped"]

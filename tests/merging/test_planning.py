@@ -140,7 +140,10 @@ def test_outside_the_layers_a_weight_must_be_named(tmp_path):
     lora = make_adapter(tmp_path / "lora", folder, target_modules=["lm_head", "up_proj"])
     without_base_layer(lora)
     base = lk.Checkpoint(folder)
-    with pytest.raises(lk.LabkitError, match=r"'lm_head' .* lies outside the layers.*--rest 1"):
+    with pytest.raises(
+        lk.LabkitError,
+        match=r"'lm_head' .* lies outside the layers.*rest= .1 for all of it, 0 for none",
+    ):
         lk.plan(base, lora, "1x4")
     plan = lk.plan(base, lora, "1x4", rest=0.5)
     assert plan.changes["lm_head.weight"].weights == (0.5,)

@@ -96,7 +96,7 @@ def test_each_way_to_change_one_use_of_a_tied_tensor_is_said(tmp_path, tied):
         (embedding | head, "the embedding and the head in different ways"),
     ):
         adapter = write_adapter(tmp_path / "a", tensors, target_modules=["embed_tokens", "lm_head"])
-        with pytest.raises(LabkitError, match=f"changes {text}; untie them .--untie writes"):
+        with pytest.raises(LabkitError, match=f"changes {text}; untie them .untie=True writes"):
             resolve(tied, adapter)
         assert changed(resolve(tied, adapter, 1.0, 0.0)) == set()
         found, before = labkits(resolve(tied, adapter, 1.0, 0.5, untie=True)), bases(tied)

@@ -125,7 +125,7 @@ def test_what_is_no_matrix_of_a_layer_is_said_or_kept_whole(wide_base, lora, tmp
     said = extract(model, wide_base, tmp_path / "said", progress=False).notes
     assert said == (
         "left out, though it differs: model.layers.1.input_layernorm.weight, model.norm.weight; "
-        "whole=True (--whole) puts it into the adapter",
+        "whole=True puts it into the adapter",
     )
     extract(model, wide_base, tmp_path / "whole", whole=True, progress=False)
     out = plan(Recipe(Checkpoint(wide_base), [Term(tmp_path / "whole", ONES)], rest=1.0))

@@ -229,7 +229,7 @@ def test_everyone_sees_it_only_when_asked(hub, tiny_adapter, tmp_path):
     assert refused.returncode == 2
     assert (
         "labkit: error: the repository owner/name is there already, and everyone can see it; say "
-        "that they may see this with --public (public=True), or choose another name"
+        "that they may see this with --public, or choose another name"
     ) in refused.stderr
     assert "commit" not in hub.state
     assert labkit(hub, *arguments, "--public").returncode == 0

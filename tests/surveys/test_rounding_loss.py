@@ -128,7 +128,7 @@ def test_a_line_when_more_than_a_tenth_is_lost(tmp_path, tall_base):
     line = rounding_line(lk.survival(tall_base, adapter, "1,1", progress=False))
     assert line.startswith("rounding to bfloat16 loses 4")
     assert "±" in line
-    assert line.endswith("% of the elements stay as they are; --dtype float32 keeps it")
+    assert line.endswith("% of the elements stay as they are; dtype float32 keeps it")
     assert 47 <= int(line.split("% of the elements")[0].split()[-1]) <= 50
     assert "±" not in rounding_line(
         lk.survival(tall_base, adapter, "1,1", exact=True, progress=False)
@@ -139,7 +139,7 @@ def test_a_line_when_more_than_a_tenth_is_lost(tmp_path, tall_base):
 def test_the_receipt_says_when_much_is_lost(tmp_path, tall_base):
     adapter = adapter_of_relative_norm(tmp_path / "lora", tall_base, 0.003)
     receipt = lk.plan(tall_base, adapter, "1,1").write(tmp_path / "merged", progress=False)
-    line = f"{receipt.lost:.1%} of the change is lost to rounding; --dtype float32 keeps it"
+    line = f"{receipt.lost:.1%} of the change is lost to rounding; dtype float32 keeps it"
     assert f"rounding {line}" in repr(receipt)
     full = lk.plan(tall_base, adapter, "1,1", dtype="float32")
     assert "lost" not in repr(full.write(tmp_path / "full", progress=False))

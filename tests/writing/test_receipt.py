@@ -56,7 +56,7 @@ def test_what_it_says(receipt):
         ("merged", "base + one + two, in 1.2 s"),
         ("tensors", "2 changed, 7 with the base's own bytes"),
         ("change", "norm 6.325 after rounding, of 5 asked for"),
-        ("rounding", "20.0% of the change is lost to rounding; --dtype float32 keeps it"),
+        ("rounding", "20.0% of the change is lost to rounding; dtype float32 keeps it"),
         ("linked", "a.safetensors: shared with the base's folder"),
         ("note", "a note"),
     ]

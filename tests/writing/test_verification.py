@@ -181,7 +181,7 @@ def test_nothing_is_downloaded_unasked(merged):
     fails(
         merged,
         f"{recipe} names owner/lora from the hub, which is not on this machine; let it be "
-        "downloaded with --yes (download=True), or say where it is (--base, --adapter)",
+        "downloaded with download=True, or say where it is (base=, adapters=)",
     )
     fails(merged, "the hub did not give it", download=True)
     lk.verify(merged, progress=False, adapters=[merged.parent / "lora"])

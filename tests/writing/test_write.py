@@ -377,7 +377,7 @@ def test_the_adapters_own_tokenizer_is_taken(tiny_base, tiny_adapter, tmp_path, 
 
 def test_existing_folders(plan, out):
     write(plan, out)
-    with pytest.raises(lk.LabkitError, match="exists already; .* --overwrite"):
+    with pytest.raises(lk.LabkitError, match="exists already; .* overwrite=True"):
         write(plan, out)
     (out / "gradient.png").write_text("")
     write(plan, out, overwrite=True)
