@@ -113,7 +113,7 @@ def make_checkpoint(folder: Path, size: str) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def make_adapter(folder: Path, size: str) -> None:
+def make_adapter(folder: Path, size: str, seed: int = 1) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -123,7 +123,7 @@ def make_adapter(folder: Path, size: str) -> None:
     modules |= {"mlp.gate_proj": (intermediate, hidden), "mlp.up_proj": (intermediate, hidden)}
     modules["mlp.down_proj"] = (hidden, intermediate)
     tensors = {}
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     for layer in range(layers):
         for module, (rows, columns) in modules.items():
             name = f"base_model.model.model.layers.{layer}.{module}"

@@ -25,6 +25,7 @@ from labkit.bench.passages import TEXTS
 from labkit.bench.strength_fit import EVALUATIONS, TOKENS, StrengthFit, Worth
 from labkit.errors import LabkitError, shown
 from labkit.figures import gradient_picture, picture_html, save_picture
+from labkit.files.atomic_folder import RECEIPT
 from labkit.files.cache import cache_folder
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, live
@@ -623,7 +624,11 @@ class Lab:
             self.panel.tell("")
             self.panel.writing(True)
             try:
-                self.receipt = plan(recipe).write(folder, overwrite=overwrite, progress=tell)
+                # What the last press wrote and this one would write again is taken over.
+                last = self.receipt.folder if self.receipt else None
+                there = last if last and (last / RECEIPT).is_file() else None
+                options: Any = {"overwrite": overwrite, "reuse": there, "progress": tell}
+                self.receipt = plan(recipe).write(folder, **options)
                 self.panel.show("receipt", self.receipt._repr_html_())
             except _CancelledError:
                 self.panel.tell(view.done("cancelled; nothing was written"))

@@ -58,6 +58,10 @@ def merge(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing merge.")
     ] = False,
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="MERGED", help="Take over what an earlier merge has."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, write nothing.")
     ] = False,
@@ -105,7 +109,13 @@ def merge(
     if not quiet:
         typer.echo(resolved)
     receipt = resolved.write(
-        out, device=device, link=link, overwrite=overwrite, hashes=not no_hash, progress=not quiet
+        out,
+        device=device,
+        link=link,
+        overwrite=overwrite,
+        hashes=not no_hash,
+        reuse=earlier,
+        progress=not quiet,
     )
     if not quiet:
         typer.echo(receipt)

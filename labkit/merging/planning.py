@@ -132,6 +132,7 @@ class Plan(Summary):
         link: bool = False,
         overwrite: bool = False,
         hashes: bool = True,
+        reuse: str | Path | None = None,
         progress: bool | Callable[[int, int], None] = True,
     ) -> Receipt:
         """Carry out the plan: stream the base through into a new folder.
@@ -140,15 +141,21 @@ class Plan(Summary):
             out: the folder to make. It appears when it is whole, and not before.
             device: where to calculate: "cpu", "cuda", or "auto" for a GPU if there is one. The
                 bytes are the same.
-            link: hard-link files that the plan does not touch, in place of copying them.
+            link: hard-link files that the plan does not touch, in place of copying them; and
+                files that are those of `reuse` from their first byte to their last.
             overwrite: replace an existing folder, once the new one is whole.
             hashes: put the SHA-256 of every file read and written into the receipt.
+            reuse: the folder of an earlier merge. Tensors that the plan makes of the same numbers
+                in the same way are taken over from it, and only the others are computed; the bytes
+                are those of a merge without it. What its receipt cannot prove by SHA-256, or what
+                was changed since, is computed. `out` itself may be that folder, with `overwrite`.
             progress: show a progress bar; or a function that is told the bytes done and their
                 sum. What it raises ends the merge, and leaves nothing behind.
 
         Raises:
-            LabkitError: the folder exists, the disk is too small, or a file cannot be read or
-                written. Nothing is left behind then.
+            LabkitError: the folder exists, the disk is too small, a file cannot be read or
+                written, or `reuse` is no merge that says what its tensors were made of. Nothing is
+                left behind then.
         """
         from labkit.writing.write import write
 
@@ -159,6 +166,7 @@ class Plan(Summary):
             link=link,
             overwrite=overwrite,
             hashes=hashes,
+            reuse=reuse,
             progress=progress,
         )
 

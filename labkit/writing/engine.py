@@ -21,7 +21,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -50,7 +50,7 @@ from labkit.machine import (
     workers,
 )
 from labkit.merging.rounding import BlockMerger
-from labkit.writing.layout import OutputFile, Piece
+from labkit.writing.layout import EarlierFile, OutputFile, Piece
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
@@ -97,7 +97,7 @@ class MadePiece:
         slot: the memory that it lies in.
         read: its bytes in the base's file; None if the kernel copied them.
         written: likewise its bytes in the output file.
-        update: what was added to its tensor; None if nothing was.
+        update: what was added to its tensor; None if nothing was, or it was taken over.
         squares: the sums of squares `‖W' - W‖²` and `‖(W' - W) - wΔW‖²` over its rows.
         broken: how many of the base's numbers in it are NaN or infinite.
     """
@@ -213,6 +213,7 @@ class Engine:
         store: Callable[[MadePiece], None],
         finish: Callable[[MadePiece], None],
         copy: Callable[[Piece], None] | None = None,
+        earlier: SourceFile | None = None,
     ) -> None:
         """Make all pieces of an output file.
 
@@ -223,6 +224,7 @@ class Engine:
             finish: what is done with a piece after that. Called in this thread, in the pieces'
                 order; the first error of `store` in this order is raised here.
             copy: writes an unchanged piece without reading it into memory; None: all are read.
+            earlier: the earlier merge's file, if pieces are taken over from one.
         """
         under_way: deque[tuple[Slot, Future[MadePiece]]] = deque()
 
@@ -243,10 +245,13 @@ class Engine:
                 if piece.tensor is not tensor:
                     # Read once for all its pieces, which follow each other.
                     tensor = piece.tensor
-                    change = self.plan.changes.get(tensor.name) if tensor else None
+                    computed = tensor is not None and not piece.earlier
+                    change = self.plan.changes.get(tensor.name) if tensor and computed else None
                     update = change.update() if change else None
                 slot = self._slots.get()
-                job = self._pool.submit(self._make, piece, source, slot, update, store, copy)
+                job = self._pool.submit(
+                    self._make, piece, source, earlier, slot, update, store, copy
+                )
                 under_way.append((slot, job))
             while under_way:
                 finish_first()
@@ -260,18 +265,23 @@ class Engine:
         self,
         piece: Piece,
         source: SourceFile,
+        earlier: SourceFile | None,
         slot: Slot,
         update: Delta | None,
         store: Callable[[MadePiece], None],
         copy: Callable[[Piece], None] | None,
     ) -> MadePiece:
-        """Read a piece, merge it, and store it."""
+        """Read a piece, merge it or take it over, and store it."""
         if piece.tensor is None and copy is not None:
             copy(piece)
             return MadePiece(piece, slot, None, None)
         read = source.read(slot.read, piece.source, piece.source_bytes)
         if piece.tensor is None:
             made = MadePiece(piece, slot, read, read)
+        elif earlier is not None and piece.earlier:
+            made = MadePiece(
+                piece, slot, read, earlier.read(slot.merged, piece.target, piece.nbytes)
+            )
         else:
             written = aligned_part(slot.merged, piece.target, piece.nbytes)
             squares, broken = self.merge(piece, read, written, update)
@@ -344,6 +354,10 @@ class ModelWriter:
             looked for in tensors that change.
         read_hashes: the SHA-256 of the base's files, by path.
         written_hashes: the SHA-256 of the output files, by name.
+        taken_over: the names of changed tensors that came from an earlier merge.
+        linked_earlier: the names of the files that were linked to one.
+        made_anew: the names of the files of which nothing could be taken over after all, and the
+            file that is not what it was when the earlier merge was made.
     """
 
     def __init__(self, engine: Engine, folder: Path, link: bool, hashes: bool) -> None:
@@ -357,28 +371,77 @@ class ModelWriter:
         self.broken: Counter[str] = Counter()
         self.read_hashes: dict[str, str] = {}
         self.written_hashes: dict[str, str] = {}
+        self.taken_over: set[str] = set()
+        self.linked_earlier: list[str] = []
+        self.made_anew: dict[str, Path] = {}
 
     def write(self, file: OutputFile) -> None:
-        """Write an output file, or link the base's."""
-        base_path, path = file.source.path, self.folder / file.name
-        if file.untouched and self.link and linked(base_path, path):
+        """Write an output file, or link the base's or an earlier merge's."""
+        if file.earlier is not None:
+            if self._take_over(file, file.earlier):
+                return
+            file = file.anew()
+        if file.untouched and self.link and linked(file.source.path, self.folder / file.name):
             self.linked.append(file.name)
             self.engine.done(file.size)
             if self.hashes:
-                digest = hash_file(base_path, self.engine.stopped)
+                digest = hash_file(file.source.path, self.engine.stopped)
                 self._note_hashes(file, digest, digest)
             return
-        with (
-            closing(SourceFile(base_path)) as source,
-            closing(TargetFile(path, file.size, source)) as target,
-        ):
+        self._stream(file)
+
+    def _take_over(self, file: OutputFile, earlier: EarlierFile) -> bool:
+        """Write a file with what is taken over from an earlier merge, if that is as it was.
+
+        Returns:
+            whether it was: else nothing is written, and it is noted.
+        """
+        stopped, path = self.engine.stopped, self.folder / file.name
+        one_link = earlier.whole and self.link and linked(earlier.file.path, path)
+        # Of a whole file, the hash of what is written is that of the file that it is copied from.
+        there = hash_file(earlier.file.path, stopped) if one_link or not earlier.whole else None
+        if one_link:
+            self.engine.done(file.size)
+            self._note_hashes(file, hash_file(file.source.path, stopped), str(there))
+        elif there in (None, earlier.sha256):
+            self._stream(file)
+            there = self.written_hashes[file.name] if earlier.whole else there
+        if stopped.is_set():
+            raise StoppedError
+        of_base = self.read_hashes.get(str(file.source.path))
+        if there == earlier.sha256 and of_base == earlier.base_sha256:
+            self.taken_over |= earlier.tensors
+            if one_link:
+                self.linked_earlier.append(file.name)
+            return True
+        base_is_other = of_base not in (None, earlier.base_sha256)
+        self.made_anew[file.name] = file.source.path if base_is_other else earlier.file.path
+        if path.exists():
+            path.unlink()
+            self.engine.done(-file.size)
+        return False
+
+    def _stream(self, file: OutputFile) -> None:
+        """Write an output file, piece by piece."""
+        with ExitStack() as opened:
+            source = opened.enter_context(closing(SourceFile(file.source.path)))
+            earlier = None
+            if file.earlier is not None:
+                earlier = opened.enter_context(closing(SourceFile(file.earlier.file.path)))
+            path = self.folder / file.name
+            target = opened.enter_context(closing(TargetFile(path, file.size, source)))
             target.write(file.header, 0)
             self.engine.done(len(file.header))
             hashes = FileHashes(file, source, self.engine.stopped) if self.hashes else None
+            by_kernel = target.shares or not target.direct
 
             def store(made: MadePiece) -> None:
+                piece = made.piece
+                if earlier is not None and piece.earlier and target.shares:
+                    target.copy(earlier, piece.target, piece.nbytes, piece.target)
+                    return
                 assert made.written is not None  # noqa: S101 - only copied pieces have no bytes
-                target.write(made.written, made.piece.target)
+                target.write(made.written, piece.target)
 
             def copy(piece: Piece) -> None:
                 target.copy(source, piece.source, piece.nbytes, piece.target)
@@ -388,8 +451,7 @@ class ModelWriter:
                 if hashes:
                     hashes.add(made)
 
-            by_kernel = target.shares or not target.direct
-            self.engine.stream(file, source, store, finish, copy if by_kernel else None)
+            self.engine.stream(file, source, store, finish, copy if by_kernel else None, earlier)
             target.flush()
         if hashes:
             self._note_hashes(file, *hashes.digests())

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from labkit.files.tensor_file import StoredTensor, TensorFile, header_for
@@ -32,6 +32,7 @@ class Piece:
         source_bytes: its length there.
         tensor: the tensor whose rows it holds, or None for bytes that are copied as they are.
         rows: the first row and the one after the last, if `tensor` is given.
+        earlier: they are not merged, but taken over from the same place of an earlier merge's file.
     """
 
     target: int
@@ -40,6 +41,26 @@ class Piece:
     source_bytes: int
     tensor: StoredTensor | None = None
     rows: tuple[int, int] = (0, 0)
+    earlier: bool = False
+
+
+@dataclass(frozen=True)
+class EarlierFile:
+    """A file of an earlier merge, from which an output file takes tensors over.
+
+    Attributes:
+        file: the file.
+        base_sha256: the SHA-256 that the base's file had.
+        sha256: the SHA-256 that it had itself. Nothing counts unless both still have theirs.
+        whole: the output file has its bytes from the first to the last.
+        tensors: the names of those that change the base, and are taken over.
+    """
+
+    file: TensorFile
+    base_sha256: str
+    sha256: str
+    whole: bool
+    tensors: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -51,12 +72,14 @@ class OutputFile:
         header: the bytes before the first tensor.
         pieces: what follows the header, in order and without gaps.
         tensors: its tensors, in order; a tensor that the base lacks reads the bytes of another.
+        earlier: the file of an earlier merge, where pieces are taken over from one.
     """
 
     source: TensorFile
     header: bytes
     pieces: tuple[Piece, ...]
     tensors: tuple[StoredTensor, ...]
+    earlier: EarlierFile | None = None
 
     @property
     def name(self) -> str:
@@ -94,7 +117,12 @@ class OutputFile:
     @property
     def merged_bytes(self) -> int:
         """How many of its bytes are merged, and not only copied."""
-        return sum(piece.nbytes for piece in self.pieces if piece.tensor)
+        return sum(piece.nbytes for piece in self.pieces if piece.tensor and not piece.earlier)
+
+    def anew(self) -> OutputFile:
+        """The same file, with nothing taken over from an earlier merge."""
+        pieces = tuple(replace(piece, earlier=False) for piece in self.pieces)
+        return replace(self, pieces=pieces, earlier=None)
 
 
 def output_files(plan: Plan, device: str) -> list[OutputFile]:

@@ -35,6 +35,54 @@ class TensorReceipt:
     achieved: float
     missing: float = 0.0
 
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> TensorReceipt:
+        """Read what `Receipt.to_json` wrote of it; a norm that was no number is NaN.
+
+        Raises:
+            KeyError, TypeError: it is not there.
+        """
+        norms = (content[f"{name}_norm"] for name in ("asked", "achieved", "missing"))
+        return TensorReceipt(
+            content["name"],
+            content["layer"],
+            tuple(content["weights"]),
+            *(math.nan if norm is None else float(norm) for norm in norms),
+        )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its norms are: the base held neither NaN nor infinity there."""
+        return math.isfinite(self.asked + self.achieved + self.missing)
+
+
+@dataclass(frozen=True)
+class MadeOf:
+    """What a merge's bytes hang on; see `labkit.writing.earlier`.
+
+    Attributes:
+        base: the SHA-256 of the base's files, by name.
+        tensors: of each tensor that changed the SHA-256 of all else that decides its bytes.
+    """
+
+    base: dict[str, str]
+    tensors: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """What a merge took over from an earlier one.
+
+    Attributes:
+        folder: the earlier merge's.
+        tensors: the names of those that changed the base.
+        linked: files that the two share by hard links.
+    """
+
+    folder: Path
+    tensors: tuple[str, ...]
+    linked: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, repr=False)
 class Receipt(Summary):
@@ -54,6 +102,8 @@ class Receipt(Summary):
         files_written: name -> SHA-256, all but the receipt and its companions.
         notes: what the plan noted, and what is worth knowing of the files.
         files: the names of all files in the folder.
+        made_of: what its bytes hang on; None without hashing.
+        taken_over: what came from an earlier merge; None if nobody named one.
     """
 
     folder: Path
@@ -69,6 +119,8 @@ class Receipt(Summary):
     files_written: dict[str, str]
     notes: tuple[str, ...]
     files: tuple[str, ...] = ()
+    made_of: MadeOf | None = None
+    taken_over: TakenOver | None = None
 
     @property
     def asked(self) -> float:
@@ -120,6 +172,16 @@ class Receipt(Summary):
                 }
                 for tensor in self.tensors
             ],
+            **({"made_of": vars(self.made_of)} if self.made_of else {}),
+            **({"taken_over": self._taken_over()} if self.taken_over else {}),
+        }
+
+    def _taken_over(self) -> dict[str, Any]:
+        assert self.taken_over is not None  # noqa: S101 - asked for only then
+        return {
+            "from": self.taken_over.folder.name,
+            "tensors": list(self.taken_over.tensors),
+            "linked_files": list(self.taken_over.linked),
         }
 
     def summary(self) -> Iterator[tuple[str, str]]:
@@ -130,6 +192,14 @@ class Receipt(Summary):
             "tensors",
             f"{len(self.tensors)} changed, {self.untouched} with the base's own bytes",
         )
+        if self.taken_over:
+            yield (
+                "taken over",
+                f"{len(self.taken_over.tensors)} of the {len(self.tensors)} changed tensors, from "
+                f"{self.taken_over.folder}",
+            )
+            if self.taken_over.linked:
+                yield "linked", f"{', '.join(self.taken_over.linked)}: shared with that folder"
         if self.tensors:
             yield (
                 "change",

@@ -33,10 +33,11 @@ from labkit.files.references import require_as_on_hub
 from labkit.machine import choose_device, workers
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.rounding import BUFFER_BYTES
+from labkit.writing.earlier import Earlier, Sums, made_of
 from labkit.writing.engine import FILES_AT_ONCE, Engine, ModelWriter, pieces_at_once, slot_bytes
 from labkit.writing.layout import output_files
 from labkit.writing.progress import Progress, bar_of
-from labkit.writing.receipt import Receipt, TensorReceipt
+from labkit.writing.receipt import MadeOf, Receipt, TakenOver, TensorReceipt
 from labkit.writing.side_files import OWN_FILES, side_files
 
 if TYPE_CHECKING:
@@ -80,13 +81,23 @@ def write(
     link: bool,
     overwrite: bool,
     hashes: bool,
+    reuse: str | Path | None,
     progress: Progress,
 ) -> Receipt:
     """Carry out a plan; see `Plan.write`."""
     chosen = choose_device(device)
     out = user_path(out).absolute()
+    if reuse is not None and not hashes:
+        raise LabkitError(
+            "what is taken over from an earlier merge is proven by SHA-256 sums; leave out "
+            "--no-hash (hashes=False), or --from (reuse=)"
+        )
+    earlier = None if reuse is None else Earlier.open(reuse)
     _check_target(plan, out, overwrite)
+    sums = Sums()
     files = output_files(plan, chosen)
+    if earlier is not None:
+        files = earlier.offer(plan, files, sums)
     beside = side_files(plan)
     began = time.time()
     try:
@@ -105,11 +116,15 @@ def write(
             plan.base.require_unchanged()
             for term in plan.recipe.terms:
                 term.source.require_unchanged()
-            read, written = _hashes(writer, beside.files) if hashes else ({}, {})
+            for file in files:
+                if file.earlier is not None and file.name not in writer.made_anew:
+                    file.earlier.file.require_unchanged()
+            read, written = _hashes(writer, beside.files, sums) if hashes else ({}, {})
             for path, digest in read.items():
                 require_as_on_hub(Path(path), digest)
             receipt = replace(
-                _receipt(writer, out, began, read, written, beside.notes),
+                _receipt(writer, out, began, read, written, beside.notes, earlier),
+                made_of=_made_of(writer, sums) if hashes else None,
                 files=tuple(sorted({*(file.name for file in files), *beside.files, *OWN_FILES})),
             )
             _describe(plan, receipt, folder, read)
@@ -175,7 +190,7 @@ def picture_of(plan: Plan) -> bytes:
 
 
 def _hashes(
-    writer: ModelWriter, others: dict[str, bytes | Path]
+    writer: ModelWriter, others: dict[str, bytes | Path], sums: Sums
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The SHA-256 of all files that were read, by path, and of those that were written, by name."""
     # Sorted: the engine finishes files in an order that differs from run to run.
@@ -183,9 +198,15 @@ def _hashes(
     inputs = [path for path in others.values() if isinstance(path, Path)]
     for term in writer.engine.plan.recipe.terms:
         inputs += term.source.read_files
-    read |= {str(path): hash_file(path) for path in inputs}
+    read |= {str(path): sums.of(path) for path in inputs}
     written = {name: hash_file(writer.folder / name) for name in others}
     return read, writer.written_hashes | written
+
+
+def _made_of(writer: ModelWriter, sums: Sums) -> MadeOf:
+    plan = writer.engine.plan
+    base = {file.path.name: writer.read_hashes[str(file.path)] for file in plan.base.files}
+    return made_of(plan, sums, base)
 
 
 def _receipt(
@@ -195,8 +216,14 @@ def _receipt(
     read: dict[str, str],
     written: dict[str, str],
     notes: tuple[str, ...],
+    earlier: Earlier | None,
 ) -> Receipt:
     plan = writer.engine.plan
+    taken = {
+        name: one
+        for name, one in (earlier.tensors if earlier else {}).items()
+        if name in writer.taken_over
+    }
     return Receipt(
         folder=out,
         base=plan.base.name,
@@ -205,7 +232,8 @@ def _receipt(
         seconds=time.time() - began,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         tensors=tuple(
-            TensorReceipt(
+            taken.get(name)
+            or TensorReceipt(
                 name,
                 change.layer,
                 change.weights,
@@ -218,8 +246,30 @@ def _receipt(
         linked=tuple(sorted(writer.linked)),
         files_read=dict(sorted(read.items())),
         files_written=dict(sorted(written.items())),
-        notes=(*plan.notes, *notes, *_broken(writer), *plan.recipe.changed_files(read)),
+        notes=(
+            *plan.notes,
+            *notes,
+            *_broken(writer),
+            *_made_anew(writer),
+            *plan.recipe.changed_files(read),
+        ),
+        taken_over=TakenOver(
+            earlier.folder,
+            tuple(name for name in plan.changes if name in taken),
+            tuple(sorted(writer.linked_earlier)),
+        )
+        if earlier
+        else None,
     )
+
+
+def _made_anew(writer: ModelWriter) -> Iterator[str]:
+    """Note files of which an earlier merge's receipt says what is not so any more."""
+    for name, path in sorted(writer.made_anew.items()):
+        yield (
+            f"{shown(name)} is computed anew: {shown(path)} has other bytes than when the earlier "
+            "merge was written"
+        )
 
 
 def _broken(writer: ModelWriter) -> Iterator[str]:

@@ -228,6 +228,13 @@ def test_the_merge_is_what_the_plan_writes(lab, words, tiny_adapter, tmp_path):
     names = [path.name for path in (tmp_path / "by-plan").glob("*.safetensors")]
     same, _, _ = filecmp.cmpfiles(tmp_path / "by-lab", tmp_path / "by-plan", names, shallow=False)
     assert sorted(same) == sorted(names)
+    # A second press takes over what is the same.
+    lab.write(tmp_path / "by-lab", overwrite=True)
+    lab.wait(60)
+    assert lab.receipt.taken_over.folder == tmp_path / "by-lab"
+    assert len(lab.receipt.taken_over.tensors) == len(lab.receipt.tensors) > 0
+    same, _, _ = filecmp.cmpfiles(tmp_path / "by-lab", tmp_path / "by-plan", names, shallow=False)
+    assert sorted(same) == sorted(names)
 
 
 def test_an_error_is_a_red_line_and_is_raised_by_wait(lab, tmp_path):
