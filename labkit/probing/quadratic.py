@@ -22,6 +22,8 @@ CHANGE = 1e-7
 FIRST_RADIUS = 0.3
 LEAST_BEND = 0.1
 """A step takes at most nine tenths off what the model bends along it."""
+NEARNESS = 4
+"""The power of the inverse distance by which an evaluated point counts for another one."""
 
 
 @dataclass(frozen=True)
@@ -126,3 +128,37 @@ def quadratic_model(
             turn = turn + (LEAST_BEND * held - seen) / (held - seen) * (bent - turn)
         curvature += np.outer(turn, turn) / (step @ turn) - np.outer(bent, bent) / held
     return Quadratic(points[center], whole[center], slope, (curvature + curvature.T) / 2 + known)
+
+
+def expected_at(
+    point: Vector,
+    points: Sequence[Vector],
+    values: Sequence[float],
+    slopes: Sequence[Vector],
+) -> float:
+    """What an objective should be at a point, by all evaluations of it, the nearest above all.
+
+    Each evaluated point says `value + slope·step + ½·stepᵀ·curvature·step`, and they are weighted
+    by the inverse of their distance (Shepard, "A two-dimensional interpolation function for
+    irregularly-spaced data", 1968, with local models as in Franke and Nielson, 1980). So at an
+    evaluated point the prediction is what was measured, with the slopes that were measured; one
+    model around the best point is far off at all others. The curvature is that of one model.
+
+    Args:
+        point: where.
+        points: where it was evaluated; at least one.
+        values: what it was.
+        slopes: its derivatives.
+    """
+    size = len(point)
+    lowest = int(np.argmin(values))
+    nothing = np.zeros((size, size))
+    curvature = quadratic_model(points, values, slopes, nothing, lowest, FIRST_RADIUS).curvature
+    steps = point - np.stack(points)
+    far = np.linalg.norm(steps, axis=1)
+    nearest = int(far.argmin())
+    if far[nearest] == 0:
+        return float(values[nearest])
+    said = values + (steps * slopes).sum(1) + ((steps @ curvature) * steps).sum(1) / 2
+    weights = (far[nearest] / far) ** NEARNESS
+    return float(weights @ said / weights.sum())

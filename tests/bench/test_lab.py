@@ -677,7 +677,7 @@ def test_another_strength_is_predicted_at_once_and_measured_when_the_hand_rests(
     fit = lab._fit
     assert kept == fit.terms(fit.proposed(10.0))[0].weights
     assert row(lab, "measured") == ["…", "…"]
-    found = fit.predicted(np.array(list(kept)), 10.0)
+    found = fit.predicted(np.array(list(kept)))
     assert row(lab, "predicted") == [f"{found.nll:.3f}", f"{found.kl:.3f}"]
     assert fit_said(lab).startswith("strength 10 ")
     read = []
