@@ -116,7 +116,9 @@ def quadratic_model(
     pairs = []
     for number in range(1, len(points)):
         old = int(np.argmin(whole[:number]))
-        pairs.append((points[number] - points[old], slopes[number] - slopes[old]))
+        step = points[number] - points[old]
+        if step.any():
+            pairs.append((step, slopes[number] - slopes[old]))
     bends = [step @ turn / (step @ step) for step, turn in pairs if step @ turn > 0]
     scale = float(np.median(bends)) if bends else float(np.abs(slope).max()) / radius
     curvature = np.eye(len(points[0])) * max(scale, 1e-9)

@@ -99,3 +99,13 @@ def test_of_a_parabola_all_that_is_expected_is_true():
     for place in (0.0, 0.3, 0.65, 1.0):
         found = expected_at(np.array([place]), points, values, slopes)
         assert found == pytest.approx(3 * (place - 0.4) ** 2)
+
+
+def test_a_point_that_is_there_twice_bends_nothing():
+    points = [np.array([0.2, 0.4]), np.array([0.5, 0.3])]
+    slopes = [np.array([1.0, 2.0]), np.array([1.5, 2.5])]
+    once = quadratic_model(points, [1.0, 2.0], slopes, np.zeros((2, 2)), 0, 0.3)
+    twice = quadratic_model(
+        [points[0], *points], [1.0, 1.0, 2.0], [slopes[0], *slopes], np.zeros((2, 2)), 0, 0.3
+    )
+    np.testing.assert_array_equal(twice.curvature, once.curvature)
