@@ -60,7 +60,6 @@ class StrengthFit:
         target, keep = (excerpt(model, *each, TOKENS) for each in texts.items())
         self.read = len(target), len(keep)
         self._told = _Told()
-        self._known: dict[tuple[float, ...], Worth] = {}
         self._search = Search(model, [target], [keep], TOKENS, "layer", None, None, self._told)
 
     def search(
@@ -124,12 +123,9 @@ class StrengthFit:
         return Worth(made.nll, made.kl)
 
     def _read(self, cells: Cells) -> Worth:
-        """What layer weights are worth, by a pass forwards, once."""
-        key = tuple(cells)
-        if key not in self._known:
-            scores = self._search.objective.scores(self._search.weights.modules(cells))
-            self._known[key] = Worth(*self._search.objective.means(scores))
-        return self._known[key]
+        """What layer weights are worth, by a pass forwards."""
+        scores = self._search.objective.scores(self._search.weights.modules(cells))
+        return Worth(*self._search.objective.means(scores))
 
     def best_constant(self, strength: float) -> float:
         """The best constant, for all adapters; interpolated, after the first search."""

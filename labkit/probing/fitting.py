@@ -416,14 +416,6 @@ class HeldOut:
         self.objective = Objective(model, targets, keeps, tokens)
         self._model, self._weights, self._seed = model, weights, seed
         self._largest = max(1.0, largest)
-        self._seen: dict[bytes, Scores] = {}
-
-    def scores(self, modules: np.ndarray) -> Scores:
-        """What each passage has at a weight for every module; measured once."""
-        key = modules.tobytes()
-        if key not in self._seen:
-            self._seen[key] = self.objective.scores(modules)
-        return self._seen[key]
 
     def cells(self, gradient: Gradient) -> Cells:
         """One gradient for all adapters and kinds of module."""
@@ -432,7 +424,7 @@ class HeldOut:
     def constant(self, share: float, direction: Sequence[float]) -> Scores:
         """What each passage has at the constants `share · direction`."""
         cells = self._weights.constant(share * np.array(direction))
-        return self.scores(self._weights.modules(cells))
+        return self.objective.scores(self._weights.modules(cells))
 
     def curve(self, direction: Sequence[float]) -> ConstantsCurve:
         """The constants `share · direction`, interpolated between a few."""
@@ -459,9 +451,9 @@ class HeldOut:
         modules = {**whole, **{name: self._weights.modules(one) for name, one in merges.items()}}
         rows, same = held_out_rows(
             self.objective,
-            {name: self.scores(one) for name, one in modules.items()},
+            {name: self.objective.scores(one) for name, one in modules.items()},
             {name: float(one.mean()) for name, one in modules.items()},
-            self.scores(modules[BASE]),
+            self.objective.scores(modules[BASE]),
             self.curve(direction),
             self._seed,
             lambda share: self.constant(share, direction),
