@@ -11,6 +11,7 @@ import ipywidgets
 from labkit.bench import view
 from labkit.errors import shown
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES
+from labkit.widgets.choice_slider import ChoiceSlider
 
 NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
 """The name of a decoder block's part in a model -> what people call it."""
@@ -97,13 +98,7 @@ class Panel:
             disabled=True,
             layout=narrow,
         )
-        self.strength = ipywidgets.SelectionSlider(
-            options=[(f"{strength:g}", strength) for strength in STRENGTHS],
-            value=0.3,
-            description="strength of keeping λ",
-            style={"description_width": "initial"},
-            layout={"width": "420px"},
-        )
+        self.strength = ChoiceSlider(STRENGTHS, 0.3, "strength of keeping λ")
         self.fit_progress = ipywidgets.FloatProgress(
             0, min=0, max=1, layout={"width": "140px", "display": "none"}
         )

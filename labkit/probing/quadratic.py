@@ -22,6 +22,10 @@ CHANGE = 1e-7
 FIRST_RADIUS = 0.3
 LEAST_BEND = 0.1
 """A step takes at most nine tenths off what the model bends along it."""
+UNEVEN = 10
+"""So many times as much as all together, or as little, a weight bends at most."""
+MOVED = 1e-3
+"""The square of a way, in weights, from which on a weight's own bend is believed."""
 NEARNESS = 4
 """The power of the inverse distance by which an evaluated point counts for another one."""
 
@@ -121,7 +125,7 @@ def quadratic_model(
             pairs.append((step, slopes[number] - slopes[old]))
     bends = [step @ turn / (step @ step) for step, turn in pairs if step @ turn > 0]
     scale = float(np.median(bends)) if bends else float(np.abs(slope).max()) / radius
-    curvature = np.eye(len(points[0])) * max(scale, 1e-9)
+    curvature = np.diag(_bends(pairs, max(scale, 1e-9), len(slope)))
     for step, turn in pairs:
         bent = curvature @ step
         held, seen = float(step @ bent), float(step @ turn)
@@ -130,6 +134,24 @@ def quadratic_model(
             turn = turn + (LEAST_BEND * held - seen) / (held - seen) * (bent - turn)
         curvature += np.outer(turn, turn) / (step @ turn) - np.outer(bent, bent) / held
     return Quadratic(points[center], whole[center], slope, (curvature + curvature.T) / 2 + known)
+
+
+def _bends(pairs: Sequence[tuple[Vector, Vector]], scale: float, size: int) -> Vector:
+    """How much each weight's own slope turns as it moves: what the formula begins with.
+
+    Layers differ by more than ten times in this. With one number for all, those that hardly bend
+    are held back by those that do.
+
+    Args:
+        pairs: steps, and what the slopes turned by.
+        scale: how much they bend as a whole; the farther a weight has moved, the less it counts.
+        size: the number of weights.
+    """
+    moved, turned = np.full(size, MOVED), np.full(size, MOVED * scale)
+    for step, turn in pairs:
+        moved += step**2
+        turned += step * turn
+    return np.clip(turned / moved, scale / UNEVEN, scale * UNEVEN)
 
 
 def expected_at(
