@@ -198,7 +198,9 @@ class Panel:
 
     def fitting(self, now: bool) -> None:
         """Show that a search begins or has ended."""
-        self.fit.disabled, self.stop_fit.disabled = now, not now
+        # A strength that is measured would end the search.
+        self.fit.disabled = self.strength.disabled = now
+        self.stop_fit.disabled = not now
         self.fit_progress.value, self.fit_status.value = 0, ""
         self.fit_progress.layout.display = None if now else "none"
 

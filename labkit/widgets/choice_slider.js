@@ -21,6 +21,7 @@ function render({ model, el }) {
     slider.value = options.indexOf(value);
     said.textContent = String(value);
     slider.setAttribute("aria-valuetext", String(value));
+    slider.disabled = model.get("disabled");
   }
 
   function choose() {
@@ -30,11 +31,11 @@ function render({ model, el }) {
   }
 
   slider.addEventListener("input", choose);
-  model.on("change:value", show);
+  model.on("change:value change:disabled", show);
   el.classList.add("labkit-choice");
   el.append(label, slider, said);
   show();
-  return () => model.off("change:value", show);
+  return () => model.off("change:value change:disabled", show);
 }
 
 export default { render };

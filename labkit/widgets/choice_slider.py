@@ -30,6 +30,7 @@ class ChoiceSlider(anywidget.AnyWidget):
     options = traitlets.List(traitlets.Float()).tag(sync=True)
     value = traitlets.Float().tag(sync=True)
     description = traitlets.Unicode().tag(sync=True)
+    disabled = traitlets.Bool(False).tag(sync=True)
 
     def __init__(
         self, options: Sequence[float], value: float, description: str, **traits: Any

@@ -703,6 +703,8 @@ def test_stop_keeps_the_best(quick, monkeypatch):
     def telling(said, share=0.0):
         tell(said, share)
         if said.startswith("evaluation 2 of"):
+            # To measure another strength would end the search unasked.
+            assert panel.strength.disabled
             panel.stop_fit.click()
             seen.set()
 
@@ -710,6 +712,7 @@ def test_stop_keeps_the_best(quick, monkeypatch):
     panel.fit.click()
     assert seen.wait(60)
     lab.wait(60)
+    assert not panel.strength.disabled
     assert lab._fit.evaluations == 2
     assert lab.gradient == lab._fit.terms(lab._fit.best(0.3))[0].weights
     assert "…" not in row(lab, "measured")
