@@ -523,7 +523,7 @@ class Lab:
         fit = self._fit
         assert fit is not None  # noqa: S101 - what is drawn was found by it
         self._draw_terms(fit.terms(cells), origin="fit")
-        self._say_fit(strength, fit.predicted(cells, strength))
+        self._say_fit(strength, fit.predicted(cells))
         return self._recipe
 
     def _measure_fit(
@@ -533,7 +533,7 @@ class Lab:
         if fit is None or self._recipe is not recipe:
             return
         self.error = None
-        predicted = fit.predicted(cells, strength)
+        predicted = fit.predicted(cells)
         measured = fit.measured(cells, strength, stopped)
         if measured is None or stopped.is_set():
             return

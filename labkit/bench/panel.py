@@ -11,6 +11,7 @@ import ipywidgets
 from labkit.bench import view
 from labkit.errors import shown
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES
+from labkit.widgets.choice_slider import ChoiceSlider
 
 NAMES = {"self_attn": "attention", "attn": "attention", "mlp": "MLP"}
 """The name of a decoder block's part in a model -> what people call it."""
@@ -97,13 +98,7 @@ class Panel:
             disabled=True,
             layout=narrow,
         )
-        self.strength = ipywidgets.SelectionSlider(
-            options=[(f"{strength:g}", strength) for strength in STRENGTHS],
-            value=0.3,
-            description="strength of keeping λ",
-            style={"description_width": "initial"},
-            layout={"width": "420px"},
-        )
+        self.strength = ChoiceSlider(STRENGTHS, 0.3, "strength of keeping λ")
         self.fit_progress = ipywidgets.FloatProgress(
             0, min=0, max=1, layout={"width": "140px", "display": "none"}
         )
@@ -203,7 +198,9 @@ class Panel:
 
     def fitting(self, now: bool) -> None:
         """Show that a search begins or has ended."""
-        self.fit.disabled, self.stop_fit.disabled = now, not now
+        # A strength that is measured would end the search.
+        self.fit.disabled = self.strength.disabled = now
+        self.stop_fit.disabled = not now
         self.fit_progress.value, self.fit_status.value = 0, ""
         self.fit_progress.layout.display = None if now else "none"
 

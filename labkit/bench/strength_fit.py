@@ -18,7 +18,7 @@ from labkit.inference.live_model import LiveModel
 from labkit.merging.recipe import Term
 from labkit.probing.families import DECIMALS, Cells
 from labkit.probing.fitting import search_once
-from labkit.probing.quadratic import FIRST_RADIUS, quadratic_model
+from labkit.probing.quadratic import FIRST_RADIUS, expected_at
 from labkit.probing.searching import Search, Stopped, Wanted
 from labkit.probing.text_plane import Given, excerpt
 
@@ -60,7 +60,6 @@ class StrengthFit:
         target, keep = (excerpt(model, *each, TOKENS) for each in texts.items())
         self.read = len(target), len(keep)
         self._told = _Told()
-        self._known: dict[tuple[float, ...], Worth] = {}
         self._search = Search(model, [target], [keep], TOKENS, "layer", None, None, self._told)
 
     def search(
@@ -97,22 +96,19 @@ class StrengthFit:
         found = model.minimum(np.eye(len(center.point)), wanted.bounds, FIRST_RADIUS)
         return np.round(found, DECIMALS)
 
-    def predicted(self, cells: Cells, strength: float) -> Worth:
-        """What quadratic models of NLL and KL say of layer weights, from the best point on."""
-        wanted = replace(WANTED, strength=strength)
-        seen = list(self._search.history.made)
-        worths = [self._search.worth(one, wanted) for one in seen]
-        found = []
-        for values, slopes in (
-            ([one.nll for one in seen], [np.array(one.nll_slopes) for one in seen]),
-            ([one.kl for one in seen], [np.array(one.kl_slopes) for one in seen]),
-        ):
-            model = quadratic_model(
-                [one.point for one in seen], values, slopes,
-                np.zeros((len(cells), len(cells))), int(np.argmin(worths)), FIRST_RADIUS,
-            )  # fmt: skip
-            found.append(model.value + model.change(cells))
-        return Worth(found[0], max(0.0, found[1]))
+    def predicted(self, cells: Cells) -> Worth:
+        """What all evaluations say of layer weights, the nearest above all; one was made."""
+        seen = self._search.history.made
+        points = [one.point for one in seen]
+        nll = expected_at(
+            cells, points, [one.nll for one in seen], [np.array(one.nll_slopes) for one in seen]
+        )
+        kls, slopes = [one.kl for one in seen], [np.array(one.kl_slopes) for one in seen]
+        nothing = np.zeros(len(cells))
+        if not self._search.weights.modules(nothing).any():
+            # The base itself: its KL is 0, and least there.
+            points, kls, slopes = [nothing, *points], [0.0, *kls], [nothing, *slopes]
+        return Worth(nll, max(0.0, expected_at(cells, points, kls, slopes)))
 
     def measured(self, cells: Cells, strength: float, stopped: threading.Event) -> Worth | None:
         """Evaluate layer weights, which the models know from then on; nothing if stopped."""
@@ -127,12 +123,9 @@ class StrengthFit:
         return Worth(made.nll, made.kl)
 
     def _read(self, cells: Cells) -> Worth:
-        """What layer weights are worth, by a pass forwards, once."""
-        key = tuple(cells)
-        if key not in self._known:
-            scores = self._search.objective.scores(self._search.weights.modules(cells))
-            self._known[key] = Worth(*self._search.objective.means(scores))
-        return self._known[key]
+        """What layer weights are worth, by a pass forwards."""
+        scores = self._search.objective.scores(self._search.weights.modules(cells))
+        return Worth(*self._search.objective.means(scores))
 
     def best_constant(self, strength: float) -> float:
         """The best constant, for all adapters; interpolated, after the first search."""

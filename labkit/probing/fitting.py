@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 FIT = "fit"
 MEASURING = "fit, measuring held-out text"
+ROWS = (BASE, FULL, FIT, *(f"best {name}" for name in FAMILIES))
+"""Names of a table's own rows; those of constants begin with "constant"."""
 MOST_PICTURES = 4
 PASSAGES = 12
 TOKENS = 48
@@ -174,8 +176,8 @@ def fit(
         progress: whether to show a bar with the objective.
 
     Raises:
-        LabkitError: a number out of range, an unknown choice, texts that cannot be split, or a
-            history of something else.
+        LabkitError: a number out of range, an unknown choice, a name in `beside` that is a row's
+            own, texts that cannot be split, or a history of something else.
     """
     wanted = wanted_from(strength, smooth, bounds, evaluations)
     began = time.process_time()
@@ -191,6 +193,11 @@ def fit(
     own = {name: as_gradient(one) for name, one in (beside or {}).items()}
     for name, one in own.items():
         one.require(model.base.layers, f"beside, {shown(name)}")
+        if name in ROWS or name.startswith("constant"):
+            raise LabkitError(
+                f"the name {shown(repr(name))} in beside is that of a row which the table has of "
+                "its own; choose another"
+            )
     parts = search_and_held_out(target, keep, held_out, passages, tokens, seed)
     more = RIVAL_EVALUATIONS * len(rivals) + (len(model.adapters) > 1) * (evaluations // 2)
     with bar_of(evaluations + more, progress) as bar:
@@ -409,14 +416,6 @@ class HeldOut:
         self.objective = Objective(model, targets, keeps, tokens)
         self._model, self._weights, self._seed = model, weights, seed
         self._largest = max(1.0, largest)
-        self._seen: dict[bytes, Scores] = {}
-
-    def scores(self, modules: np.ndarray) -> Scores:
-        """What each passage has at a weight for every module; measured once."""
-        key = modules.tobytes()
-        if key not in self._seen:
-            self._seen[key] = self.objective.scores(modules)
-        return self._seen[key]
 
     def cells(self, gradient: Gradient) -> Cells:
         """One gradient for all adapters and kinds of module."""
@@ -425,7 +424,7 @@ class HeldOut:
     def constant(self, share: float, direction: Sequence[float]) -> Scores:
         """What each passage has at the constants `share · direction`."""
         cells = self._weights.constant(share * np.array(direction))
-        return self.scores(self._weights.modules(cells))
+        return self.objective.scores(self._weights.modules(cells))
 
     def curve(self, direction: Sequence[float]) -> ConstantsCurve:
         """The constants `share · direction`, interpolated between a few."""
@@ -452,9 +451,9 @@ class HeldOut:
         modules = {**whole, **{name: self._weights.modules(one) for name, one in merges.items()}}
         rows, same = held_out_rows(
             self.objective,
-            {name: self.scores(one) for name, one in modules.items()},
+            {name: self.objective.scores(one) for name, one in modules.items()},
             {name: float(one.mean()) for name, one in modules.items()},
-            self.scores(modules[BASE]),
+            self.objective.scores(modules[BASE]),
             self.curve(direction),
             self._seed,
             lambda share: self.constant(share, direction),
@@ -499,7 +498,7 @@ def _measured(
 
     merges = {FIT: found.cells, _name(found.constant): found.constant}
     merges |= {f"best {name}": one for name, one in found.rivals.items()}
-    merges |= {name: held_out.cells(one) for name, one in beside.items() if name not in merges}
+    merges |= {name: held_out.cells(one) for name, one in beside.items()}
     try:
         table, same = held_out.rows(merges, found.direction, set(merges) - {_name(found.constant)})
     except KeyboardInterrupt:

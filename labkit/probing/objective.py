@@ -6,6 +6,7 @@ base says of the texts to keep is computed once.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,11 +16,16 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from labkit.inference.live_model import LiveModel
-from labkit.probing.scores import UNCOUNTED, Batch, Reader
+from labkit.probing.scores import (
+    UNCOUNTED,
+    BaseLogits,
+    Batch,
+    Reader,
+    counted_logits,
+    kl_of_tokens,
+    nll_of_tokens,
+)
 from labkit.probing.texts import Texts
-
-KEPT_BYTES = 1_000_000_000
-"""The base's logits are kept up to this size, and computed again for each pass beyond it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,12 @@ class Scores:
     kl: tuple[Float64[np.ndarray, " passages"], ...]
 
 
+Measured = dict[bytes, Scores]
+_measured: weakref.WeakKeyDictionary[LiveModel, dict[str, Measured]] = weakref.WeakKeyDictionary()
+"""What was measured of a model, as long as it lives: by texts, then by weights. A front then need
+not read again what a fit has read."""
+
+
 class Objective:
     """Target texts and texts to keep, ready for one live model.
 
@@ -76,8 +88,9 @@ class Objective:
         self._model = model
         self.targets = [_Read(model, texts, tokens) for texts in targets]
         self.keeps = [_Read(model, texts, tokens) for texts in keeps]
-        self._base_logits: dict[tuple[int, int], Tensor] = {}
-        self._kept_bytes = 0
+        self._base = BaseLogits()
+        read = repr((tokens, *([one.sha256 for one in texts] for texts in (targets, keeps))))
+        self._measured = _measured.setdefault(model, {}).setdefault(read, {})
 
     def value(self, weights: Float64[np.ndarray, " modules"]) -> Value:
         """One pass over all texts, forwards and backwards, at a weight for every module."""
@@ -97,17 +110,24 @@ class Objective:
         return Value(nll, kl, nll_slopes, kl_slopes)
 
     def scores(self, weights: Float64[np.ndarray, " modules"]) -> Scores:
-        """One pass forwards: the sums of each passage."""
-        with torch.no_grad():
-            return self._scores(weights)
+        """One pass forwards: the sums of each passage. Nothing is measured twice of a model."""
+        key = weights.tobytes()
+        if key not in self._measured:
+            with torch.no_grad():
+                self._measured[key] = self._scores(weights)
+        return self._measured[key]
 
     def _scores(self, weights: Float64[np.ndarray, " modules"]) -> Scores:
         found = []
-        for reads, losses in ((self.targets, self._nll), (self.keeps, self._kl)):
+        is_base = not weights.any()  # whose KL to itself is 0
+        for reads, losses, known in (
+            (self.targets, self._nll, False),
+            (self.keeps, self._kl, is_base),
+        ):
             of_sets = []
             for number, read in enumerate(reads):
                 sums = np.zeros(len(read.counts))
-                for index, batch in enumerate(read.batches):
+                for index, batch in enumerate([] if known else read.batches):
                     values = losses(batch, self._on_device(weights), (number, index)).double().cpu()
                     rows = batch.passages[batch.counted.nonzero()[:, 0]].numpy()
                     np.add.at(sums, rows, values.numpy())
@@ -128,31 +148,15 @@ class Objective:
         return torch.tensor(weights, dtype=torch.float32, device=self._model.device)
 
     def _logits(self, batch: Batch, weights: Tensor) -> Tensor:
-        """Logits of the tokens that count, in the model's own dtype."""
         logits = self._model.forward_weighted(batch.tokens, batch.mask, weights)
-        return logits[batch.counted.to(logits.device)]
+        return counted_logits(logits, batch)
 
     def _nll(self, batch: Batch, weights: Tensor, _: tuple[int, int]) -> Tensor:
-        logits = self._logits(batch, weights)
-        wanted = batch.labels[:, 1:][batch.counted].to(logits.device)
-        return torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+        return nll_of_tokens(self._logits(batch, weights), batch)
 
     def _kl(self, batch: Batch, weights: Tensor, key: tuple[int, int]) -> Tensor:
-        expected = self._base(batch, weights, key).float().log_softmax(-1)
-        found = self._logits(batch, weights).float().log_softmax(-1)
-        return (expected.exp() * (expected - found)).sum(-1)
-
-    def _base(self, batch: Batch, weights: Tensor, key: tuple[int, int]) -> Tensor:
-        kept = self._base_logits.get(key)
-        if kept is not None:
-            return kept
-        with torch.no_grad():
-            logits = self._logits(batch, torch.zeros_like(weights))
-        size = logits.numel() * logits.element_size()
-        if self._kept_bytes + size <= KEPT_BYTES:
-            self._base_logits[key] = logits
-            self._kept_bytes += size
-        return logits
+        expected = self._base.of(key, lambda: self._logits(batch, torch.zeros_like(weights)))
+        return kl_of_tokens(expected, self._logits(batch, weights))
 
 
 class _Read:

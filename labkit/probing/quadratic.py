@@ -22,6 +22,12 @@ CHANGE = 1e-7
 FIRST_RADIUS = 0.3
 LEAST_BEND = 0.1
 """A step takes at most nine tenths off what the model bends along it."""
+UNEVEN = 10
+"""So many times as much as all together, or as little, a weight bends at most."""
+MOVED = 1e-3
+"""The square of a way, in weights, from which on a weight's own bend is believed."""
+NEARNESS = 4
+"""The power of the inverse distance by which an evaluated point counts for another one."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,12 @@ def quadratic_model(
     pairs = []
     for number in range(1, len(points)):
         old = int(np.argmin(whole[:number]))
-        pairs.append((points[number] - points[old], slopes[number] - slopes[old]))
+        step = points[number] - points[old]
+        if step.any():
+            pairs.append((step, slopes[number] - slopes[old]))
     bends = [step @ turn / (step @ step) for step, turn in pairs if step @ turn > 0]
     scale = float(np.median(bends)) if bends else float(np.abs(slope).max()) / radius
-    curvature = np.eye(len(points[0])) * max(scale, 1e-9)
+    curvature = np.diag(_bends(pairs, max(scale, 1e-9), len(slope)))
     for step, turn in pairs:
         bent = curvature @ step
         held, seen = float(step @ bent), float(step @ turn)
@@ -126,3 +134,55 @@ def quadratic_model(
             turn = turn + (LEAST_BEND * held - seen) / (held - seen) * (bent - turn)
         curvature += np.outer(turn, turn) / (step @ turn) - np.outer(bent, bent) / held
     return Quadratic(points[center], whole[center], slope, (curvature + curvature.T) / 2 + known)
+
+
+def _bends(pairs: Sequence[tuple[Vector, Vector]], scale: float, size: int) -> Vector:
+    """How much each weight's own slope turns as it moves: what the formula begins with.
+
+    Layers differ by more than ten times in this. With one number for all, those that hardly bend
+    are held back by those that do.
+
+    Args:
+        pairs: steps, and what the slopes turned by.
+        scale: how much they bend as a whole; the farther a weight has moved, the less it counts.
+        size: the number of weights.
+    """
+    moved, turned = np.full(size, MOVED), np.full(size, MOVED * scale)
+    for step, turn in pairs:
+        moved += step**2
+        turned += step * turn
+    return np.clip(turned / moved, scale / UNEVEN, scale * UNEVEN)
+
+
+def expected_at(
+    point: Vector,
+    points: Sequence[Vector],
+    values: Sequence[float],
+    slopes: Sequence[Vector],
+) -> float:
+    """What an objective should be at a point, by all evaluations of it, the nearest above all.
+
+    Each evaluated point says `value + slope·step + ½·stepᵀ·curvature·step`, and they are weighted
+    by the inverse of their distance (Shepard, "A two-dimensional interpolation function for
+    irregularly-spaced data", 1968, with local models as in Franke and Nielson, 1980). So at an
+    evaluated point the prediction is what was measured, with the slopes that were measured; one
+    model around the best point is far off at all others. The curvature is that of one model.
+
+    Args:
+        point: where.
+        points: where it was evaluated; at least one.
+        values: what it was.
+        slopes: its derivatives.
+    """
+    size = len(point)
+    lowest = int(np.argmin(values))
+    nothing = np.zeros((size, size))
+    curvature = quadratic_model(points, values, slopes, nothing, lowest, FIRST_RADIUS).curvature
+    steps = point - np.stack(points)
+    far = np.linalg.norm(steps, axis=1)
+    nearest = int(far.argmin())
+    if far[nearest] == 0:
+        return float(values[nearest])
+    said = values + (steps * slopes).sum(1) + ((steps @ curvature) * steps).sum(1) / 2
+    weights = (far[nearest] / far) ** NEARNESS
+    return float(weights @ said / weights.sum())

@@ -29,6 +29,8 @@ WINDOW = 512
 """Tokens that are read at once, at most."""
 UNCOUNTED = -100
 """The label of a token that does not count, as torch's cross entropy has it."""
+KEPT_BYTES = 1_000_000_000
+"""The base's logits are kept up to this size, and computed again for each pass beyond it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,31 @@ class Batch:
         return self.labels[:, 1:] != UNCOUNTED
 
 
+class BaseLogits:
+    """The base's logits at the tokens that count, computed once where they fit into memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Tensor] = {}
+        self._bytes = 0
+
+    def of(self, batch: Any, read: Callable[[], Tensor]) -> Tensor:
+        """Those of a batch, which `read` computes.
+
+        Args:
+            batch: what tells batches apart.
+            read: a pass of the base.
+        """
+        if batch in self._kept:
+            return self._kept[batch]
+        with torch.no_grad():
+            logits = read()
+        size = logits.numel() * logits.element_size()
+        if self._bytes + size <= KEPT_BYTES:
+            self._kept[batch] = logits
+            self._bytes += size
+        return logits
+
+
 class Reader:
     """Texts, cut and padded for one model, and measured by it at any mixture.
 
@@ -74,6 +101,7 @@ class Reader:
         self, model: LiveModel, texts: Texts, rows: int = ROWS, window: int = WINDOW
     ) -> None:
         self.model, self.texts = model, texts
+        self._base = BaseLogits()
         longest = getattr(model.config, "max_position_embeddings", None) or window
         window = max(2, min(window, longest))
         windows: list[tuple[int, list[int], list[int]]] = []
@@ -144,10 +172,10 @@ class Reader:
         base = self.model.mix(0)
 
         def measure(logits: Tensor, batch: Batch) -> Tensor:
-            with torch.no_grad():
-                expected = self._logits(batch, base)[batch.counted].float().log_softmax(-1)
-            found = logits[batch.counted].float().log_softmax(-1)
-            return (expected.exp() * (expected - found)).sum(-1)
+            expected = self._base.of(
+                id(batch), lambda: counted_logits(self._logits(batch, base), batch)
+            )
+            return kl_of_tokens(expected, counted_logits(logits, batch))
 
         return self._measure(mix, measure)
 
@@ -239,11 +267,25 @@ def _padded(windows: Sequence[tuple[int, list[int], list[int]]]) -> Batch:
     )
 
 
-def _nll(logits: Tensor, batch: Batch) -> Tensor:
-    """The NLL of each token that counts; the logits are those of all positions but the last."""
+def counted_logits(logits: Tensor, batch: Batch) -> Tensor:
+    """The logits from which the tokens that count are predicted; of all positions but the last."""
+    return logits[batch.counted.to(logits.device)]
+
+
+def nll_of_tokens(logits: Tensor, batch: Batch) -> Tensor:
+    """The NLL of each token that counts, from `counted_logits`."""
     wanted = batch.labels[:, 1:][batch.counted].to(logits.device)
-    found = logits[batch.counted.to(logits.device)].float()
-    return torch.nn.functional.cross_entropy(found, wanted, reduction="none")
+    return torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+
+
+def kl_of_tokens(expected: Tensor, found: Tensor) -> Tensor:
+    """`KL(expected ‖ found)` of the next token at each token that counts."""
+    expected, found = expected.float().log_softmax(-1), found.float().log_softmax(-1)
+    return (expected.exp() * (expected - found)).sum(-1)
+
+
+def _nll(logits: Tensor, batch: Batch) -> Tensor:
+    return nll_of_tokens(counted_logits(logits, batch), batch)
 
 
 def _by_row(values: Tensor, batch: Batch) -> Tensor:

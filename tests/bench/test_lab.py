@@ -684,7 +684,7 @@ def test_another_strength_is_predicted_at_once_and_measured_when_the_hand_rests(
     fit = lab._fit
     assert kept == fit.terms(fit.proposed(10.0))[0].weights
     assert row(lab, "measured") == ["…", "…"]
-    found = fit.predicted(np.array(list(kept)), 10.0)
+    found = fit.predicted(np.array(list(kept)))
     assert row(lab, "predicted") == [f"{found.nll:.3f}", f"{found.kl:.3f}"]
     assert fit_said(lab).startswith("strength 10 ")
     read = []
@@ -710,6 +710,8 @@ def test_stop_keeps_the_best(quick, monkeypatch):
     def telling(said, share=0.0):
         tell(said, share)
         if said.startswith("evaluation 2 of"):
+            # To measure another strength would end the search unasked.
+            assert panel.strength.disabled
             panel.stop_fit.click()
             seen.set()
 
@@ -717,6 +719,7 @@ def test_stop_keeps_the_best(quick, monkeypatch):
     panel.fit.click()
     assert seen.wait(60)
     lab.wait(60)
+    assert not panel.strength.disabled
     assert lab._fit.evaluations == 2
     assert lab.gradient == lab._fit.terms(lab._fit.best(0.3))[0].weights
     assert "…" not in row(lab, "measured")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from labkit.gradients.gradient import Gradient
-from labkit.probing import objective as module
+from labkit.probing import scores as module
 from labkit.probing.objective import Objective
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Passage, Texts
@@ -44,22 +44,55 @@ def test_derivatives_are_those_of_finite_differences(loud):
         assert value.kl_slopes[number] == pytest.approx((up.kl - down.kl) / 0.004, abs=4e-3)
 
 
-def test_the_base_is_read_once_where_its_logits_fit(loud, monkeypatch):
-    modules = np.array(loud.mix(0.5).flat())
-    kept = Objective(loud, TARGETS, [KEEP], 1000)
-    kept.scores(modules)
-    calls = []
+@pytest.fixture
+def passes(loud, monkeypatch):
+    """One entry for each pass of the model from here on."""
+    made = []
     forward = type(loud).forward_weighted
-    monkeypatch.setattr(
-        type(loud), "forward_weighted", lambda *a: calls.append(1) or forward(*a)
-    )  # fmt: skip
-    first = kept.scores(modules)
-    assert len(calls) == 3  # two targets and the texts to keep, a batch each
+    monkeypatch.setattr(type(loud), "forward_weighted", lambda *a: made.append(1) or forward(*a))
+    return made
+
+
+def test_the_base_is_read_once_where_its_logits_fit(loud, passes, monkeypatch):
+    kept = Objective(loud, TARGETS, [KEEP], 1000)
+    kept.scores(np.array(loud.mix(0.4).flat()))
+    passes.clear()
+    first = kept.scores(np.array(loud.mix(0.6).flat()))
+    assert len(passes) == 3  # two targets and the texts to keep, a batch each
     monkeypatch.setattr(module, "KEPT_BYTES", 10)
-    calls.clear()
-    again = Objective(loud, TARGETS, [KEEP], 1000).scores(modules)
-    assert len(calls) == 4
+    passes.clear()
+    again = Objective(loud, TARGETS, [KEEP], 999).scores(np.array(loud.mix(0.6).flat()))
+    assert len(passes) == 4
     np.testing.assert_array_equal(again.kl[0], first.kl[0])
+
+
+def test_nothing_is_measured_twice_of_a_model(loud, loud_base, passes):
+    modules = np.array(loud.mix(0.7).flat())
+    first = Objective(loud, TARGETS, [KEEP], 7).scores(modules)
+    passes.clear()
+    assert Objective(loud, TARGETS, [KEEP], 7).scores(modules.copy()) is first
+    assert passes == []
+    # Other weights, other texts, another part of them, a text to keep as target: all is read.
+    Objective(loud, TARGETS, [KEEP], 7).scores(modules * 0.5)
+    for targets, keeps, tokens in (
+        (TARGETS, [Texts("keep", [*KEEP, "Rain!"])], 7),
+        (TARGETS, [KEEP], 6),
+        ([*TARGETS, KEEP], [KEEP], 7),
+    ):
+        passes.clear()
+        assert Objective(loud, targets, keeps, tokens).scores(modules) is not first
+        assert len(passes) >= 4
+
+
+def test_the_base_is_no_distance_from_itself(loud, passes):
+    nothing = np.zeros(len(loud.module_names))
+    objective = Objective(loud, TARGETS, [KEEP], 8)
+    passes.clear()
+    scores = objective.scores(nothing)
+    assert len(passes) == 2
+    np.testing.assert_array_equal(scores.kl[0], [0, 0])
+    reader = Reader(loud, TARGETS[1])
+    assert (scores.nll[1] <= reader.nll(loud.mix(0)) + 1e-4).all()
 
 
 def test_passages_are_cut_to_their_first_tokens_that_count(loud):

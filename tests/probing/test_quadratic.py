@@ -1,8 +1,9 @@
 """The model of an objective and its minimum in a box, against brute force."""
 
 import numpy as np
+import pytest
 
-from labkit.probing.quadratic import Quadratic, box_minimum, quadratic_model
+from labkit.probing.quadratic import Quadratic, box_minimum, expected_at, quadratic_model
 
 
 def bowl(size, seed):
@@ -78,3 +79,33 @@ def test_a_search_with_it_reaches_the_minimum_of_thirty_weights():
     best = box_minimum(curvature, -curvature @ target, np.zeros(30), np.ones(30), points[0])
     lowest = (best - target) @ curvature @ (best - target) / 2
     assert min(values) - lowest < 0.05 * (values[0] - lowest)
+
+
+def test_what_is_expected_at_a_point_that_was_seen_is_what_was_seen_there():
+    dice = np.random.default_rng(2)
+    points = list(dice.random((6, 4)))
+    values, slopes = [*dice.normal(size=6)], [*dice.normal(size=(6, 4))]
+    for point, value, slope in zip(points, values, slopes, strict=True):
+        assert expected_at(point, points, values, slopes) == value
+        for axis in np.eye(4) * 1e-4:
+            change = expected_at(point + axis, points, values, slopes) - value
+            assert change == pytest.approx(slope @ axis, abs=1e-6)
+
+
+def test_of_a_parabola_all_that_is_expected_is_true():
+    points = [np.array([place]) for place in (0.1, 0.5, 0.8)]
+    values = [3 * (point[0] - 0.4) ** 2 for point in points]
+    slopes = [6 * (point - 0.4) for point in points]
+    for place in (0.0, 0.3, 0.65, 1.0):
+        found = expected_at(np.array([place]), points, values, slopes)
+        assert found == pytest.approx(3 * (place - 0.4) ** 2)
+
+
+def test_a_point_that_is_there_twice_bends_nothing():
+    points = [np.array([0.2, 0.4]), np.array([0.5, 0.3])]
+    slopes = [np.array([1.0, 2.0]), np.array([1.5, 2.5])]
+    once = quadratic_model(points, [1.0, 2.0], slopes, np.zeros((2, 2)), 0, 0.3)
+    twice = quadratic_model(
+        [points[0], *points], [1.0, 1.0, 2.0], [slopes[0], *slopes], np.zeros((2, 2)), 0, 0.3
+    )
+    np.testing.assert_array_equal(twice.curvature, once.curvature)

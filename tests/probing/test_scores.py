@@ -47,6 +47,16 @@ def test_nll_and_kl_are_those_of_plain_models(loud, plain_models):
         assert kl[number] == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_base_is_read_once_for_the_kl_of_several(loud, monkeypatch):
+    reader = Reader(loud, TEXTS_OF_LETTERS)
+    first = reader.kl_from_base(loud.mix(MERGE))
+    passes = []
+    forward = type(loud).forward_weighted
+    monkeypatch.setattr(type(loud), "forward_weighted", lambda *a: passes.append(1) or forward(*a))
+    np.testing.assert_array_equal(reader.kl_from_base(loud.mix(MERGE)), first)
+    assert len(passes) == len(reader.batches) == 1
+
+
 def test_padding_changes_nothing(loud):
     texts = texts_of(loud)
     together = Reader(loud, texts, rows=8).nll(loud.mix(MERGE))
