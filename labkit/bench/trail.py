@@ -65,6 +65,7 @@ class Trail:
             "compare": self._compare,
         }  # fmt: skip
         self.table, self.map = RunsTable(actions), RunsPlane(self.recall)
+        self.map.layout = {"flex": "1 1 360px", "max_width": "440px", "min_width": "0"}
         for key, name, weight in (("base", BASE, 0.0), ("full", FULL, 1.0), ("best", BEST, 0.5)):
             runs.always[key] = self._constant(key, name, weight)
 
@@ -223,17 +224,16 @@ class Trail:
 
     def _said_of(self, run: Run) -> str:
         assert run.readings is not None  # noqa: S101
-        parts = []
+        on = []
         for (name, _), reading in zip(self._texts, run.readings, strict=True):
             change = (
                 "" if run.key == "base" else f" ({view.interval(reading.from_base)} to the base)"
             )
-            parts.append(f"{shown(name, 40)} {reading.mean.value:.3f}{change}")
+            on.append(f"{shown(name, 40)} {reading.mean.value:.3f}{change}")
         divergence = run.readings[1].divergence
-        if divergence is not None and run.key != "base":
-            parts.append(f"KL {divergence.value:.3f}")
+        kl = "" if divergence is None else f"; KL to the base {divergence.value:.3f}"
         gradient = shown(run.gradient, 120)
-        return f"{shown(run.name, 60)}: NLL on {', on '.join(parts)}; gradient {gradient}"
+        return f"{shown(run.name, 60)}: NLL on {', on '.join(on)}{kl}; gradient {gradient}"
 
     def _rename(self, key: str, name: str) -> None:
         self.runs.rename(key, name)

@@ -42,6 +42,8 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab.widget-box { padding: 4px 8px; border-radius: 6px; }
 .labkit-lab .widget-html, .labkit-lab .widget-html-content { color: inherit; font: inherit;
   line-height: 1.45; overflow: visible; height: auto; }
+.labkit-lab .jupyter-widget-Collapse-header { padding: 5px 10px; }
+.labkit-lab .jupyter-widget-Collapse-contents { padding: 6px 10px 8px; }
 .labkit-lab .lab-columns { display: grid; gap: 8px;
   grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
 .labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid var(--lab-base);
@@ -178,7 +180,7 @@ def compared(one: Run, other: Run) -> str:
         cells.append(
             f'<div class="lab-column plain"><div class="lab-name">{name} '
             f'<span class="lab-status">{gradient}</span></div><div class="lab-text">'
-            f'<span class="lab-status">{html.escape(prompt)}</span>{said}</div></div>'
+            f'<span class="lab-status">{html.escape(prompt)}</span>\n{said}</div></div>'
         )
     notes = []
     if asked and one.question != other.question:
