@@ -381,7 +381,7 @@ def main() -> None:
 MODULES = (
     "labkit/merging/rounding.py", "labkit/merging/rounding_on_device.py", "labkit/deltas",
     "labkit/merging/planning.py", "labkit/surveys", "labkit/inference/live_model.py",
-    "labkit/probing", "labkit/bench/answers.py", "labkit/writing/card.py",
+    "labkit/probing", "labkit/bench/answering.py", "labkit/writing/card.py",
     "labkit/writing/receipt.py", "labkit/writing/write.py", "labkit/publishing/baking.py",
 )  # fmt: skip
 """Where the numbers are made that people see, and those that guard the promise."""

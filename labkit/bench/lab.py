@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
-import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traitlets import TraitError
 
 from labkit.bench import view
-from labkit.bench.answers import Answers
+from labkit.bench.answering import Answers
 from labkit.bench.background import Latest
 from labkit.bench.evidence import TOKENS as EVIDENCE_TOKENS
 from labkit.bench.evidence import evidence, quick_copy, said_of
 from labkit.bench.panel import Panel
 from labkit.bench.passages import TEXTS
+from labkit.bench.remembering import remember, remembered, runs_file, terms_in
+from labkit.bench.runs import Question, Run, Runs, terms_of
 from labkit.bench.strength_fit import EVALUATIONS, TOKENS, StrengthFit, Worth
+from labkit.bench.trail import Trail
 from labkit.errors import LabkitError, shown
 from labkit.figures import gradient_picture, picture_html, save_picture
 from labkit.files.atomic_folder import RECEIPT
-from labkit.files.cache import cache_folder
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, live
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES, formats, formatted
@@ -40,6 +40,9 @@ from labkit.surveys.delta_survey import layer_norms
 from labkit.surveys.rounding_loss import rounding_sentence, survival
 from labkit.widgets.editor import GradientEditor
 from labkit.writing.receipt import Receipt
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WHOLE_BASE_BYTES = 500_000_000
 """Up to this size of the base, what rounding loses is measured on every row of each tensor."""
@@ -148,9 +151,12 @@ class Lab:
         for name, value in self._said.items():
             self.panel.settings[name].value = value
         self._restore(terms=restored)
+        self._trail = Trail(
+            Runs(runs_file(recipe)), recipe.terms, self._recall, self.panel.show_compared
+        )
         self._show_in_force()
         self._connect()
-        self.widget = self.panel.around(self.editor)
+        self.widget = self.panel.around(self.editor, self._trail.map, self._trail.table)
         self._changed()
 
     # What the screen says
@@ -185,6 +191,16 @@ class Lab:
         """All that is drawn, for every adapter and kind of module, as a recipe."""
         return self._recipe
 
+    @property
+    def runs(self) -> pd.DataFrame:
+        """Every gradient that was tried: see `labkit.bench.runs.Runs.frame` for the columns.
+
+        Base, full LoRA and the best constant are the first rows. A run is kept for the base and
+        the adapters of this lab, and is there again in a new kernel: the latest 200, and every one
+        with a star.
+        """
+        return self._trail.runs.frame()
+
     def use(self, terms: Sequence[Term]) -> None:
         """Draw what the terms of another recipe say, for every adapter and kind of module.
 
@@ -218,6 +234,22 @@ class Lab:
                 f"for {', '.join(map(shown, theirs))}; make a lab of the same adapters"
             )
         plan(self._with(terms))
+
+    def _recall(self, run: Run) -> None:
+        """Bring a run's gradients and its question back.
+
+        Raises:
+            LabkitError: a run of other adapters, or a prompt format that this model has not.
+        """
+        terms = terms_of(run, self._recipe.terms)
+        self.require(terms)
+        question, settings = run.question, self.panel.settings
+        if question is not None and question.format not in settings["format"].options:
+            raise LabkitError(f"this model has no prompt format {shown(question.format)!r}")
+        self._draw_terms(terms)
+        if question is not None:
+            for name, field in settings.items():
+                field.value = getattr(question, name)
 
     def _with(self, terms: Sequence[Term]) -> Recipe:
         own = (old.source for old in self._recipe.terms)
@@ -285,6 +317,7 @@ class Lab:
         panel.bake.on_click(lambda _: self._save("-adapter", self._bake))
         panel.save_recipe.on_click(lambda _: self._save(".yaml", self._save_recipe))
         panel.save_picture.on_click(lambda _: self._save(".png", self._save_picture))
+        panel.export.on_click(lambda _: self._save("-runs.csv", self._save_runs))
         panel.replace.on_click(lambda _: self._wanted())
         panel.folder.observe(lambda _: panel.tell(""), "value")
 
@@ -391,21 +424,24 @@ class Lab:
         self._answers.measure(prompt, mix)
         self._show_picture()
         self._remember()
-        dice = panel.length.value, panel.temperature.value, panel.seed.value
-        question = (prompt, mix, *dice)
+        asked = Question(**{name: field.value for name, field in panel.settings.items()})
+        self._trail.begin(recipe.terms, self.texts, asked)
+        question = (prompt, mix, asked.tokens, asked.temperature, asked.seed)
         if not answer:
             self._answers.mark_as_older(*question)
         elif not stopped.is_set() and (again or not self._answers.current(*question)):
-            self._answers.write(*question, self._means(recipe), stopped)
+            heard = self._answers.write(*question, self._means(recipe), stopped)
+            if heard is not None:
+                self._trail.heard(heard)
         if not stopped.is_set():
             panel.say("reading the two texts …")
-            self._answers.place(self.texts, mix)
+            self._trail.place(model, self.texts, mix)
             resolved = plan(recipe)
             panel.show("plan", resolved._repr_html_())
             panel.say("looking at what rounding loses …")
             panel.show("rounding", self._rounding(resolved, stopped))
             panel.say("reading the two texts with constants …")
-            self._answers.place_constants(stopped)
+            self._trail.place_constants(stopped)
         if not self._work.waiting:  # what waits has something to say at once
             panel.say("")
 
@@ -655,6 +691,10 @@ class Lab:
         self._recipe.save(path)
         self.panel.tell(view.done(f"saved {shown(path)}"))
 
+    def _save_runs(self, path: Path, _: bool) -> None:
+        self.runs.to_csv(path, index=False)
+        self.panel.tell(view.done(f"saved {shown(path)}"))
+
     def _save_picture(self, path: Path, _: bool) -> None:
         save_picture(self._figure(), path)
         self.panel.tell(view.done(f"saved {shown(path)}"))
@@ -701,27 +741,9 @@ class Lab:
         picture.display({"text/html": self._picture_html()}, raw=True)  # type: ignore[no-untyped-call]
         self._pictures.append(picture)
 
-    def _state_file(self) -> Path:
-        sources = [str(source.folder.resolve()) for source in self._recipe.sources]
-        name = hashlib.sha256("\n".join(sources).encode()).hexdigest()[:20]
-        return cache_folder() / "lab" / f"{name}.json"
-
     def _remember(self) -> None:
-        terms = [
-            {
-                "weights": term.weights.runs(),
-                "weights_for": {name: each.runs() for name, each in term.weights_for.items()},
-            }
-            for term in self._recipe.terms
-        ]
         chosen = {name: field.value for name, field in self.panel.settings.items()}
-        try:
-            file = self._state_file()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            state = {"terms": terms, "chosen": chosen, "said": self._said}
-            file.write_text(json.dumps(state), encoding="utf-8")
-        except OSError:
-            pass  # a cache that cannot be written costs a comfort, not the work
+        remember(self._recipe, chosen, self._said)
 
     def _restore(self, terms: bool) -> None:
         """Bring back what was chosen last: always the settings, and the gradients if `terms`.
@@ -738,13 +760,9 @@ class Lab:
             LabkitError,
             TraitError,
         ):  # fmt: skip - nothing was kept, or not for this; the lab then begins afresh
-            state = json.loads(self._state_file().read_text(encoding="utf-8"))
+            state = remembered(self._recipe)
             if terms:
-                found = [
-                    Term(old.adapter, saved["weights"], saved["weights_for"])
-                    for old, saved in zip(self._recipe.terms, state["terms"], strict=True)
-                ]
-                recipe = replace(self._recipe, terms=found)
+                recipe = replace(self._recipe, terms=terms_in(state, self._recipe))
                 plan(recipe)
                 self._recipe = recipe
                 self.editor.gradient = recipe.terms[0].weights

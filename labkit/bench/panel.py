@@ -129,8 +129,13 @@ class Panel:
         self.bake = ipywidgets.Button(description="Bake adapter", layout=saving)
         self.save_recipe = ipywidgets.Button(description="Save recipe", layout=saving)
         self.save_picture = ipywidgets.Button(description="Save picture", layout=saving)
+        self.export = ipywidgets.Button(
+            description="Export runs",
+            tooltip="save the table of runs as a CSV file",
+            layout=saving,
+        )
         self.problem, self.status = ipywidgets.HTML(), ipywidgets.HTML()
-        self._shown = {name: ipywidgets.HTML() for name in ("columns", "next", "plane")}
+        self._shown = {name: ipywidgets.HTML() for name in ("columns", "next", "compared")}
         self._shown |= {name: ipywidgets.HTML() for name in ("plan", "rounding", "receipt")}
         self.show("columns", view.columns([[], [], []]))
 
@@ -179,8 +184,12 @@ class Panel:
             self._own.children = children
 
     def show(self, name: str, content: str) -> None:
-        """Show HTML in "columns", "next", "plane", "plan", "rounding" or "receipt"."""
+        """Show HTML in "columns", "next", "plan", "rounding" or "receipt"."""
         self._shown[name].value = content
+
+    def show_compared(self, content: str) -> None:
+        """Show HTML of two runs beside each other, below the runs."""
+        self._shown["compared"].value = content
 
     def say(self, text: str) -> None:
         """Show in the status line what is going on; an empty text empties it."""
@@ -219,8 +228,14 @@ class Panel:
         self.progress.value = 0
         self.progress.layout.display = None if now else "none"
 
-    def around(self, editor: Any) -> ipywidgets.VBox:
-        """The whole lab."""
+    def around(self, editor: Any, plane: Any, runs: Any) -> ipywidgets.VBox:
+        """The whole lab.
+
+        Args:
+            editor: the gradient editor.
+            plane: what shows the runs as points.
+            runs: what shows them as rows.
+        """
         choosers = [self.which] if len(self.which.options) > 1 else []
         choosers += [self.scope] if len(self.scope.options) > 2 else []
         shown = self._shown
@@ -231,7 +246,11 @@ class Panel:
                 self.fit_said,
             ]
         )
-        details = ipywidgets.Accordion([shown["plan"]], titles=("Ledger and forecast",))
+        folds = {
+            "Runs": ipywidgets.VBox([runs, shown["compared"]]),
+            "Ledger and forecast": shown["plan"],
+        }
+        details = ipywidgets.Accordion(list(folds.values()), titles=tuple(folds), selected_index=0)
         made = ipywidgets.VBox(
             [
                 ipywidgets.HTML(view.STYLE, layout={"display": "none"}),
@@ -247,12 +266,12 @@ class Panel:
                 self.problem,
                 shown["columns"],
                 self.status,
-                _row(shown["next"], shown["plane"], gap="8px 20px"),
+                _row(shown["next"], plane, gap="8px 20px"),
                 shown["rounding"],
                 details,
                 _row(
                     *(self.folder, self.write, self.cancel, self.progress),
-                    *(self.bake, self.save_recipe, self.save_picture),
+                    *(self.bake, self.save_recipe, self.save_picture, self.export),
                 ),
                 _row(self.saved, self.replace),
                 shown["receipt"],

@@ -1,4 +1,4 @@
-"""What the lab shows, as HTML: the columns, the table of next tokens, the plane of NLLs.
+"""What the lab shows, as HTML: the columns, the table of next tokens, two runs compared.
 
 Every text from a model or a file is escaped. Colours are those of JupyterLab's theme; where the lab
 marks something, it sets both foreground and background itself.
@@ -7,9 +7,12 @@ marks something, it sets both foreground and background itself.
 from __future__ import annotations
 
 import html
+import math
+import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 
+from labkit.bench.runs import Run
 from labkit.bench.strength_fit import Worth
 from labkit.errors import shown
 from labkit.figures.palette import (
@@ -18,12 +21,12 @@ from labkit.figures.palette import (
     CARD,
     EDGE,
     INK,
-    LIGHT_INK,
     MARK,
     PAPER,
     SOFT_INK,
     WRONG,
 )
+from labkit.probing.intervals import Estimate
 
 COLUMNS = ("base", "merged", "full LoRA")
 COLORS = f""".labkit-lab {{ --lab-ink: var(--jp-ui-font-color0, {INK});
@@ -39,6 +42,8 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab.widget-box { padding: 4px 8px; border-radius: 6px; }
 .labkit-lab .widget-html, .labkit-lab .widget-html-content { color: inherit; font: inherit;
   line-height: 1.45; overflow: visible; height: auto; }
+.labkit-lab .jupyter-widget-Collapse-header { padding: 5px 10px; }
+.labkit-lab .jupyter-widget-Collapse-contents { padding: 6px 10px 8px; }
 .labkit-lab .lab-columns { display: grid; gap: 8px;
   grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
 .labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid var(--lab-base);
@@ -47,6 +52,7 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab .lab-column.full { border-top-color: var(--lab-adapter); }
 .labkit-lab .lab-column.merged { border-image: var(--lab-both) 6;
   border-width: 6px 1px 1px; }
+.labkit-lab .lab-column.plain { min-height: 0; border-top: 1px solid var(--lab-edge); }
 .labkit-lab .lab-name { font-weight: 600; }
 .labkit-lab .lab-text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .labkit-lab mark { background: var(--lab-mark); color: var(--lab-line); border-radius: 2px; }
@@ -127,108 +133,6 @@ def next_tokens(
     )
 
 
-def plane(
-    names: Sequence[str],
-    base: tuple[float, float],
-    full: tuple[float, float],
-    trail: Sequence[tuple[float, float]],
-    constants: Mapping[float, tuple[float, float]] | None = None,
-    best: float | None = None,
-) -> str:
-    """The NLL on two texts as a point in a plane, and the trail of the gradients tried.
-
-    Args:
-        names: of the two texts: along the horizontal axis, and along the vertical one.
-        base: the base model's two NLLs, in nats for a token.
-        full: the full LoRA's.
-        trail: the merges', the latest last.
-        constants: those of constant gradients, by their weight.
-        best: the weight of the best constant.
-    """
-    constants = constants or {}
-    points = [base, full, *constants.values(), *trail]
-    width, height, left, bottom, edge = 330, 230, 50, 40, 14
-    low, high = [], []
-    for axis in (0, 1):
-        values = [point[axis] for point in points]
-        margin = max((max(values) - min(values)) * 0.12, 0.01)
-        low.append(min(values) - margin)
-        high.append(max(values) + margin)
-
-    def x(value: float) -> float:
-        return left + (value - low[0]) / (high[0] - low[0]) * (width - left - edge)
-
-    def y(value: float) -> float:
-        return height - bottom - (value - low[1]) / (high[1] - low[1]) * (height - bottom - edge)
-
-    def dot(point: tuple[float, float], color: str, radius: int) -> str:
-        return (
-            f'<circle cx="{x(point[0]):.1f}" cy="{y(point[1]):.1f}" r="{radius}" fill="{color}" '
-            f'stroke="{INK}" stroke-width="1.5"/>'
-        )
-
-    # A label stands where it covers no dot and no other label, if there is such a place.
-    covered = [(x(a) - 5, y(b) - 5, 10.0, 10.0) for a, b in points]
-
-    def label(point: tuple[float, float], text: str) -> str:
-        long = 6.2 * len(text)
-        across, up = x(point[0]), y(point[1])
-        places = [
-            (across + dx, up + dy)
-            for dx, dy in ((9, 4), (-9 - long, 4), (-long / 2, -10), (-long / 2, 18), (9, 16))
-            if left <= across + dx <= width - edge - long and edge + 9 <= up + dy <= height - bottom
-        ]
-        boxes = [(at, (at[0], at[1] - 10, long, 12.0)) for at in places or [(left + 2.0, up)]]
-        (at, box) = min(boxes, key=lambda one: sum(_meet(one[1], other) for other in covered))
-        covered.append(box)
-        return (
-            f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" style="paint-order:stroke;'
-            f'stroke:var(--lab-card);stroke-width:3px">{text}</text>'
-        )
-
-    marks = []
-    for share in (0.1, 0.5, 0.9):
-        across = low[0] + share * (high[0] - low[0])
-        up = low[1] + share * (high[1] - low[1])
-        marks.append(
-            f'<text x="{x(across):.1f}" y="{height - bottom + 15}" text-anchor="middle">'
-            f"{across:.2f}</text>"
-            f'<text x="{left - 5}" y="{y(up) + 4:.1f}" text-anchor="end">{up:.2f}</text>'
-        )
-    curve = [base, *(constants[weight] for weight in sorted(constants)), full]
-    line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in curve) if constants else ""
-    steps = "".join(dot(point, EDGE, 3) for point in constants.values())
-    way = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in trail)
-    dots = "".join(dot(point, LIGHT_INK, 3) for point in trail[:-1])
-    labels = label(base, "base") + label(full, "full LoRA")
-    now = dot(trail[-1], MARK, 6) if trail else ""
-    labels += label(trail[-1], "merged") if trail else ""
-    labels += label(constants[best], f"best constant {best:g}") if best is not None else ""
-    first, second = (html.escape(shown(name, 40)) for name in names)
-    said = (
-        f"NLL on {first} and {second}: base {base[0]:.3f}, {base[1]:.3f}; "
-        f"full LoRA {full[0]:.3f}, {full[1]:.3f}"
-    )
-    if trail:
-        said += f"; merged {trail[-1][0]:.3f}, {trail[-1][1]:.3f}"
-    if best is not None:
-        said += f"; constant {best:g} {constants[best][0]:.3f}, {constants[best][1]:.3f}"
-    return (
-        f'<svg role="img" aria-label="{said}" viewBox="0 0 {width} {height}" '
-        f'style="width:{width}px;max-width:100%;font-size:11px;fill:var(--lab-ink)">'
-        f'<rect x="{left}" y="{edge}" width="{width - left - edge}" '
-        f'height="{height - bottom - edge}" style="fill:var(--lab-card);stroke:var(--lab-edge)"/>'
-        f'{"".join(marks)}<polyline points="{way}" fill="none" style="stroke:var(--lab-soft)"/>'
-        f'<polyline points="{line}" fill="none" stroke-dasharray="4 3" '
-        f'style="stroke:var(--lab-soft)"/>{steps}'
-        f"{dots}{dot(base, BASE_COLOR, 5)}{dot(full, ADAPTER_COLOR, 5)}{now}{labels}"
-        f'<text x="{(left + width - edge) / 2:.0f}" y="{height - 6}" text-anchor="middle">'
-        f"NLL on {first} (nats per token)</text>"
-        f'<text transform="translate(11 {(height - bottom + edge) / 2:.0f}) rotate(-90)" '
-        f'text-anchor="middle">NLL on {second}</text></svg>'
-    )
-
-
 def fitted(
     strength: float,
     names: Sequence[str],
@@ -258,13 +162,70 @@ def fitted(
     )
 
 
-def _meet(one: Sequence[float], other: Sequence[float]) -> float:
-    """How much of two boxes (left, top, width, height) covers the other: an area."""
-    across, down = (
-        min(one[axis] + one[axis + 2], other[axis] + other[axis + 2]) - max(one[axis], other[axis])
-        for axis in (0, 1)
+def compared(one: Run, other: Run) -> str:
+    """Two runs side by side: their answers, and what their NLLs differ by.
+
+    What the first has not said is marked in the second. Differences are the second's number less
+    the first's, in nats per token, paired by passage.
+    """
+    asked = one.question and other.question
+    cells = []
+    for run in (one, other):
+        prompt = run.question.prompt if run.question else ""
+        text = html.escape(run.answer)
+        if run is other and asked:
+            text = marked(words(other.answer), words(one.answer))
+        said = text if run.question else '<span class="lab-status">no answer</span>'
+        name, gradient = html.escape(shown(run.name, 60)), html.escape(shown(run.gradient, 200))
+        cells.append(
+            f'<div class="lab-column plain"><div class="lab-name">{name} '
+            f'<span class="lab-status">{gradient}</span></div><div class="lab-text">'
+            f'<span class="lab-status">{html.escape(prompt)}</span>\n{said}</div></div>'
+        )
+    notes = []
+    if asked and one.question != other.question:
+        notes.append("The two were asked differently.")
+    lines = []
+    for number, (name, sha256) in enumerate(one.texts):
+        readings = [run.readings[number] if run.readings else None for run in (one, other)]
+        if other.texts[number] != (name, sha256) or None in readings:
+            notes.append(f"They were not both measured on {shown(name, 40)}.")
+            continue
+        first, second = (reading for reading in readings if reading is not None)
+        lines.append(
+            f'<tr><th scope="row">NLL on {html.escape(shown(name, 40))}</th>'
+            f'<td class="number">{first.mean.value:.3f}</td>'
+            f'<td class="number">{second.mean.value:.3f}</td>'
+            f'<td class="number">{interval(second.less(first))}</td></tr>'
+        )
+    names = [one.name, other.name, f"{other.name} less {one.name}, 95 %"]
+    heads = "".join(f'<th scope="col">{html.escape(shown(name, 90))}</th>' for name in names)
+    table = (
+        f'<table><thead><tr><th scope="col">nats per token</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
     )
-    return max(across, 0.0) * max(down, 0.0)
+    said = html.escape(" ".join(dict.fromkeys(notes)))
+    return (
+        f'<div class="lab-columns" role="group" aria-label="two runs compared">{"".join(cells)}'
+        f'</div>{table if lines else ""}<div class="lab-status">{said}</div>'
+    )
+
+
+def words(text: str) -> list[str]:
+    """A text in words and the spaces between them."""
+    return re.findall(r"\s+|\S+", text)
+
+
+def interval(estimate: Estimate) -> str:
+    """A difference with its 95 % interval, in one line."""
+    value = _signed(estimate.value)
+    if not math.isfinite(estimate.low):
+        return value
+    return f"{value} [{_signed(estimate.low)}, {_signed(estimate.high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\u2212")
 
 
 def problem(error: BaseException | str) -> str:

@@ -179,6 +179,35 @@ class Reader:
 
         return self._measure(mix, measure)
 
+    def log_probabilities(self, mix: Mix) -> list[Tensor]:
+        """What a mixture expects: for each batch `log p`, tokens that count × vocabulary."""
+        with torch.no_grad():
+            return [
+                self._logits(batch, mix)[batch.counted].float().log_softmax(-1)
+                for batch in self.batches
+            ]
+
+    def nll_and_kl(
+        self, mix: Mix, expected: Sequence[Tensor]
+    ) -> tuple[Float64[np.ndarray, " passages"], Float64[np.ndarray, " passages"]]:
+        """The NLL of a mixture and another's KL to it, from one pass, in nats over each passage.
+
+        Args:
+            mix: the mixture.
+            expected: the `log_probabilities` of the other one, such as the base.
+        """
+        divergences = np.zeros(len(self.texts))
+        reference = iter(expected)
+
+        def measure(logits: Tensor, batch: Batch) -> Tensor:
+            logs = next(reference)
+            found = logits[batch.counted].float().log_softmax(-1)
+            parts = _by_row((logs.exp() * (logs - found)).sum(-1), batch)
+            np.add.at(divergences, batch.passages.numpy(), parts.double().cpu().numpy())
+            return _nll(logits, batch)
+
+        return self._measure(mix, measure), divergences
+
     def gradient(
         self, mix: Mix
     ) -> tuple[Float64[np.ndarray, " passages"], Float64[np.ndarray, "passages modules"]]:

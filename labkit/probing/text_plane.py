@@ -1,21 +1,22 @@
-"""The NLLs on two texts as a point in a plane: of base, full LoRA, constants, and merges tried."""
+"""The NLLs on two texts as a point in a plane: of base, full LoRA, constants, and any merge."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
+
+import numpy as np
 
 from labkit.errors import LabkitError
 from labkit.inference.live_model import LiveModel, Mix
+from labkit.probing.intervals import Bootstrap, Estimate
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Passage, Texts
 
-Point = tuple[float, float]
-"""The NLL on the first text and on the second, in nats per token."""
 Given = Texts | str | Iterable[str | tuple[str, str] | Passage]
 """What can stand for a text: passages, as `Texts` takes them, or one passage."""
-LONGEST_TRAIL = 40
 PASSAGES = 4
 """Passages of each text that are read while somebody waits."""
 TOKENS = 64
@@ -23,68 +24,113 @@ TOKENS = 64
 
 
 @dataclass(frozen=True)
-class TextPlane:
-    """Where models lie that were measured on the same two texts.
+class Reading:
+    """What a mixture has on the passages of one text: sums of each passage, in nats.
 
     Attributes:
-        texts: the two texts by name; the first is the horizontal axis, the second the vertical one.
-        base: the base model's point.
-        full: the point of the full LoRA.
-        trail: the points of the merges tried, the latest last, `LONGEST_TRAIL` at most.
-        constants: the points of constant gradients, by their weight.
+        documents: the document of each passage.
+        tokens: how many tokens of each passage count.
+        nll: the mixture's NLL.
+        base: the base model's NLL.
+        kl: the KL of the mixture to the base; empty where it was not measured.
     """
 
-    texts: Mapping[str, Given]
-    base: Point
-    full: Point
-    trail: tuple[Point, ...] = ()
-    constants: Mapping[float, Point] = field(default_factory=dict)
+    documents: tuple[str, ...]
+    tokens: tuple[float, ...]
+    nll: tuple[float, ...]
+    base: tuple[float, ...]
+    kl: tuple[float, ...] = ()
 
-    def with_merge(self, model: LiveModel, merge: Mix) -> TextPlane:
-        """Measure a merge: the same plane, with its point at the end of the trail.
+    @cached_property
+    def mean(self) -> Estimate:
+        """The NLL in nats per token, with its 95 % interval."""
+        return self._draws.estimate(np.array(self.nll))
 
-        A merge that lies where the last one does adds no point.
+    @cached_property
+    def from_base(self) -> Estimate:
+        """The NLL less the base's, in nats per token, paired by passage."""
+        return self._draws.estimate(np.array(self.nll) - np.array(self.base))
 
-        Args:
-            model: the live model that the plane was measured with.
-            merge: the merge's mixture.
-        """
-        (point,) = points(model, self.texts, [merge])
-        if point in self.trail[-1:]:
-            return self
-        return replace(self, trail=(*self.trail, point)[-LONGEST_TRAIL:])
+    @cached_property
+    def divergence(self) -> Estimate | None:
+        """KL(base ‖ mixture) of the next token, in nats per token."""
+        return self._draws.estimate(np.array(self.kl)) if self.kl else None
 
-    def with_constant(self, model: LiveModel, weight: float) -> TextPlane:
-        """Measure a constant gradient: the same plane, with its point."""
-        (point,) = points(model, self.texts, [model.mix(weight)])
-        return replace(self, constants={**self.constants, weight: point})
+    def less(self, other: Reading) -> Estimate:
+        """The NLL less another mixture's on the same passages, paired by passage."""
+        return self._draws.estimate(np.array(self.nll) - np.array(other.nll))
 
     @property
-    def best_constant(self) -> float | None:
-        """The weight of the measured constant with the lowest NLL on the first text."""
-        return min(self.constants, key=lambda weight: self.constants[weight][0], default=None)
+    def _draws(self) -> Bootstrap:
+        return _draws(self.documents, self.tokens)
 
 
-def text_plane(model: LiveModel, texts: Mapping[str, Given]) -> TextPlane:
-    """Measure base and full LoRA on two texts; no merge has been tried yet.
+Pair = tuple[Reading, Reading]
+"""The readings of the first text and of the second: a point of the plane."""
+
+
+class TextPlane:
+    """Where mixtures of one model lie that are measured on the same two texts.
+
+    Of each text the beginnings of a few passages are read.
+
+    Args:
+        model: the live model.
+        texts: the two texts by name; the first is the horizontal axis, the second the vertical
+            one, on which the KL to the base is measured, too.
+
+    Attributes:
+        texts: as given.
+        model: likewise.
+        base: the base model's point.
+        full: the point of the full LoRA.
+        constants: the points of constant gradients that were measured, by their weight.
 
     Raises:
         LabkitError: not two texts, or one with nothing to predict (fewer than two tokens).
     """
-    base, full = points(model, texts, [model.mix(0), model.mix(1)])
-    return TextPlane(dict(texts), base, full)
 
+    def __init__(self, model: LiveModel, texts: Mapping[str, Given]) -> None:
+        if len(texts) != 2:
+            raise LabkitError(f"a plane is made of two texts, found {len(texts)}")
+        self.texts = dict(texts)
+        self.model = model
+        first, second = (Reader(model, excerpt(model, *each)) for each in texts.items())
+        self._readers = first, second
+        base = model.mix(0)
+        # What the base expects does not change, and is kept: tokens × vocabulary numbers.
+        self._expected = second.log_probabilities(base)
+        self._base = tuple(tuple(reader.nll(base).tolist()) for reader in self._readers)
+        self.base = self.read(base)
+        self.full = self.read(model.mix(1))
+        self.constants: dict[float, Pair] = {}
 
-def points(model: LiveModel, texts: Mapping[str, Given], mixes: Sequence[Mix]) -> list[Point]:
-    """The point of each mixture, on the beginnings of a few passages of each text.
+    def read(self, mix: Mix) -> Pair:
+        """Measure a mixture: its point."""
+        first, second = self._readers
+        nll, kl = second.nll_and_kl(mix, self._expected)
+        found = ((first, first.nll(mix), None), (second, nll, kl))
+        one, other = (
+            Reading(
+                tuple(passage.document for passage in reader.texts),
+                tuple(reader.counts.tolist()),
+                tuple(sums.tolist()),
+                base,
+                () if divergences is None else tuple(divergences.tolist()),
+            )
+            for (reader, sums, divergences), base in zip(found, self._base, strict=True)
+        )
+        return one, other
 
-    Raises:
-        LabkitError: as `text_plane`.
-    """
-    if len(texts) != 2:
-        raise LabkitError(f"a plane is made of two texts, found {len(texts)}")
-    first, second = (Reader(model, excerpt(model, *each)) for each in texts.items())
-    return [(_nll(first, mix), _nll(second, mix)) for mix in mixes]
+    def read_constant(self, weight: float) -> None:
+        """Measure a constant gradient."""
+        self.constants[weight] = self.read(self.model.mix(weight))
+
+    @property
+    def best_constant(self) -> float | None:
+        """The weight of the measured constant with the lowest NLL on the first text."""
+        found = dict(self.constants)
+        return min(found, key=lambda weight: found[weight][0].mean.value, default=None)
 
 
 def excerpt(model: LiveModel, name: str, given: Given, tokens: int = TOKENS) -> Texts:
@@ -112,5 +158,6 @@ def _beginning(model: LiveModel, text: str, count: int) -> str:
     return text if len(tokens) <= count else str(tokenizer.decode(tokens[:count]))
 
 
-def _nll(reader: Reader, mix: Mix) -> float:
-    return float(reader.nll(mix).sum() / reader.counts.sum())
+@lru_cache(maxsize=64)
+def _draws(documents: tuple[str, ...], tokens: tuple[float, ...]) -> Bootstrap:
+    return Bootstrap(documents, np.array(tokens))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.atomic_folder import RECEIPT
 from labkit.files.direct_io import hash_file
 from labkit.files.paths import user_path
@@ -130,7 +130,8 @@ class Earlier:
             raise LabkitError(
                 f"{shown(where / RECEIPT)} does not say what each tensor was made of, so that "
                 "nothing can be taken over from it: it was written without SHA-256 sums "
-                "(--no-hash), or by an older labkit; merge without --from once"
+                f"({spelled('hashes=False', '--no-hash')}), or by an older labkit; merge once "
+                f"without {spelled('reuse=', '--from')}"
             ) from error
 
     def offer(self, plan: Plan, files: list[OutputFile], sums: Sums) -> list[OutputFile]:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.files.atomic_folder import (
     building,
     check_target,
@@ -90,7 +90,7 @@ def write(
     if reuse is not None and not hashes:
         raise LabkitError(
             "what is taken over from an earlier merge is proven by SHA-256 sums; leave out "
-            "--no-hash (hashes=False), or --from (reuse=)"
+            f"{spelled('hashes=False', '--no-hash')}, or {spelled('reuse=', '--from')}"
         )
     earlier = None if reuse is None else Earlier.open(reuse)
     _check_target(plan, out, overwrite)

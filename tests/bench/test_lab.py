@@ -17,6 +17,7 @@ import torch
 import labkit as lk
 from labkit.bench.evidence import quick_copy
 from labkit.bench.lab import Lab
+from labkit.bench.remembering import state_file
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import free, live
@@ -27,7 +28,7 @@ from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.next_token import compare_next_token
-from labkit.probing.text_plane import excerpt, points
+from labkit.probing.text_plane import excerpt
 from labkit.probing.texts import Texts
 from labkit.surveys.delta_survey import layer_norms
 
@@ -58,7 +59,8 @@ def test_it_answers_when_it_is_made(lab):
     assert "full LoRA" in shown(lab, "columns")
     assert "mean weight 0.62" in shown(lab, "columns")
     assert "KL(merged‖base)" in shown(lab, "next")
-    assert "NLL on everyday text" in shown(lab, "plane")
+    assert lab._trail.map.texts == ["King James text", "everyday text"]
+    assert [one["kind"] for one in lab._trail.map.points] == ["base", "full", "best", "run"]
     assert "ledger" in shown(lab, "plan")
     assert re.search(r"loses \d+\.\d% .*of the change", shown(lab, "rounding"))
     assert len(lab.editor.norms) == 4
@@ -72,7 +74,7 @@ def test_gradient_and_recipe_say_what_the_editor_shows(lab):
     lab.gradient = HALF
     lab.wait(60)
     assert lab.editor.weights == list(HALF)
-    assert len(lab._answers.plane.trail) >= 1
+    assert "0,0.5,1x2" in [run.gradient for run in lab._trail.runs]
 
 
 def test_attention_and_mlp_can_have_gradients_of_their_own(lab):
@@ -403,7 +405,7 @@ def test_what_was_drawn_last_comes_back(lab, words, tiny_adapter):
 
 
 def test_a_kept_state_that_is_damaged_is_passed_over(lab, words, tiny_adapter):
-    lab._state_file().write_text('{"terms": [{"weights": "1x3", "weights_for": {}}]}')
+    state_file(lab.recipe).write_text('{"terms": [{"weights": "1x3", "weights_for": {}}]}')
     again = Lab(words, tiny_adapter, device="cpu")
     assert again.gradient == Gradient.constant(4)
     again.close()
@@ -472,33 +474,45 @@ def test_the_numbers_on_the_screen_are_the_measured_ones(loud_base, loud_adapter
     assert [float(share) for share in shares] == pytest.approx(
         [share for _, row in expected.rows for share in row], abs=6e-4
     )
-    base, full, merged = points(lab.model, lab.texts, [lab.model.mix(0), lab.model.mix(1), merge])
-    number = r"([\d.]+), ([\d.]+)"
-    said = rf"base {number}; full LoRA {number}; merged {number}"
-    assert numbers(shown(lab, "plane"), said) == pytest.approx([*base, *full, *merged], abs=6e-4)
-    assert len({round(number, 3) for point in (base, full, merged) for number in point}) == 6
+    read = [excerpt(lab.model, *each) for each in lab.texts.items()]
+    points = {}
+    for kind, weights in (("base", "0x4"), ("full", "1x4"), ("run", HALF)):
+        lab.model.weights = weights
+        points[kind] = [lab.model.nll([one.text for one in text]) for text in read]
+    seen = {one["kind"]: one for one in lab._trail.map.points}
+    for kind, point in points.items():
+        assert [seen[kind]["x"], seen[kind]["y"]] == pytest.approx(point, rel=1e-5)
+        assert f"King James text {point[0]:.3f}" in seen[kind]["said"]
+    assert len({round(number, 3) for point in points.values() for number in point}) == 6
     lab.close()
 
 
 def test_other_texts_begin_another_plane(lab):
-    before = lab._answers.plane
+    before = lab._trail.plane
     lab.texts["everyday text"] = "Something else."
     lab.gradient = Gradient([1, 0, 0, 1])
     lab.wait(60)
-    after = lab._answers.plane
+    after = lab._trail.plane
     assert after.texts == lab.texts
     assert after.base[1] != before.base[1]
     assert after.base[0] == before.base[0]
-    assert len(after.trail) == 1
+    # What was measured on other texts is kept in the table, and is no point of this plane.
+    assert [one["kind"] for one in lab._trail.map.points] == ["base", "full", "best", "run"]
+    assert len(lab._trail.runs) == 2
+    older, newer = lab._trail.table.rows[-2:]
+    assert (older["first"] is None, older["second"], older["kl"]) == (False, None, None)
+    assert None not in (newer["first"], newer["second"], newer["kl"])
 
 
 def test_the_plane_marks_the_best_constant(lab):
-    plane = lab._answers.plane
+    plane = lab._trail.plane
     assert sorted(plane.constants) == [0.25, 0.5, 0.75]
-    x, y = plane.constants[plane.best_constant]
-    said = rf"; constant {plane.best_constant:g} {x:.3f}, {y:.3f}"
-    assert said in shown(lab, "plane")
-    assert f">best constant {plane.best_constant:g}</text>" in shown(lab, "plane")
+    best = next(one for one in lab._trail.map.points if one["kind"] == "best")
+    first, second = plane.constants[plane.best_constant]
+    assert (best["x"], best["y"]) == (first.mean.value, second.mean.value)
+    assert best["label"] == f"best constant {plane.best_constant:g}"
+    assert lab._trail.map.line[0] == [one.mean.value for one in plane.base]
+    assert len(lab._trail.map.line) == 5
 
 
 def test_texts_are_passages(words, tiny_adapter):
@@ -506,7 +520,7 @@ def test_texts_are_passages(words, tiny_adapter):
     lab = Lab(words, tiny_adapter, gradient=HALF, texts=texts, device="cpu")
     lab.panel.live.value = False
     lab.wait(60)
-    assert "NLL on one (nats per token)" in shown(lab, "plane")
+    assert lab._trail.map.texts == ["one", "two"]
     assert [(one.name, len(one)) for one in lab.texts.values()] == [("one", 2), ("two", 3)]
     lab.close()
 

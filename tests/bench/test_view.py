@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from labkit.bench import view
-from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, LIGHT_INK, MARK
+from labkit.bench.runs import Question, Run
+from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR
+from labkit.probing.text_plane import Reading
+
+TEXTS = (("one", "ab"), ("two", "cd"))
+
+
+def run(name, answer, nll=(3.0, 5.0, 7.0), texts=TEXTS, prompt="In", gradient="0x4"):
+    reading = Reading(("a", "b", "c"), (2.0, 2.0, 2.0), nll, (4.0, 4.0, 9.0), (0.5, 0.5, 1.5))
+    question = Question(prompt, "plain", 5, 0.0, 0)
+    weights = ((gradient, ()),)
+    return Run(name, name, weights, texts, question, answer, 1.0, (reading, reading), 1.0)
 
 
 def test_html_is_escaped():
     nasty = "<script>alert(1)</script>"
     made = view.columns([[nasty], [nasty], ["other"]], (nasty, "", ""), nasty)
     made += view.next_tokens([(nasty, (0.5, 0.5, 0.5))], (0.0, 0.0))
-    made += view.plane([nasty, nasty], (1, 2), (2, 1), [(1, 1)])
+    odd = [run(nasty, nasty, texts=((nasty, nasty),) * 2, prompt=nasty, gradient=nasty)] * 2
+    made += view.compared(*odd)
     made += view.problem(nasty) + view.status(nasty) + view.remark(nasty)
     assert "<script" not in made
 
@@ -61,65 +74,33 @@ def test_each_probability_is_in_its_column():
     assert made.find("div").text == said
 
 
-class Drawn:
-    """The plane, read back from its SVG."""
-
-    def __init__(self, base, full, trail):
-        self.svg = ElementTree.fromstring(view.plane(["one", "two"], base, full, trail))
-        self.dots = {}
-        for circle in self.svg.iter("circle"):
-            at = float(circle.get("cx")), float(circle.get("cy"))
-            self.dots.setdefault((circle.get("fill"), circle.get("r")), []).append(at)
-        self.base, self.full = self.dots[BASE_COLOR, "5"][0], self.dots[ADAPTER_COLOR, "5"][0]
-        self.merges = [*self.dots.get((LIGHT_INK, "3"), []), *self.dots.get((MARK, "6"), [])]
-        self.texts = {
-            text.text: (float(text.get("x") or 0), float(text.get("y") or 0))
-            for text in self.svg.iter("text")
-        }
-
-
-def test_a_larger_nll_lies_further_right_and_further_up():
-    # Of the first text the base has the smallest NLL, of the second one the largest.
-    drawn = Drawn(base=(1, 5), full=(3, 3), trail=[(2, 4), (4, 3.5)])
-    assert drawn.base[0] < drawn.merges[0][0] < drawn.full[0] < drawn.merges[1][0]
-    # y grows downwards.
-    assert drawn.base[1] < drawn.merges[0][1] < drawn.merges[1][1] < drawn.full[1]
+def test_two_runs_are_compared():
+    one, other = run("mine", "so it was"), run("yours", "so he was", nll=(2.0, 5.0, 6.5))
+    made = ElementTree.fromstring(f"<all>{view.compared(one, other)}</all>")
+    assert ["".join(mark.itertext()) for mark in made.iter("mark")] == ["he"]
+    lines = [["".join(cell.itertext()) for cell in row] for row in made.iter("tr")]
+    assert lines[0] == ["nats per token", "mine", "yours", "yours less mine, 95 %"]
+    # (2 + 5 + 6.5 - 3 - 5 - 7) / 6, and its interval is that of the differences by passage.
+    name, first, second, difference = lines[1]
+    assert (name, first, second) == ("NLL on one", "2.500", "2.250")
+    change = other.readings[0].less(one.readings[0])
+    assert change.value == pytest.approx(-0.25)
+    low, high = (f"{end:+.3f}".replace("-", "\u2212") for end in (change.low, change.high))
+    assert difference == f"\u22120.250 [{low}, {high}]"
+    assert change.low < -0.25 < change.high
+    assert "asked differently" not in view.compared(one, other)
 
 
-def test_the_plane_is_true_to_scale():
-    drawn = Drawn(base=(1, 5), full=(3, 3), trail=[(2, 4), (1.5, 3.5)])
-    for axis in (0, 1):
-        base, full, first, last = (point[axis] for point in (drawn.base, drawn.full, *drawn.merges))
-        assert first == pytest.approx((base + full) / 2, abs=0.11)
-        share = (0.25, 0.75)[axis]
-        assert last == pytest.approx(base + share * (full - base), abs=0.11)
-    way = drawn.svg.find("polyline").get("points")
-    assert [tuple(map(float, point.split(","))) for point in way.split()] == drawn.merges
-
-
-def test_axes_names_and_labels_are_those_of_their_points():
-    drawn = Drawn(base=(1, 5), full=(3, 3), trail=[(2, 4)])
-    for name, point in (("base", drawn.base), ("full LoRA", drawn.full)):
-        assert drawn.texts[name][1] == pytest.approx(point[1] + 4, abs=0.11)
-    assert drawn.texts["merged"][0] == pytest.approx(drawn.merges[0][0] + 9, abs=0.11)
-    # The middle mark of each axis is half-way between base and full LoRA.
-    middle = drawn.texts["2.00"], drawn.texts["4.00"]
-    assert middle[0][0] == pytest.approx(drawn.merges[0][0], abs=0.11)
-    assert middle[1][1] == pytest.approx(drawn.merges[0][1] + 4, abs=0.11)
-    across, up = (text for text in drawn.svg.iter("text") if "NLL on" in text.text)
-    assert "one" in across.text
-    assert across.get("transform") is None
-    assert "two" in up.text
-    assert "rotate(-90)" in up.get("transform")
-    assert drawn.svg.get("aria-label") == (
-        "NLL on one and two: base 1.000, 5.000; full LoRA 3.000, 3.000; merged 2.000, 4.000"
-    )
-
-
-def test_a_plane_without_a_merge():
-    drawn = Drawn(base=(1, 5), full=(1, 5), trail=[])
-    assert drawn.merges == []
-    assert "merged" not in drawn.svg.get("aria-label")
+def test_what_cannot_be_compared_is_said():
+    one, other = run("mine", "so"), run("yours", "so", prompt="Out", texts=(("x", "y"), TEXTS[1]))
+    made = view.compared(one, other)
+    assert "The two were asked differently. They were not both measured on one." in made
+    assert "NLL on two" in made
+    assert "NLL on one" not in made
+    unasked = replace(one, question=None, answer="", readings=None)
+    made = view.compared(unasked, other)
+    assert "no answer" in made
+    assert "<table" not in made
 
 
 def test_colours_are_those_of_the_pictures():

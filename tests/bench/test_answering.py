@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from labkit.bench.answers import Answers, pieces
+from labkit.bench.answering import Answers, pieces
 from labkit.gradients.gradient import Gradient
 from tests.tiny import make_letters
 
