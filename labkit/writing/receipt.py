@@ -194,7 +194,7 @@ class Receipt(Summary):
         )
         if self.taken_over:
             yield (
-                "taken over",
+                "reused",
                 f"{len(self.taken_over.tensors)} of the {len(self.tensors)} changed tensors, from "
                 f"{self.taken_over.folder}",
             )

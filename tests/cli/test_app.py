@@ -45,7 +45,7 @@ def test_merge_and_verify(tiny_base, tiny_adapter, tmp_path):
         assert (again / file.name).read_bytes() == file.read_bytes()
     options = ("--weights", "0x2,0.5,0.25", "--from", out, "--out", again, "--overwrite")
     done = labkit("merge", tiny_base, tiny_adapter, *options)
-    assert f"taken over  7 of the 14 changed tensors, from {out}" in done.stdout, done
+    assert f"reused   7 of the 14 changed tensors, from {out}" in done.stdout, done
 
 
 def test_what_a_recipe_reads_is_said_before(tiny_base, tiny_adapter, tmp_path):
