@@ -130,6 +130,25 @@ def require_address_space(size: int) -> None:
         )
 
 
+def free_memory() -> int | None:
+    """Bytes of memory that can be taken: what the system has left, or a container's limit leaves.
+
+    None where the system does not tell.
+    """
+    left = []
+    with suppress(OSError, ValueError, KeyError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        left.append(1024 * int(lines["MemAvailable"].split()[0]))
+    with suppress(OSError, ValueError, KeyError):  # "max" is no number: there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit, taken = (int((group / f"memory.{one}").read_text()) for one in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # Files that nobody has looked at lately give way.
+        left.append(limit - taken + int(stat["inactive_file"]))
+    return max(0, min(left)) if left else None
+
+
 def calculate_by_the_standard() -> None:
     """Let this thread's processor calculate by IEEE 754, whatever other code has set.
 

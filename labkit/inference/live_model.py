@@ -1,10 +1,14 @@
 """A model in memory whose layer weights can be turned while it runs.
 
-The base is loaded once, with transformers, and the adapters are attached to it with PEFT. PEFT adds
+The base is loaded once, with transformers, and plain LoRAs are attached to it with PEFT. PEFT adds
 `scaling · B(A x)` to what a module gives; a layer weight multiplies that scaling and touches no
 weight of the model (`peft.tuners.lora.layer.Linear.forward`). The base and the whole LoRA are the
 same model with the weights 0 and 1. Several mixtures can run in one batch, where each row has a
 scaling of its own; three of them take about as long as one.
+
+All other kinds of change (DoRA, parameters that were trained whole, experts, full models) are
+merged in the model's memory when their weights change: see `merged_tensors`. A batch of mixtures
+that differ in those runs one mixture after the other.
 """
 
 from __future__ import annotations
@@ -14,10 +18,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,16 +31,21 @@ from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.inference.loading import (
     attach,
+    dtype_that_fits,
     load_model,
     load_tokenizer,
-    require_exact,
+    turned_and_merged,
 )
+from labkit.inference.merged_tensors import MergedTensors
+from labkit.inference.places import Places
+from labkit.inference.quantising import quiet_bitsandbytes, require_kind
 from labkit.machine import choose_device
-from labkit.merging.planning import plan
+from labkit.merging.planning import Change, plan
 from labkit.merging.recipe import Recipe, Term, as_gradient
-from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.full_model import open_source
 from labkit.models.names import without_wrappers
+from labkit.models.source import Source
 
 Weights = Gradient | str | Sequence[float]
 
@@ -59,47 +69,60 @@ class Mix:
 
 def live(
     base: Checkpoint | str | Path,
-    *adapters: Adapter | str | Path,
+    *adapters: Source | Checkpoint | str | Path,
     rest: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: Literal["nf4", "int8"] | None = None,
 ) -> LiveModel:
     """Load a base model with adapters attached, their layer weights free to turn.
+
+    Plain LoRA is turned by its scaling. All else (DoRA, saved modules, biases, embeddings, experts
+    of a stack, full models) is merged in memory when a weight changes, as a merge writes it; that
+    keeps the base's numbers of those tensors in memory beside the model.
 
     The same base and adapters, while they are still in memory, are not loaded again: running a
     cell twice does not hold two copies.
 
     Args:
         base: the base model.
-        adapters: one or more LoRAs.
+        adapters: one or more LoRAs; or full models of the base's architecture.
         rest: the weight of what adapters change outside the layers, as in a recipe.
         device: "cuda", "mps", "cpu", or "auto" for the best there is.
-        dtype: "float32", "bfloat16", "float16"; "auto" is float32 on a CPU and the base's own
-            elsewhere.
+        dtype: "float32", "bfloat16", "float16"; "auto" is the base's own on a GPU, and on a CPU
+            float32, or bfloat16 where float32 does not fit in the free memory.
+        quantize: "nf4" (4 bits) or "int8", for bases that are too large: an approximation, in which
+            plain LoRA alone is heard. `quantised_kl` measures it. Needs
+            `pip install 'labkit[quantize]'`.
 
     Raises:
-        LabkitError: no adapter, one for which a layer weight is more than a scaling (DoRA, saved
-            modules), whatever `plan` refuses, a device that is not there, or a model that
-            transformers or PEFT cannot load without running code from the folder.
+        LabkitError: no adapter, whatever `plan` refuses, another number of tokens than the base's,
+            a device that is not there, or a model that transformers cannot load without running
+            code from the folder.
     """
     checkpoint = Checkpoint.open(base)
-    opened = tuple(map(Adapter.open, adapters))
+    opened = tuple(map(open_source, adapters))
     if not opened:
         raise LabkitError("a live model needs at least one adapter beside the base")
-    for adapter in opened:
-        require_exact(adapter)
     chosen = choose_device(device, ("cuda", "mps", "cpu"))
-    kind = ("float32" if chosen == "cpu" else "auto") if dtype == "auto" else dtype
-    if kind not in ("auto", "float32", "bfloat16", "float16"):
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise LabkitError(
             f"the dtype {shown(dtype)!r} is unknown; expected auto, float32, bfloat16 or float16"
         )
+    require_kind(quantize, chosen)
     folders = tuple(one.folder.resolve() for one in opened)
-    key = (checkpoint.folder.resolve(), folders, rest, chosen, kind)
-    found = _open.get(key)
+    key = (checkpoint.folder.resolve(), folders, rest, chosen, quantize)
+    kind, note = dtype, ""
+    if dtype == "auto" and quantize is not None:
+        kind = "bfloat16"
+    elif dtype == "auto" and chosen == "cpu":
+        kind = "float32"
+        if (*key, kind) not in _open:
+            kind, note = dtype_that_fits(checkpoint, opened)
+    found = _open.get((*key, kind))
     if found is None or found.freed:
-        found = LiveModel(checkpoint, opened, rest, chosen, kind)
-        _open[key] = found
+        found = LiveModel(checkpoint, opened, rest, chosen, kind, quantize, note)
+        _open[*key, kind] = found
     # A model begins with the whole LoRA.
     found.weights = dict.fromkeys(range(len(opened)), Gradient.constant(checkpoint.layers))
     return found
@@ -124,30 +147,47 @@ class LiveModel:
 
     Attributes:
         base: the base model's files.
-        adapters: the adapters' files.
+        adapters: the adapters' files; a full model that is added to the base is one of them.
         rest: the weight outside the layers.
         device: where it runs.
+        quantize: how the base's linear modules are quantised in memory; None if they are not.
+        note: why the model is in another dtype than float32 on a CPU, where that was not asked for.
+        loras: for each adapter the plain LoRA modules that are turned: PEFT's layer, its key in it,
+            and the scaling of a weight of 1.
         tokenizer: the base's tokenizer, as transformers has it.
     """
 
     def __init__(
         self,
         base: Checkpoint,
-        adapters: tuple[Adapter, ...],
+        adapters: tuple[Source, ...],
         rest: float | None,
         device: str,
         dtype: str,
+        quantize: str | None = None,
+        note: str = "",
     ) -> None:
         self.base, self.adapters, self.rest, self.device = base, adapters, rest, device
+        self.quantize, self.note, self._dtype = quantize, note, dtype
         ones = Gradient.constant(base.layers)
         self._terms = tuple(Term(adapter, ones) for adapter in adapters)
-        # The plan refuses what would be attached wrongly, and knows each module's layer.
-        ledger = plan(Recipe(base, self._terms, rest)).ledger
-        self._layers = {(row.adapter, row.tensor): row.layer for row in ledger if row.base_tensor}
-        self._model: Any = load_model(base, dtype, device)
-        self.loras = attach(self._model, adapters, self._layers)
+        changes = _changes(Recipe(base, self._terms, rest))
+        # For each adapter, the layer of every module that it changes; None outside the layers.
+        self._layers: list[dict[str, int | None]] = [
+            {
+                one.part.name: change.layer
+                for change in changes
+                for one in change.contributions
+                if one.term == number
+            }
+            for number in range(len(adapters))
+        ]
+        self._model: Any = load_model(base, dtype, device, quantize)
+        turned, merged = turned_and_merged(self._model, changes)
+        self._merged = MergedTensors(Places(self._model, base), merged, adapters)
+        self.loras = attach(self._model, turned, len(adapters))
         self.tokenizer: Any = load_tokenizer(base)
-        # One forward pass at a time: the scalings belong to the whole model.
+        # One forward pass at a time: scalings and merged tensors belong to the whole model.
         self._lock = threading.RLock()
         self._mix = self.mix(self._terms)
 
@@ -163,7 +203,7 @@ class LiveModel:
         """
         if len(self._terms) == 1:
             return self._terms[0].weights
-        return {term.adapter.name: term.weights for term in self._terms}
+        return {term.source.name: term.weights for term in self._terms}
 
     @weights.setter
     def weights(self, weights: Weights | Mapping[Any, Weights]) -> None:
@@ -203,23 +243,23 @@ class LiveModel:
             rest = float(self.rest or 0)
         if isinstance(terms, Gradient):
             terms = [Term(adapter, terms) for adapter in self.adapters]
-        if [term.adapter.folder for term in terms] != [adapter.folder for adapter in self.adapters]:
+        if [term.source.folder for term in terms] != [adapter.folder for adapter in self.adapters]:
             raise LabkitError("the terms are not of this model's adapters, in its order")
         mixed = []
-        for term in terms:
+        for term, layers in zip(terms, self._layers, strict=True):
             for gradient in (term.weights, *term.weights_for.values()):
-                gradient.require(self.base.layers, f"adapter {shown(term.adapter.name)}")
-            of_module = {}
-            for name, module in term.adapter.modules.items():
-                layer = self._layers.get((term.adapter.name, module.a.name))
-                of_module[name] = rest if layer is None else term.gradient_for(name)[layer]
-            mixed.append(of_module)
+                gradient.require(self.base.layers, f"{term.source.kind} {shown(term.source.name)}")
+            mixed.append(
+                {
+                    name: rest if layer is None else term.gradient_for(name)[layer]
+                    for name, layer in layers.items()
+                }
+            )
         return Mix(tuple(mixed))
 
     def layer_of(self, adapter: int, module: str) -> int | None:
         """The layer of a module that an adapter changes; None outside the layers."""
-        found = self.adapters[adapter]
-        return self._layers.get((found.name, found.modules[module].a.name))
+        return self._layers[adapter][module]
 
     def _named(self, weights: Mapping[Any, Weights]) -> list[Term]:
         terms = list(self._terms)
@@ -234,13 +274,14 @@ class LiveModel:
             old = terms[index]
             gradient = as_gradient(value)
             terms[index] = (
-                Term(old.adapter, old.weights, {**old.weights_for, pattern: gradient})
+                Term(old.source, old.weights, {**old.weights_for, pattern: gradient})
                 if pattern
-                else Term(old.adapter, gradient)
+                else Term(old.source, gradient)
             )
         return terms
 
-    def _apply(self, mixes: Sequence[Mix]) -> None:
+    def _turn(self, mixes: Sequence[Mix]) -> None:
+        """Scale what plain LoRAs add: one mixture for all rows, or one for each."""
         for index, modules in enumerate(self.loras):
             for name, (module, adapter_name, scaling) in modules.items():
                 weights = [mix.weights[index][name] * scaling for mix in mixes]
@@ -251,33 +292,65 @@ class LiveModel:
                     rows = torch.tensor(weights, device=self.device).view(-1, 1, 1)
                     module.scaling[adapter_name] = rows
 
+    def _together(self, mixes: Sequence[Mix]) -> list[list[int]]:
+        """The numbers of mixtures that can run in one batch, as they are merged alike."""
+        groups: dict[Any, list[int]] = {}
+        for row, mix in enumerate(mixes):
+            groups.setdefault(self._merged.key(mix.weights), []).append(row)
+        return list(groups.values())
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """Entered while nothing else may run the model: other threads wait.
+
+        For what is done with what `forward_weighted` gave: a backward pass needs the model's
+        tensors as they were.
+        """
+        return self._lock
+
     # What it answers
 
     def forward(self, tokens: Tensor, mixes: Sequence[Mix] = (), cache: Any = None) -> Any:
         """Run the model over rows of tokens, each row with its own mixture.
 
+        Rows whose mixtures differ in tensors that are merged run one after the other.
+
         Args:
             tokens: shape rows × length.
             mixes: one mixture for each row; for all rows the one in force if left out.
-            cache: what an earlier pass returned as `past_key_values`.
+            cache: what an earlier pass returned as `past_key_values`, of the same mixtures.
 
         Returns:
-            transformers' output: `logits` of shape rows × length × vocabulary.
+            an output with `logits` of shape rows × length × vocabulary, and `past_key_values`.
 
         Raises:
             LabkitError: the model was freed.
         """
         with self._lock, torch.inference_mode():
-            model = self._loaded()
-            self._apply(mixes or [self._mix])  # one mixture is that of every row
+            mixes = mixes or [self._mix]  # one mixture is that of every row
+            groups = self._together(mixes)
+            if len(groups) == 1:
+                return self._run(tokens, mixes, cache)
+            outputs = [
+                self._run(tokens[rows], [mixes[row] for row in rows], cache and cache[number])
+                for number, rows in enumerate(groups)
+            ]
+            logits = torch.cat([output.logits for output in outputs])
+            order = torch.tensor([row for rows in groups for row in rows]).argsort()
+            caches = [output.past_key_values for output in outputs]
+            return SimpleNamespace(logits=logits[order], past_key_values=caches)
+
+    def _run(self, tokens: Tensor, mixes: Sequence[Mix], cache: Any) -> Any:
+        """One pass, of mixtures that are merged alike."""
+        model = self._loaded()
+        self._merged.put(mixes[0].weights)
+        self._turn(mixes)
+        with quiet_bitsandbytes():
             return model(input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True)
 
     @property
     def module_names(self) -> list[tuple[int, str]]:
         """Every module that an adapter changes: the adapter's number, and the module's name."""
-        return [
-            (index, name) for index, adapter in enumerate(self.adapters) for name in adapter.modules
-        ]
+        return [(index, name) for index, layers in enumerate(self._layers) for name in layers]
 
     @property
     def config(self) -> Any:
@@ -302,10 +375,14 @@ class LiveModel:
     ) -> Tensor:
         """Run the model over padded rows, with a weight for every module; gradients flow to them.
 
+        Gradients of modules that are merged need the model as it is until the backward pass: enter
+        `alone()` around both.
+
         Args:
             tokens: shape rows × length.
             mask: 1 where there is a token, of the same shape.
-            weights: shape rows × modules, or modules, in the order of `module_names`.
+            weights: shape rows × modules, or modules, in the order of `module_names`. Of modules
+                that are merged all rows have the same.
             around: entered for this pass alone, such as `LayerOutputs.kept()`.
 
         Returns:
@@ -314,25 +391,32 @@ class LiveModel:
         Raises:
             LabkitError: the model was freed.
         """
-        with self._lock:
+        with self._lock, ExitStack() as stack:
             model = self._loaded()
             columns = {key: number for number, key in enumerate(self.module_names)}
-            try:
-                for index, modules in enumerate(self.loras):
-                    for name, (module, adapter_name, scaling) in modules.items():
-                        weight = weights[..., columns[index, name]] * scaling
-                        # The backward pass needs its own tensors, and none of the module's.
-                        module.scaling[adapter_name] = weight.to(model.dtype).view(-1, 1, 1)
-                with around or nullcontext():
-                    found = model(
-                        input_ids=tokens.to(self.device),
-                        attention_mask=mask.to(self.device),
-                        use_cache=False,
-                    )
-            finally:
-                self._apply([self._mix])
+            self._merged.put(self._mix_of(weights).weights)
+            stack.callback(self._turn, [self._mix])
+            for index, modules in enumerate(self.loras):
+                for name, (module, adapter_name, scaling) in modules.items():
+                    weight = weights[..., columns[index, name]] * scaling
+                    # The backward pass needs its own tensors, and none of the module's.
+                    module.scaling[adapter_name] = weight.to(model.dtype).view(-1, 1, 1)
+            stack.enter_context(quiet_bitsandbytes())
+            stack.enter_context(around or nullcontext())
+            found = model(
+                input_ids=tokens.to(self.device),
+                attention_mask=mask.to(self.device),
+                use_cache=False,
+            )
             logits: Tensor = found.logits[:, :-1]
             return logits
+
+    def _mix_of(self, weights: Tensor) -> Mix:
+        """The mixture that weights for every module are; of several rows that of the first."""
+        first = weights.detach().reshape(-1, weights.shape[-1])[0].cpu()
+        # 0.1 came as a float32, and is merged as 0.1: the shortest decimal of that float32.
+        decimals = iter([float(str(value)) for value in first.float().numpy()])
+        return Mix(tuple({name: next(decimals) for name in layers} for layers in self._layers))
 
     @contextmanager
     def held(self, mix: Mix) -> Iterator[Any]:
@@ -345,11 +429,13 @@ class LiveModel:
         """
         with self._lock:
             model = self._loaded()
-            self._apply([mix])
+            self._merged.put(mix.weights)
+            self._turn([mix])
             try:
-                yield model
+                with quiet_bitsandbytes():
+                    yield model
             finally:
-                self._apply([self._mix])
+                self._turn([self._mix])
 
     def _loaded(self) -> Any:
         """The model, which another thread may have freed since the last look."""
@@ -453,9 +539,10 @@ class LiveModel:
     ) -> Iterator[list[int | None]]:
         """Stream answers of several mixtures side by side: one token for each row, step by step.
 
-        A row that has ended gives None. All rows share one sequence of random numbers (Gumbel noise
-        added to `logits / temperature`, of which the largest is taken), so that two answers differ
-        because the weights do, and not by chance.
+        A row that has ended gives None, and so does one whose turn has not come: mixtures that
+        differ in tensors that are merged answer one after the other. All rows share one sequence of
+        random numbers (Gumbel noise added to `logits / temperature`, of which the largest is
+        taken), so that two answers differ because the weights do, and not by chance.
 
         Args:
             prompt: the text to go on from.
@@ -464,6 +551,15 @@ class LiveModel:
             temperature: 0 always takes the most probable token.
             seed: of the random numbers.
         """
+        groups = self._together(mixes)
+        if len(groups) > 1:
+            # To merge anew for every token would take far longer than to read the prompt again.
+            for group in groups:
+                some = [mixes[row] for row in group]
+                for step in self.stream(prompt, some, max_tokens, temperature, seed):
+                    of_row = dict(zip(group, step, strict=True))
+                    yield [of_row.get(row) for row in range(len(mixes))]
+            return
         rows = max(1, len(mixes))
         ends = self._end_tokens()
         generator = torch.Generator().manual_seed(seed)
@@ -499,14 +595,42 @@ class LiveModel:
         return self._model is None
 
     def free(self) -> None:
-        """Free its memory; after that it cannot answer any more."""
+        """Free its memory; after that it cannot answer any more.
+
+        Whoever still holds transformers' model has the base then.
+        """
         with self._lock:
+            if self._model is not None:
+                base = self.mix(0.0)
+                self._merged.put(base.weights)
+                self._turn([base])
             self._model = None
             self.loras = []
+            self._merged.tensors = []
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
     def __repr__(self) -> str:
         names = " + ".join(map(shown, (self.base.name, *(one.name for one in self.adapters))))
-        return f"LiveModel {names} on {self.device}{', freed' if self.freed else ''}"
+        said = [f"LiveModel {names} on {self.device}{f' ({self.note})' if self.note else ''}"]
+        if self.quantize:
+            said.append(f"an approximation, as it is quantised to {self.quantize}")
+        if self.freed:
+            said.append("freed")
+        return ", ".join(said)
+
+
+def _changes(recipe: Recipe) -> list[Change]:
+    """All that a recipe changes, at any weight.
+
+    Raises:
+        LabkitError: what `plan` refuses. The plan knows what belongs where.
+    """
+    resolved = plan(recipe)
+    if recipe.rest == 0:
+        # The whole of an adapter, at the weight 1, has what lies outside the layers, too; unless
+        # no merge of it could have that.
+        with suppress(LabkitError):
+            resolved = plan(replace(recipe, rest=1.0))
+    return list(resolved.changes.values())

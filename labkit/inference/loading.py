@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from labkit.errors import LabkitError, shown
+from labkit.inference.quantising import quantised_by, quiet_bitsandbytes
+from labkit.machine import free_memory
+from labkit.merging.planning import Change
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.kinds.lora import LoraModule
-from labkit.models.model_files import ADAPTER_WEIGHTS, is_of_tokenizer
+from labkit.models.model_files import is_of_tokenizer
 from labkit.models.names import canonical
-
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of the base model's modules."""
+from labkit.models.source import Source
 
 
-def require_exact(adapter: Adapter) -> None:
-    """Check that turning PEFT's scaling is exactly what a merge at that layer weight does.
-
-    Raises:
-        LabkitError: DoRA, saved modules, trained biases or embeddings, for which it is not; or a
-            file that PEFT does not read as safetensors.
-    """
-    adapter.require_plain("a live model")
-    if adapter.file.path.name != ADAPTER_WEIGHTS:
-        raise LabkitError(
-            f"a live model reads {ADAPTER_WEIGHTS} only, and {shown(adapter.name)} holds "
-            f"{shown(adapter.file.path.name)}; convert it, or merge it instead (labkit merge)"
-        )
-
-
-def load_model(base: Checkpoint, dtype: str, device: str) -> Any:
+def load_model(base: Checkpoint, dtype: str, device: str, quantize: str | None = None) -> Any:
     """Load the base with transformers, without running code from its folder.
 
+    Args:
+        base: the base model.
+        dtype: torch's name of a dtype, or "auto" for the base's own.
+        device: where it is to run.
+        quantize: as in `live`.
+
     Raises:
-        LabkitError: transformers cannot load it.
+        LabkitError: transformers cannot load it, or bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    more: dict[str, Any] = {}
+    if quantize is not None:
+        # Modules are quantised as they are read: the whole model is never in memory.
+        more = {
+            "quantization_config": quantised_by(quantize, getattr(torch, dtype)),
+            "device_map": {"": device},
+        }
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # for what takes a second, it is only noise in a notebook
     try:
@@ -52,6 +54,7 @@ def load_model(base: Checkpoint, dtype: str, device: str) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            **more,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise LabkitError(
@@ -61,7 +64,25 @@ def load_model(base: Checkpoint, dtype: str, device: str) -> Any:
     finally:
         if bar:
             logging.enable_progress_bar()
-    return model.to(device).eval()
+    return (model if quantize else model.to(device)).eval()
+
+
+def dtype_that_fits(base: Checkpoint, sources: Sequence[Source]) -> tuple[str, str]:
+    """Choose a dtype on a CPU: float32, or bfloat16 where the free memory is too small for it.
+
+    Returns:
+        the dtype; and why it is not float32, else nothing.
+    """
+    free = free_memory()
+    elements = sum(tensor.elements for tensor in base.tensors.values())
+    plain = all(isinstance(one, Adapter) and one.plain for one in sources)
+    kept = 0 if plain else base.nbytes  # what is merged in memory needs the base's numbers
+    needed = 4 * elements + kept + WORKING_MEMORY
+    if free is None or needed <= free:
+        return "float32", ""
+    return "bfloat16", (
+        f"in bfloat16: float32 needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+    )
 
 
 def load_tokenizer(base: Checkpoint) -> Any:
@@ -87,68 +108,118 @@ def load_tokenizer(base: Checkpoint) -> Any:
         ) from error
 
 
+WORKING_MEMORY = 500_000_000
+"""Bytes of memory for a forward pass, and for a tensor that is being loaded."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A linear module of a model, and the plain LoRA that is turned on it.
+
+    Attributes:
+        module: the module's name in transformers' model.
+        source: the number of the source that the LoRA is of.
+        lora: its factors.
+    """
+
+    module: str
+    source: int
+    lora: LoraModule
+
+
+def turned_and_merged(model: Any, changes: Sequence[Change]) -> tuple[list[Turned], list[Change]]:
+    """Divide changes into those that PEFT's scaling turns exactly, and all others.
+
+    The first are plain LoRA on linear modules that the model has as the base's files do. The others
+    are merged in the model's memory.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    linear: dict[str, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
+            linear[canonical(name)].append(name)
+    turned: list[Turned] = []
+    merged: list[Change] = []
+    for change in changes:
+        name = change.tensor.name
+        modules = linear[canonical(name.removesuffix(".weight"))]
+        plain = [
+            Turned(modules[0], one.term, one.part)
+            for one in change.contributions
+            if (one.match.block, one.match.rows, one.match.expert) == (None, None, None)
+            and len(modules) == 1
+            and isinstance(one.part, LoraModule)
+            and one.part.plain
+            and change.shape == change.tensor.shape
+        ]
+        if len(plain) == len(change.contributions):
+            turned += plain
+        else:
+            merged.append(change)
+    return turned, merged
+
+
 def attach(
-    model: Any, adapters: Sequence[Adapter], layers: Mapping[tuple[str, str], int | None]
+    model: Any, turned: Sequence[Turned], sources: int
 ) -> list[dict[str, tuple[Any, str, float]]]:
-    """Attach adapters with PEFT: for each, module name -> (PEFT's layer, its key, its scaling).
+    """Attach LoRAs with PEFT: for each source, module name -> (PEFT's layer, its key, its scaling).
 
     Args:
         model: transformers' model.
-        adapters: what to attach.
-        layers: the layer of every tensor that a plan matched, by adapter and tensor name.
+        turned: what to attach where.
+        sources: how many sources there are.
 
     Raises:
-        LabkitError: PEFT attached other modules than the plan matched.
+        LabkitError: PEFT does not attach all of them.
     """
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
+    with quiet_bitsandbytes():
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
 
-    wrapped: Any = None
-    keys = [f"adapter_{index}" for index in range(len(adapters))]
-    with warnings.catch_warnings():
-        # PEFT warns of a base it does not know by name; what is attached is checked below.
-        warnings.simplefilter("ignore")
-        for key, adapter in zip(keys, adapters, strict=True):
-            if wrapped is None:
-                wrapped = PeftModel.from_pretrained(model, adapter.folder, adapter_name=key)
-            else:
-                wrapped.load_adapter(adapter.folder, adapter_name=key)
-    wrapped.base_model.set_adapter(keys)
-    wrapped.eval()
-    loras = []
-    for key, adapter in zip(keys, adapters, strict=True):
-        # The adapter's own spelling of each module's name, of which the plan speaks too.
-        spelled = {canonical(name): name for name in adapter.modules}
-        attached = {
-            name.removeprefix(PREFIX): (lora, key, float(lora.scaling[key]))
-            for name, lora in wrapped.named_modules()
-            if isinstance(lora, LoraLayer) and key in lora.scaling
-        }
-        loras.append({spelled.get(canonical(name), name): one for name, one in attached.items()})
-    for adapter, modules in zip(adapters, loras, strict=True):
-        expected = {
-            name
-            for name, module in adapter.modules.items()
-            if (adapter.name, module.a.name) in layers
-        }
-        if set(modules) != expected:
-            odd = shown(min(set(modules) ^ expected))
+    loras: list[dict[str, tuple[Any, str, float]]] = []
+    keys = []
+    for number in range(sources):
+        mine = {one.module: one.lora for one in turned if one.source == number}
+        key = f"adapter_{number}"
+        loras.append({})
+        if not mine:
+            continue
+        keys.append(key)
+        names = "|".join(map(re.escape, mine))
+        config = LoraConfig(
+            target_modules=f"({names})",
+            rank_pattern={re.escape(name): lora.rank for name, lora in mine.items()},
+            init_lora_weights=False,
+        )
+        with warnings.catch_warnings():
+            # PEFT warns of a base it does not know by name; what is attached is known here.
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(config, model, key)
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer) and key in module.lora_A:
+                lora = mine[name]
+                _fill(module, key, lora)
+                loras[-1][lora.name] = (module, key, lora.scaling)
+        if len(loras[-1]) != len(mine):
             raise LabkitError(
-                f"PEFT attached {len(modules)} modules of {shown(adapter.name)}, expected "
-                f"{len(expected)} (such as {odd!r}); the adapter was made for another model"
+                f"PEFT attached {len(loras[-1])} of {len(mine)} modules (such as "
+                f"{shown(min(mine))!r}); this version of PEFT does not know the model: merge "
+                "instead (labkit merge)"
             )
-        for name, (lora, key, _) in modules.items():
-            _fill(lora, key, adapter.modules[name])
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.set_adapter([key for key in keys if key in module.lora_A])
+    model.requires_grad_(False)
     return loras
 
 
-def _fill(lora: Any, key: str, module: LoraModule) -> None:
-    """Give PEFT's layer the factors of the file, as a merge reads them.
-
-    PEFT loads them by its own names, and leaves factors of other spellings as it made them: A
-    random and B 0. What is heard would then be the base, in silence.
-    """
+def _fill(layer: Any, key: str, lora: LoraModule) -> None:
+    """Give PEFT's layer the factors of the file, as a merge reads them."""
+    a, b = (torch.from_numpy(factor.read()) for factor in (lora.a, lora.b))
+    if lora.turned:
+        a, b = a.T, b.T
     with torch.no_grad():
-        for layer, stored in ((lora.lora_A[key], module.a), (lora.lora_B[key], module.b)):
-            values = torch.from_numpy(stored.read())
-            layer.weight.copy_(values.to(layer.weight.dtype))
+        for linear, values in ((layer.lora_A[key], a), (layer.lora_B[key], b)):
+            linear.float()  # also beside a weight of 16 bits
+            linear.weight.copy_(values)

@@ -43,12 +43,9 @@ class Adapter(Source):
         parts: everything it changes, in the order of the file.
         modules: name of the base's module -> its LoRA's factors and scaling, of linear modules and
             embeddings; of DoRA those of the direction.
-        trained_on: files with the text that it was trained on, where they are known; whoever opens
-            it may name them, so that measurements on that text warn.
     """
 
     kind = "adapter"
-    trained_on: tuple[str | Path, ...] = ()
 
     def __init__(self, reference: str | Path) -> None:
         """Open a folder or a hub id (`owner/name[@revision][:subfolder]`).

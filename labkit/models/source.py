@@ -21,10 +21,13 @@ class Source(Opened):
     Attributes:
         kind: what it is, as plans and cards name it: "adapter", "model".
         parts: everything it changes, in the order of its file.
+        trained_on: files with the text that it was trained on, where they are known; whoever opens
+            it may name them, so that measurements on that text warn.
     """
 
     kind: ClassVar[str]
     parts: tuple[Part, ...]
+    trained_on: tuple[str | Path, ...] = ()
 
     @property
     @abstractmethod

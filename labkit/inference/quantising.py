@@ -1,0 +1,70 @@
+"""Quantised models in memory: large bases on small machines, by bitsandbytes.
+
+Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, arXiv 2305.14314 (NF4);
+"LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale", 2022, arXiv 2208.07339.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from labkit.errors import LabkitError, shown
+
+KINDS = {"nf4": "4 bits", "int8": "8 bits"}
+"""How linear modules can be quantised, and bits for each of their weights."""
+
+
+def require_kind(quantize: str | None, device: str) -> None:
+    """Check how a model is to be quantised.
+
+    Raises:
+        LabkitError: an unknown way, or a device that bitsandbytes does not know.
+    """
+    if quantize is None:
+        return
+    if quantize not in KINDS:
+        raise LabkitError(f"quantize is {shown(repr(quantize))}; expected {' or '.join(KINDS)}")
+    if device not in ("cpu", "cuda"):
+        raise LabkitError(f"bitsandbytes quantises on cpu and cuda, not on {device}; choose one")
+
+
+def quantised_by(quantize: str, dtype: Any) -> Any:
+    """Transformers' config for a quantised model.
+
+    Args:
+        quantize: "nf4" or "int8".
+        dtype: torch's dtype, in which is calculated.
+
+    Raises:
+        LabkitError: bitsandbytes is not installed.
+    """
+    try:
+        with quiet_bitsandbytes():
+            import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise LabkitError(
+            "bitsandbytes is not installed, which quantises models in memory; install it with "
+            "pip install 'labkit[quantize]'"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+@contextmanager
+def quiet_bitsandbytes() -> Iterator[None]:
+    """Keep back what bitsandbytes logs of kernels that could be quicker, and of its own casts."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
