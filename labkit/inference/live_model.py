@@ -36,6 +36,7 @@ from labkit.inference.loading import (
     load_tokenizer,
     turned_and_merged,
 )
+from labkit.inference.merged_slopes import flowing
 from labkit.inference.merged_tensors import MergedTensors
 from labkit.inference.places import Places
 from labkit.inference.quantising import quiet_bitsandbytes, require_kind
@@ -381,26 +382,31 @@ class LiveModel:
         Args:
             tokens: shape rows × length.
             mask: 1 where there is a token, of the same shape.
-            weights: shape rows × modules, or modules, in the order of `module_names`. Of modules
-                that are merged all rows have the same.
+            weights: shape rows × modules, or modules, in the order of `module_names`. All rows
+                have the same where some modules are merged.
             around: entered for this pass alone, such as `LayerOutputs.kept()`.
 
         Returns:
             logits of all positions but the last, shape rows × (length - 1) × vocabulary.
 
         Raises:
-            LabkitError: the model was freed.
+            LabkitError: the model was freed, or gradients are asked for through a module that torch
+                does not differentiate forwards.
+            ValueError: rows of different weights for modules that are merged.
         """
         with self._lock, ExitStack() as stack:
             model = self._loaded()
             columns = {key: number for number, key in enumerate(self.module_names)}
-            self._merged.put(self._mix_of(weights).weights)
+            if self._merged.tensors:
+                self._merged.put(self._mix_of(weights).weights)
             stack.callback(self._turn, [self._mix])
             for index, modules in enumerate(self.loras):
                 for name, (module, adapter_name, scaling) in modules.items():
                     weight = weights[..., columns[index, name]] * scaling
                     # The backward pass needs its own tensors, and none of the module's.
                     module.scaling[adapter_name] = weight.to(model.dtype).view(-1, 1, 1)
+            if weights.requires_grad and self._merged.tensors:
+                stack.enter_context(flowing(model, self._merged, weights, columns))
             stack.enter_context(quiet_bitsandbytes())
             stack.enter_context(around or nullcontext())
             found = model(
@@ -412,8 +418,15 @@ class LiveModel:
             return logits
 
     def _mix_of(self, weights: Tensor) -> Mix:
-        """The mixture that weights for every module are; of several rows that of the first."""
-        first = weights.detach().reshape(-1, weights.shape[-1])[0].cpu()
+        """The mixture that weights for every module are.
+
+        Raises:
+            ValueError: the rows have different ones.
+        """
+        rows = weights.detach().reshape(-1, weights.shape[-1]).cpu()
+        first = rows[0]
+        if not torch.equal(rows, first.expand_as(rows)):
+            raise ValueError("rows of different weights, where modules are merged in memory")
         # 0.1 came as a float32, and is merged as 0.1: the shortest decimal of that float32.
         decimals = iter([float(str(value)) for value in first.float().numpy()])
         return Mix(tuple({name: next(decimals) for name in layers} for layers in self._layers))
@@ -630,7 +643,9 @@ def _changes(recipe: Recipe) -> list[Change]:
     resolved = plan(recipe)
     if recipe.rest == 0:
         # The whole of an adapter, at the weight 1, has what lies outside the layers, too; unless
-        # no merge of it could have that.
+        # no merge of it, or no live model, could have that.
         with suppress(LabkitError):
-            resolved = plan(replace(recipe, rest=1.0))
+            whole = plan(replace(recipe, rest=1.0))
+            if whole.vocabulary_size is None:
+                resolved = whole
     return list(resolved.changes.values())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class MergedTensor:
 
     Attributes:
         change: what is added to it, at any weight.
+        parameter: the model's parameter that it lies in, perhaps among others.
         values: the model's memory, in the shape of the base's tensor.
         base: the base's bytes.
         weights: that of each contribution, as they are in force; None where that is not known,
@@ -47,6 +48,7 @@ class MergedTensor:
     """
 
     change: Change
+    parameter: Tensor
     values: Tensor
     base: bytearray = field(repr=False)
     weights: tuple[float, ...] | None
@@ -134,9 +136,10 @@ class MergedTensors:
         self.tensors: list[MergedTensor] = []
         taken: set[tuple[int, tuple[int, ...]]] = set()
         for change in changes:
-            values = places.of(change.tensor)
-            if values is None:
+            place = places.of(change.tensor)
+            if place is None:
                 continue
+            parameter, values = place
             where = (values.data_ptr(), tuple(values.shape))
             if where in taken:
                 continue  # the head of a base whose embedding serves as head
@@ -151,7 +154,7 @@ class MergedTensors:
             stored = change.tensor.read_bytes()
             require_equal(values, as_torch(stored, change.tensor), change.tensor)
             none = (0.0,) * len(change.contributions)
-            self.tensors.append(MergedTensor(change, values, stored, none))
+            self.tensors.append(MergedTensor(change, parameter, values, stored, none))
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -190,14 +193,6 @@ class MergedTensors:
         with torch.no_grad(), in_parallel(merge, jobs) as done:
             for _ in done:
                 pass
-
-    def of_module(self, module: torch.nn.Module) -> Iterator[tuple[str, Tensor, MergedTensor]]:
-        """The merged tensors in a module's own parameters: the parameter's name, it, the tensor."""
-        for name, parameter in module.named_parameters(recurse=False):
-            start, size = parameter.data_ptr(), parameter.nbytes
-            for one in self.tensors:
-                if start <= one.values.data_ptr() < start + size:
-                    yield name, parameter, one
 
 
 def _as_array(values: Tensor, code: str) -> Any:

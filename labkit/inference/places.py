@@ -49,8 +49,11 @@ class Places:
         found = self._place(tensor)
         return None if found is None else found[0]
 
-    def of(self, tensor: StoredTensor) -> Tensor | None:
-        """The memory of a base's tensor, in its shape; None for what the model does not load.
+    def of(self, tensor: StoredTensor) -> tuple[Tensor, Tensor] | None:
+        """The memory of a base's tensor; None for what the model does not load.
+
+        Returns:
+            the parameter that it lies in, and the view of it that has the tensor's shape.
 
         Raises:
             LabkitError: the model holds it in another form.
@@ -60,7 +63,7 @@ class Places:
             if self._all_are_known():
                 return None  # layers for other tasks, say, which transformers leaves in the file
             raise LabkitError(_another_form(tensor, "has no such parameter"))
-        values = found[1].detach()
+        whole, values = found[0], found[1].detach()
         if not values.is_floating_point():
             raise LabkitError(
                 f"the model is quantised in memory, where plain LoRA alone can be turned, and "
@@ -69,7 +72,7 @@ class Places:
             )
         if values.shape != tensor.shape:
             raise LabkitError(_another_form(tensor, f"has the shape {tuple(values.shape)} there"))
-        return values
+        return whole, values
 
     def _place(self, tensor: StoredTensor) -> tuple[Tensor, Tensor] | None:
         """The parameter, and the view of it that has the tensor's shape where names are right."""

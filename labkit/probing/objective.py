@@ -101,8 +101,9 @@ class Objective:
                 share = 1 / (len(reads) * read.counts.sum())
                 for index, batch in enumerate(read.batches):
                     leaf = self._on_device(weights).requires_grad_(True)
-                    loss = losses(batch, leaf, (number, index)).sum()
-                    (slope,) = torch.autograd.grad(loss, leaf)
+                    with self._model.alone():
+                        loss = losses(batch, leaf, (number, index)).sum()
+                        (slope,) = torch.autograd.grad(loss, leaf)
                     value += share * float(loss.detach())
                     slopes += share * slope.double().cpu().numpy()
             found.append((value, slopes))

@@ -221,9 +221,10 @@ class Reader:
         flat = torch.tensor(mix.flat(), dtype=torch.float32, device=self.model.device)
         for batch in self.batches:
             weights = flat.expand(len(batch.tokens), -1).clone().requires_grad_(True)
-            logits = self.model.forward_weighted(batch.tokens, batch.mask, weights)
-            losses = _by_row(_nll(logits, batch), batch)
-            (found,) = torch.autograd.grad(losses.sum(), weights)
+            with self.model.alone():
+                logits = self.model.forward_weighted(batch.tokens, batch.mask, weights)
+                losses = _by_row(_nll(logits, batch), batch)
+                (found,) = torch.autograd.grad(losses.sum(), weights)
             numbers = batch.passages.numpy()
             np.add.at(sums, numbers, losses.detach().double().cpu().numpy())
             np.add.at(slopes, numbers, found.double().cpu().numpy())

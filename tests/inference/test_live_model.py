@@ -415,12 +415,6 @@ def test_a_merge_tells_its_progress_and_can_be_ended(words, tiny_adapter, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
-def test_a_kind_for_which_scaling_is_not_exact_is_refused(words, tmp_path):
-    dora = make_adapter(tmp_path / "dora", words, use_dora=True)
-    with pytest.raises(LabkitError, match="a live model works on plain LoRA only, and dora holds"):
-        live(words, dora)
-
-
 @pytest.mark.parametrize(
     "spelling",
     [
