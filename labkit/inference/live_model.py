@@ -34,13 +34,14 @@ from labkit.inference.loading import (
     dtype_that_fits,
     load_model,
     load_tokenizer,
+    memory_for,
     turned_and_merged,
 )
 from labkit.inference.merged_slopes import flowing
 from labkit.inference.merged_tensors import MergedTensors
 from labkit.inference.places import Places
-from labkit.inference.quantising import quiet_bitsandbytes, require_kind
-from labkit.machine import choose_device
+from labkit.inference.quantising import PASSAGES, quiet_bitsandbytes, require_kind
+from labkit.machine import choose_device, free_memory
 from labkit.merging.planning import Change, plan
 from labkit.merging.recipe import Recipe, Term, as_gradient
 from labkit.models.checkpoint import Checkpoint
@@ -511,6 +512,42 @@ class LiveModel:
         if count == 0:
             raise LabkitError("the texts have nothing to predict; give at least two tokens")
         return [float(value) / count for value in total]
+
+    def quantised_kl(self, texts: Sequence[str] = PASSAGES) -> float:
+        """How far quantising moves the model, at the mixture in force.
+
+        The unquantised model is loaded beside for the time being, in bfloat16 on a CPU and in the
+        base's own dtype on a GPU.
+
+        Args:
+            texts: what both read; if left out, some sentences of plain English.
+
+        Returns:
+            the mean of `KL(unquantised ‖ quantised)` over the texts' next tokens, in nats.
+
+        Raises:
+            LabkitError: the model is not quantised, or there is too little memory for another one.
+        """
+        if self.quantize is None:
+            raise LabkitError("the model is not quantised; lk.live(…, quantize=…) makes one")
+        needed = memory_for(self.base, self.adapters, "bfloat16")
+        free = free_memory() if self.device == "cpu" else torch.cuda.mem_get_info()[0]
+        if free is not None and needed > free:
+            raise LabkitError(
+                f"the unquantised model needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+                "free: what quantising changes cannot be measured here"
+            )
+        dtype = "bfloat16" if self.device == "cpu" else "auto"
+        exact = LiveModel(self.base, self.adapters, self.rest, self.device, dtype)
+        try:
+            exact.use(self._terms)
+            found = []
+            for text in texts:
+                expected, mine = (one.logits(text).log_softmax(-1) for one in (exact, self))
+                found.append((expected.exp() * (expected - mine)).sum(-1))
+        finally:
+            exact.free()
+        return float(torch.cat(found).mean())
 
     def next_tokens(self, prompt: str, k: int = 10) -> list[tuple[str, float]]:
         """The k most probable next tokens and their probabilities, most probable first."""

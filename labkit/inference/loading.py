@@ -67,17 +67,21 @@ def load_model(base: Checkpoint, dtype: str, device: str, quantize: str | None =
     return (model if quantize else model.to(device)).eval()
 
 
+def memory_for(base: Checkpoint, sources: Sequence[Source], dtype: str) -> int:
+    """Bytes of memory that a live model needs in a dtype."""
+    elements = sum(tensor.elements for tensor in base.tensors.values())
+    plain = all(isinstance(one, Adapter) and one.plain for one in sources)
+    kept = 0 if plain else base.nbytes  # what is merged in memory needs the base's numbers
+    return int(getattr(torch, dtype).itemsize) * elements + kept + WORKING_MEMORY
+
+
 def dtype_that_fits(base: Checkpoint, sources: Sequence[Source]) -> tuple[str, str]:
     """Choose a dtype on a CPU: float32, or bfloat16 where the free memory is too small for it.
 
     Returns:
         the dtype; and why it is not float32, else nothing.
     """
-    free = free_memory()
-    elements = sum(tensor.elements for tensor in base.tensors.values())
-    plain = all(isinstance(one, Adapter) and one.plain for one in sources)
-    kept = 0 if plain else base.nbytes  # what is merged in memory needs the base's numbers
-    needed = 4 * elements + kept + WORKING_MEMORY
+    free, needed = free_memory(), memory_for(base, sources, "float32")
     if free is None or needed <= free:
         return "float32", ""
     return "bfloat16", (

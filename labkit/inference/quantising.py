@@ -15,6 +15,17 @@ from labkit.errors import LabkitError, shown
 
 KINDS = {"nf4": "4 bits", "int8": "8 bits"}
 """How linear modules can be quantised, and bits for each of their weights."""
+PASSAGES = (
+    "The ferry leaves the harbour at nine in the morning and reaches the island before noon. "
+    "Whoever wants to climb the hill above the village should take water along, for there is no "
+    "spring on the way, and the last boat goes back at six.",
+    "To bake bread you need flour, water, salt and time. Mix them in a bowl, knead the dough until "
+    "it is smooth, cover it with a cloth and let it rise for two hours. Then shape it and bake it "
+    "in a hot oven until the crust is brown.",
+    "Question: A train has 12 carriages, and each carriage has 48 seats. How many seats are there "
+    "in all? Answer: 12 times 48 is 576, so the train has 576 seats.",
+)
+"""Some plain English on which it is measured what quantising changes."""
 
 
 def require_kind(quantize: str | None, device: str) -> None:
