@@ -40,6 +40,8 @@ from labkit.models.names import without_wrappers
 Weights = Gradient | str | Sequence[float]
 
 _open: weakref.WeakValueDictionary[tuple[Any, ...], LiveModel] = weakref.WeakValueDictionary()
+# A lab loads its model in a thread of its own, while a cell may ask for the same one.
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +98,11 @@ def live(
         )
     folders = tuple(one.folder.resolve() for one in opened)
     key = (checkpoint.folder.resolve(), folders, rest, chosen, kind)
-    found = _open.get(key)
-    if found is None or found.freed:
-        found = LiveModel(checkpoint, opened, rest, chosen, kind)
-        _open[key] = found
+    with _opening:
+        found = _open.get(key)
+        if found is None or found.freed:
+            found = LiveModel(checkpoint, opened, rest, chosen, kind)
+            _open[key] = found
     # A model begins with the whole LoRA.
     found.weights = dict.fromkeys(range(len(opened)), Gradient.constant(checkpoint.layers))
     return found
