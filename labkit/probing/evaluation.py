@@ -61,9 +61,9 @@ def evaluate(
     Returns:
         `gradient`, `text`, `metric`, `estimate`, `low`, `high` (95 %, bootstrap over passages by
         document), `from_base`, `from_base_low`, `from_base_high` (the difference to the base,
-        paired), `difference`, `difference_low`, `difference_high` (likewise to `against`), `verdict`
-        ("lower" or "higher" than `against` where the interval leaves out 0, otherwise "not told
-        apart"; empty in the row of `against` itself), `mean_weight`, `passages`, `tokens`,
+        paired), `difference`, `difference_low`, `difference_high` (likewise to `against`),
+        `verdict` ("lower" or "higher" than `against` where the interval leaves out 0, otherwise
+        "not told apart"; empty in the row of `against`), `mean_weight`, `passages`, `tokens`,
         `method`.
 
     Raises:
