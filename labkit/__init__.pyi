@@ -42,6 +42,7 @@ from .surveys.delta_survey import spectra as spectra
 from .surveys.delta_survey import survey as survey
 from .surveys.overlaps import overlap as overlap
 from .surveys.rounding_loss import survival as survival
+from .teaching.checking import check as check
 from .widgets.editor import GradientEditor as GradientEditor
 from .widgets.plain_sliders import sliders as sliders
 from .writing.receipt import Receipt as Receipt

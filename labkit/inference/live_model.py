@@ -52,6 +52,8 @@ from labkit.models.source import Source
 Weights = Gradient | str | Sequence[float]
 
 _open: weakref.WeakValueDictionary[tuple[Any, ...], LiveModel] = weakref.WeakValueDictionary()
+# A lab loads its model in a thread of its own, while a cell may ask for the same one.
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,17 +116,18 @@ def live(
     require_kind(quantize, chosen)
     folders = tuple(one.folder.resolve() for one in opened)
     key = (checkpoint.folder.resolve(), folders, rest, chosen, quantize)
-    kind, note = dtype, ""
-    if dtype == "auto" and quantize is not None:
-        kind = "bfloat16"
-    elif dtype == "auto" and chosen == "cpu":
-        kind = "float32"
-        if (*key, kind) not in _open:
-            kind, note = dtype_that_fits(checkpoint, opened)
-    found = _open.get((*key, kind))
-    if found is None or found.freed:
-        found = LiveModel(checkpoint, opened, rest, chosen, kind, quantize, note)
-        _open[*key, kind] = found
+    with _opening:
+        kind, note = dtype, ""
+        if dtype == "auto" and quantize is not None:
+            kind = "bfloat16"
+        elif dtype == "auto" and chosen == "cpu":
+            kind = "float32"
+            if (*key, kind) not in _open:
+                kind, note = dtype_that_fits(checkpoint, opened)
+        found = _open.get((*key, kind))
+        if found is None or found.freed:
+            found = LiveModel(checkpoint, opened, rest, chosen, kind, quantize, note)
+            _open[*key, kind] = found
     # A model begins with the whole LoRA.
     found.weights = dict.fromkeys(range(len(opened)), Gradient.constant(checkpoint.layers))
     return found

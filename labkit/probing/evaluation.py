@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Float64
 
 from labkit.errors import LabkitError, shown
+from labkit.gradients.calls import as_gradient
 from labkit.inference.live_model import LiveModel, Mix, Weights
-from labkit.merging.recipe import as_gradient
+from labkit.merging.recipe import Term
 from labkit.probing.greedy_answers import exact_matches
-from labkit.probing.intervals import LEVEL, Bootstrap, beside_base
+from labkit.probing.intervals import LEVEL, Bootstrap, Estimate, beside_base
 from labkit.probing.layer_effects import listed
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Texts
@@ -25,15 +26,16 @@ METRICS = ("nll", "kl")
 ALL_METRICS = (*METRICS, "exact_match")
 CONSTANTS = (0.25, 0.5, 0.75)
 """The constants that are tried, between base and full LoRA."""
-BASE, FULL = "base", "full LoRA"
+BASE, FULL, BEST = "base", "full LoRA", "best constant"
 
 
 def evaluate(
     model: LiveModel,
-    gradients: Mapping[str, Weights],
+    gradients: Mapping[str, Weights | Sequence[Term]],
     texts: Texts | Sequence[Texts],
     metrics: Sequence[str] = METRICS,
     *,
+    against: str = BASE,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure gradients on texts: the NLL of each, and how far it is from the base (KL).
@@ -44,23 +46,30 @@ def evaluate(
 
     Args:
         model: the live model.
-        gradients: name -> gradient, for every adapter of the model.
+        gradients: name -> gradient, for every adapter of the model; or the terms of a recipe, one
+            for each adapter, which can have other weights for some modules.
         texts: one set of texts, or several; the first is what the merge is for.
         metrics: "nll" (the mean for each token that counts, in nats), "kl" (the mean of
             KL(base ‖ merge) of the next token, in nats), and "exact_match" (the share of prompts
             whose greedy answer ends with the line that the expected one ends with; case, spaces
             and a full stop at the end do not count). Exact match takes hundreds of questions: with
             100 of them its interval is about 0.2 wide. Choose by NLL, and report it beside.
+        against: the row that all others are compared with, passage by passage: one of the
+            gradients, "base", "full LoRA" or "best constant".
         seed: of the intervals' draws.
 
     Returns:
         `gradient`, `text`, `metric`, `estimate`, `low`, `high` (95 %, bootstrap over passages by
         document), `from_base`, `from_base_low`, `from_base_high` (the difference to the base,
-        paired), `mean_weight`, `passages`, `tokens`, `method`.
+        paired), `difference`, `difference_low`, `difference_high` (likewise to `against`),
+        `verdict` ("lower" or "higher" than `against` where the interval leaves out 0, otherwise
+        "not told apart"; empty in the row of `against`), `mean_weight`, `passages`, `tokens`,
+        `method`.
 
     Raises:
         LabkitError: an unknown metric, a name that stands for one of the rows that are always
-            there, a gradient of the wrong length, or exact match of passages without prompts.
+            there, a row to compare with that is not there, a gradient of the wrong length, or
+            exact match of passages without prompts.
     """
     import pandas as pd
 
@@ -72,11 +81,17 @@ def evaluate(
     sets = listed(texts)
     mixes: dict[str, Mix] = {BASE: model.mix(0.0), FULL: model.mix(1.0)}
     for name, weights in gradients.items():
-        if name in (BASE, FULL) or name.startswith("constant "):
+        if name in (BASE, FULL, BEST) or name.startswith("constant "):
             raise LabkitError(
                 f"the name {shown(name)!r} is that of a row which is always there; choose another"
             )
-        mixes[name] = model.mix(as_gradient(weights))
+        terms = [weight for weight in weights if isinstance(weight, Term)]
+        mixes[name] = model.mix(terms or as_gradient(cast("Weights", weights)))
+    if against not in (*mixes, BEST):
+        raise LabkitError(
+            f"there is no row {shown(against)!r} to compare with; there are "
+            f"{', '.join(map(shown, (*mixes, BEST)))}"
+        )
     for one in sets:
         warn_of_training_text(model, one)
     readers = [Reader(model, one) for one in sets]
@@ -84,6 +99,7 @@ def evaluate(
     tried = {name: readers[0].nll(mix) for name, mix in constants.items()}
     best = min(tried, key=lambda name: float(tried[name].sum()))
     mixes[best] = constants[best]
+    other = best if against == BEST else against
     rows: list[dict[str, Any]] = []
     for reader in readers:
         for metric in metrics:
@@ -92,12 +108,17 @@ def evaluate(
             for name, mix in mixes.items():
                 estimate = draws.estimate(sums[name])
                 change = draws.estimate(sums[name] - sums[BASE])
+                difference = draws.estimate(sums[name] - sums[other])
                 rows.append(
                     {
                         "gradient": name,
                         "text": reader.texts.name,
                         "metric": metric,
                         **beside_base(estimate, change),
+                        "difference": difference.value,
+                        "difference_low": difference.low,
+                        "difference_high": difference.high,
+                        "verdict": "" if name == other else verdict(difference),
                         "mean_weight": float(np.mean(mix.flat())),
                         "passages": len(reader.texts),
                         "tokens": int(reader.counts.sum()),
@@ -107,7 +128,15 @@ def evaluate(
     table = pd.DataFrame(rows)
     table.attrs["level"] = LEVEL
     table.attrs["best_constant"] = best
+    table.attrs["against"] = other
     return table
+
+
+def verdict(difference: Estimate) -> str:
+    """What an interval says of a difference, in words."""
+    if difference.high < 0:
+        return "lower"
+    return "higher" if difference.low > 0 else "not told apart"
 
 
 def sums_of(

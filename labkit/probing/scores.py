@@ -118,10 +118,17 @@ class Reader:
         # Of like length together, so that little is padded.
         windows.sort(key=lambda one: len(one[1]))
         self.batches = [_padded(windows[i : i + rows]) for i in range(0, len(windows), rows)]
+        self._nll: dict[tuple[float, ...], Float64[np.ndarray, " passages"]] = {}
 
     def nll(self, mix: Mix) -> Float64[np.ndarray, " passages"]:
-        """`-Σ log p(token | those before it)` over each passage's tokens that count, in nats."""
-        return self._measure(mix, _nll)
+        """`-Σ log p(token | those before it)` over each passage's tokens that count, in nats.
+
+        What was measured is remembered: constants are asked for again and again.
+        """
+        weights = tuple(mix.flat())
+        if weights not in self._nll:
+            self._nll[weights] = self._measure(mix, _nll)
+        return self._nll[weights].copy()
 
     def nll_of_each(
         self, reference: Mix, changed: Sequence[tuple[int, Mix]]

@@ -12,7 +12,7 @@ notebooks = Path(sys.prefix).parent / "notebooks"
 if (notebooks / ".jupyter" / "jupyter_server_config.py").is_file():
     c = get_config()
     c.ServerApp.root_dir = str(notebooks)
-    c.LabApp.default_url = "/lab/tree/01_first_merge.ipynb"
+    c.LabApp.default_url = "/lab/tree/00_ten_minutes.ipynb"
     # Containers run as root; the server listens on this machine only, behind a token.
     c.ServerApp.allow_root = True
     # As labkit asks for, also in notebooks that import torch before labkit; see labkit/__init__.py.

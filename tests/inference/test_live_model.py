@@ -84,6 +84,24 @@ def test_several_adapters_and_module_patterns(words, tiny_adapter, second_adapte
         model.weights = {"third": "0x4"}
 
 
+def test_two_threads_that_ask_at_once_get_one_model(words, tiny_adapter):
+    """As a lab, which loads in the background, and the next cell of its notebook do."""
+    ready, found = threading.Barrier(2), []
+
+    def ask():
+        ready.wait()
+        found.append(live(words, tiny_adapter, device="cpu"))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert found[0] is found[1]
+    free()
+
+
 def test_mixtures_in_one_batch_answer_as_each_alone(model):
     mixes = [model.mix(0), model.mix(Gradient.parse("0,0.5,1,1")), model.mix(1)]
     tokens = model.tokens("In the beginning").expand(3, -1)

@@ -1,4 +1,10 @@
-"""Every notebook runs from top to bottom, and is committed clean."""
+"""Every notebook runs from top to bottom, says what it measures, and is committed clean.
+
+A sentence that says which of two is larger, or that two cannot be told apart, has its claim beside
+it: `<!-- holds: EXPRESSION -->` in the same cell, which no reader sees. It is evaluated in the
+notebook's kernel, where the sentence stands. `says(row, text)` is the verdict of the notebook's
+table `measured`, and `from_base(row, text)` that of the difference to the base.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +20,28 @@ from nbclient import NotebookClient
 from transformers import AutoTokenizer
 
 from labkit.demonstration.base import base_folder
+from labkit.teaching.question import questions
 from tests.tiny import make_adapter, make_base
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+WITH_QUESTIONS = [path for path in NOTEBOOKS if "lk.check(" in path.read_text(encoding="utf-8")]
 LONGEST_CELL = 12  # lines of code
 NUMBER = r"-?\d+(?:\.\d+)?%?"
+HOLDS = re.compile(r"<!-- holds: (.+?) -->")
+CHECK = re.compile(r'lk\.check\("(\w+\.\d+)"')
+VERDICTS = """
+def says(row, text, table=None):
+    table = measured if table is None else table
+    (found,) = table[(table["gradient"] == row) & (table["text"] == text)]["verdict"]
+    return found
+
+
+def from_base(row, text):
+    chosen = measured[(measured["gradient"] == row) & (measured["text"] == text)]
+    (low,), (high,) = chosen["from_base_low"], chosen["from_base_high"]
+    return "lower" if high < 0 else "higher" if low > 0 else "not told apart"
+"""
 
 
 def _execute(notebook, folder):
@@ -32,10 +54,39 @@ def _execute(notebook, folder):
     client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
 
 
+def _name_of(path):
+    """The notebook's number, as its questions begin."""
+    return path.stem.partition("_")[0]
+
+
+def _with_claims(notebook, name):
+    """Put a cell after each sentence that asserts what it claims, and the questions' at the end."""
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            cell.source = cell.source.replace("tried_them = False", "tried_them = True")
+            continue
+        claims = [f"assert {claim}, {claim!r}" for claim in HOLDS.findall(cell.source)]
+        if claims:
+            cells.append(nbformat.v4.new_code_cell("\n".join([VERDICTS, *claims])))
+    asked = [one for one in questions().values() if one.name.startswith(f"{name}.")]
+    claims = [
+        f"found = {one.measured}\n"
+        f"assert question({one.name!r}).accepts(found), ({one.name!r}, found)"
+        for one in asked
+    ]
+    start = "from labkit.teaching.question import question"
+    cells.append(nbformat.v4.new_code_cell("\n".join([start, VERDICTS, *claims])))
+    notebook.cells = cells
+
+
 def _assert_sentences_say_what_is_measured(notebook):
     """A number between backticks in a Reveal is one that a cell above it has printed."""
     printed = set()
     for cell in notebook.cells:
+        if CHECK.search(cell.source):  # a question measures nothing
+            continue
         if cell.cell_type == "markdown" and cell.source.startswith("**Reveal"):
             said = re.findall(rf"`({NUMBER})`", cell.source)
             assert set(said) <= printed, f"{set(said) - printed} not measured: {cell.source}"
@@ -48,6 +99,7 @@ def _assert_sentences_say_what_is_measured(notebook):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
+    _with_claims(notebook, _name_of(path))
     _execute(notebook, tmp_path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert outputs
@@ -56,6 +108,12 @@ def test_runs_from_top_to_bottom(path, tmp_path):
     shown = "".join(errors)
     assert "Warning" not in shown, shown
     _assert_sentences_say_what_is_measured(notebook)
+    if _cleans_up(notebook):
+        assert list(tmp_path.iterdir()) == []
+
+
+def _cleans_up(notebook):
+    return any("## Clean up" in cell.source for cell in notebook.cells)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +145,25 @@ def test_runs_with_any_base_and_adapter(path, others, tmp_path):
             pattern = rf"(?m)^{start}.*(lk\.demo|loras\[).*$"
             cell.source, count = re.subn(pattern, lambda _, made=made: made, cell.source)
             replaced += count
-    assert replaced == (3 if path.stem[:2] in ("02", "07") else 2)
+    assert replaced == (3 if _name_of(path) in ("02b", "07") else 2)
     _execute(notebook, tmp_path)
+
+
+@pytest.mark.parametrize("path", WITH_QUESTIONS, ids=lambda path: path.stem)
+def test_each_prediction_can_be_checked_and_has_a_reveal(path):
+    cells = nbformat.read(path, as_version=4).cells
+    found = []
+    for number, cell in enumerate(cells):
+        if cell.cell_type == "markdown" and "**Predict first.**" in cell.source:
+            check = cells[number + 1].source
+            assert check.startswith("my_answer = ...  # "), cell.source
+            found += CHECK.findall(check)
+            (asked,) = CHECK.findall(check)
+            assert ("lora" in check) == bool(questions()[asked].adapters), check
+            assert any(later.source.startswith("**Reveal") for later in cells[number:])
+        elif cell.cell_type == "markdown" and cell.source.startswith("**Reveal"):
+            assert HOLDS.search(cell.source), f"nothing is claimed: {cell.source}"
+    assert found == [one for one in questions() if one.startswith(f"{_name_of(path)}.")]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,9 +1,11 @@
 """Gradients side by side: base, full LoRA and the best constant are always there."""
 
+import numpy as np
 import pytest
 
 import labkit as lk
 from labkit.errors import LabkitError
+from labkit.probing.intervals import expanded_tail
 from labkit.probing.texts import Texts
 
 TARGET = Texts("target", ["In the beginning was", "And the earth was void", "Let there be light"])
@@ -34,13 +36,74 @@ def test_rows_that_are_always_there(loud):
     assert kl["full LoRA", "target"] > kl["mine", "target"] > 0
 
 
+def test_compared_with_one_row_passage_by_passage(loud):
+    gradients = {"mine": "0,0.5,1,-0.5", "yours": "1,1,0,0"}
+    plain = lk.evaluate(loud, gradients, [TARGET, KEEP])
+    table = lk.evaluate(loud, gradients, [TARGET, KEEP], against="yours")
+    shared = [name for name in plain if not name.startswith(("difference", "verdict"))]
+    assert table[shared].equals(plain[shared])
+    for end in ("", "_low", "_high"):  # beside the base, unless said otherwise
+        assert plain[f"difference{end}"].equals(plain[f"from_base{end}"])
+    assert (plain.attrs["against"], table.attrs["against"]) == ("base", "yours")
+    for (_, metric), rows in table.groupby(["text", "metric"]):
+        estimates = rows.set_index("gradient")["estimate"]
+        found = rows.set_index("gradient")["difference"]
+        assert list(found) == pytest.approx(list(estimates - estimates["yours"]), abs=1e-6), metric
+    for row in table.itertuples():
+        expected = "lower" if row.difference_high < 0 else "higher"
+        if row.difference_low <= 0 <= row.difference_high:
+            expected = "not told apart"
+        assert row.verdict == ("" if row.gradient == "yours" else expected)
+    assert set(table["verdict"]) >= {"lower", "higher"}
+
+
+def test_the_difference_is_drawn_by_document(loud):
+    """Against the plain arithmetic of the bootstrap, on the numbers of each passage."""
+    table = lk.evaluate(loud, {"mine": "0,0.5,1,-0.5"}, TARGET, ["nll"], against="best constant")
+    best = table.attrs["best_constant"]
+    assert table.attrs["against"] == best
+    alone = [
+        lk.evaluate(loud, {"mine": "0,0.5,1,-0.5", "c": f"{best.split()[1]}x4"}, Texts("one", [p]),
+                    ["nll"], against="c").set_index("gradient")
+        for p in TARGET
+    ]  # fmt: skip
+    sums = np.array([(one["difference"] * one["tokens"])["mine"] for one in alone])
+    counts = np.array([one["tokens"]["mine"] for one in alone])
+    drawn = np.random.default_rng(1).integers(0, 3, (20000, 3))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    tail = expanded_tail(3)
+    row = table.set_index("gradient").loc["mine"]
+    assert row["difference"] == pytest.approx(sums.sum() / counts.sum(), rel=1e-3)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    assert [row["difference_low"], row["difference_high"]] == pytest.approx(
+        [low, high], abs=0.05 * (high - low) + 1e-6
+    )
+
+
+def test_the_terms_of_a_recipe_with_weights_for_some_modules(loud):
+    (lora,) = loud.adapters
+    attention = [lk.Term(lora, "0x4", {"*.self_attn.*": "1x4"})]
+    rows = lk.evaluate(loud, {"attention": attention}, TARGET, ["nll"]).set_index("gradient")
+    texts = [passage.text for passage in TARGET]
+    assert rows["estimate"]["attention"] == pytest.approx(
+        loud.nll_of(texts, [loud.mix(attention)])[0], rel=1e-4
+    )
+    assert rows["estimate"]["attention"] != pytest.approx(rows["estimate"]["base"], rel=1e-3)
+    assert 0 < rows["mean_weight"]["attention"] < 1
+
+
 def test_what_cannot_be_evaluated(loud):
     with pytest.raises(
         LabkitError, match="the metric 'bleu' is unknown; known are nll, kl, exact_match"
     ):
         lk.evaluate(loud, {}, TARGET, ["bleu"])
-    for name in ("base", "full LoRA", "constant 0.3"):
+    for name in ("base", "full LoRA", "constant 0.3", "best constant"):
         with pytest.raises(LabkitError, match="is that of a row which is always there"):
             lk.evaluate(loud, {name: "1x4"}, TARGET)
+    with pytest.raises(
+        LabkitError,
+        match="no row 'yours' to compare with; there are base, full LoRA, mine, best constant",
+    ):
+        lk.evaluate(loud, {"mine": "1x4"}, TARGET, against="yours")
     with pytest.raises(LabkitError, match="2 weights for 4 layers"):
         lk.evaluate(loud, {"short": "1,1"}, TARGET)

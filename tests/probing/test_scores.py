@@ -27,6 +27,17 @@ def by_plain_model(model, tokens):
     return -logs.gather(1, tokens[0, 1:, None]).sum().item(), logs
 
 
+def test_an_nll_is_measured_once_and_cannot_be_changed_from_outside(loud, monkeypatch):
+    reader = Reader(loud, texts_of(loud))
+    first = reader.nll(loud.mix(MERGE))
+    kept = first.copy()
+    first += 1
+    monkeypatch.setattr(reader, "_measure", None)
+    assert np.array_equal(reader.nll(loud.mix(MERGE)), kept)
+    with pytest.raises(TypeError):
+        reader.nll(loud.mix(0.5))
+
+
 def test_nll_and_kl_are_those_of_plain_models(loud, plain_models):
     texts = texts_of(loud)
     reader = Reader(loud, texts, rows=2)
