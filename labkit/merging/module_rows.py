@@ -122,6 +122,19 @@ def patterns_of(
     return general, weights_for
 
 
+def gradients_in_force(term: Term) -> dict[str, Gradient]:
+    """The gradients of a term that count for some module, by their patterns; "" is for all others.
+
+    Where each module has a gradient of its own, the weights of all others count nowhere.
+    """
+    patterns = {term.pattern_for(part.name) for part in term.source.parts}
+    return {
+        pattern: gradient
+        for pattern, gradient in {"": term.weights, **term.weights_for}.items()
+        if pattern in patterns
+    }
+
+
 def mean_weight(base: Checkpoint, term: Term, first: int = 0, last: int | None = None) -> float:
     """The mean of what the modules of some layers get, those with gradients of their own too.
 
@@ -191,8 +204,10 @@ def _covering(
             for pattern in (*names, *words)
             if not any(_selects(pattern, kind) for kind in written)
         ] or names[:1]
+        # Of one kind alone its name says more than that of its block.
         best = max(
-            allowed, key=lambda one: (sum(_selects(one, kind) for kind in left), -len(one))
+            allowed,
+            key=lambda one: (sum(_selects(one, kind) for kind in left), one in names, -len(one)),
         )
         patterns.append(best)
         left = [kind for kind in left if not _selects(best, kind)]

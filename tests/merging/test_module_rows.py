@@ -158,7 +158,9 @@ def test_experts_are_one_row_unless_they_differ(monkeypatch):
 
     class Term:
         weights = lk.Gradient([0, 1])
-        weights_for = {}
+
+        def __init__(self):
+            self.weights_for = {}
 
         def gradient_for(self, module):
             for pattern, gradient in self.weights_for.items():
