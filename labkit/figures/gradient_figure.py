@@ -317,8 +317,8 @@ def _draw_map(axes: Axes, panel: Panel, theme: Theme) -> None:
     """Rows of cells, coloured from the base model's colour at 0 to the adapter's at 1."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colors = LinearSegmentedColormap.from_list("merge", [BASE_COLOR, ADAPTER_COLOR])
-    colors.set_extremes(under=BELOW_COLOR, over=ABOVE_COLOR)
+    between = LinearSegmentedColormap.from_list("merge", [BASE_COLOR, ADAPTER_COLOR])
+    colors = between.with_extremes(under=BELOW_COLOR, over=ABOVE_COLOR)
     for gradient in panel.rows.values():
         _require_drawable(gradient)
     axes.imshow(

@@ -575,6 +575,7 @@ function render({ model, el }) {
   function drawAnew() {
     store.startAgain();
     grid.build();
+    bar.draw();
     drawLegend();
   }
 
