@@ -3,6 +3,7 @@
 from . import figures as figures
 from .bench.front_picking import pick as pick
 from .bench.lab import Lab as Lab
+from .bench.painting import MatrixEditor as MatrixEditor
 from .demonstration.base import demo as demo
 from .demonstration.passages import demo_texts as demo_texts
 from .errors import LabkitError as LabkitError

@@ -18,6 +18,7 @@ from labkit.bench.answering import Answers
 from labkit.bench.background import Latest
 from labkit.bench.evidence import TOKENS as EVIDENCE_TOKENS
 from labkit.bench.evidence import evidence, quick_copy, said_of
+from labkit.bench.painting import Painting
 from labkit.bench.panel import Panel
 from labkit.bench.passages import TEXTS
 from labkit.bench.remembering import remember, remembered, runs_file, terms_in
@@ -25,11 +26,13 @@ from labkit.bench.runs import Question, Run, Runs, terms_of
 from labkit.bench.strength_fit import EVALUATIONS, TOKENS, StrengthFit, Worth
 from labkit.bench.trail import Trail
 from labkit.errors import LabkitError, shown
-from labkit.figures import gradient_picture, picture_html, save_picture
+from labkit.figures import picture_html, recipe_picture, save_picture
+from labkit.figures.gradient_figure import described
 from labkit.files.atomic_folder import RECEIPT
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, live
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES, formats, formatted
+from labkit.merging.module_rows import gradients_in_force
 from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.adapter import Adapter
@@ -140,8 +143,11 @@ class Lab:
             first_term.weights,
             names=(recipe.base.name, first_term.adapter.name),
             picture_id=secrets.token_hex(6),
+            others_can_be_chosen=True,
         )
-        self.panel = Panel([term.adapter.name for term in recipe.terms], self._scopes())
+        self.painting = Painting(self._painted)
+        names = [term.adapter.name for term in recipe.terms]
+        self.panel = Panel(names, self._scopes(), self.painting)
         if format not in FORMATS:
             raise LabkitError(f"no prompt format {shown(format)!r}; there are {', '.join(FORMATS)}")
         self._said = {
@@ -302,6 +308,7 @@ class Lab:
     def _connect(self) -> None:
         panel = self.panel
         self.editor.observe(lambda _: self._drawn(), "weights")
+        self.editor.observe(lambda change: self._choose(change["new"]), "chosen")
         for chooser in (panel.which, panel.scope):
             chooser.observe(lambda _: self._switch(), "value")
         for field in (*panel.settings.values(), panel.live):
@@ -344,6 +351,20 @@ class Lab:
         self._changed()
         self._ask_what_matters(REST)
 
+    def _painted(self, index: int, term: Term) -> None:
+        """Take what was painted, layers × modules, into the recipe, and hear it."""
+        self._put(index, term)
+        self._show_selected(origin="painting")
+        self._changed()
+        self._ask_what_matters(REST)
+
+    def _choose(self, name: str) -> None:
+        """Show in the editor one of the gradients that were outlines."""
+        for adapter, pattern in in_force_of(self._recipe) if name else ():
+            if self.panel.name_of(adapter, pattern) == name:
+                self.panel.which.value, self.panel.scope.value = adapter, pattern
+        self.editor.chosen = ""
+
     def _put(self, index: int, term: Term) -> None:
         """Take a term into the recipe, and show every gradient that is then in force."""
         terms = [*self._recipe.terms[:index], term, *self._recipe.terms[index + 1 :]]
@@ -353,7 +374,11 @@ class Lab:
 
     def _show_in_force(self) -> None:
         """Show the gradients in force beside the one in the editor, and which can be cleared."""
+        if self._offered_others():
+            self._show_selected()  # which comes back here
+            return
         index, scope = self.panel.selected
+        self.painting.show(self._recipe, index)
         edited = (index, scope if scope in self._recipe.terms[index].weights_for else "")
         in_force = in_force_of(self._recipe)
         self.editor.others = {
@@ -369,8 +394,20 @@ class Lab:
         idle = "" if edited in in_force else self.panel.name_of(*edited)
         self.panel.show_own(own, idle, self.clear)
 
+    def _offered_others(self) -> bool:
+        """Offer all modules that have a gradient of their own; whether the chosen ones went."""
+        chosen, before = self.panel.selected, self._switching
+        self._switching = True
+        try:
+            self.panel.set_scopes(self._scopes())
+        finally:
+            self._switching = before
+        return self.panel.selected != chosen
+
     def _switch(self) -> None:
         """Show the gradient of another adapter or kind of module."""
+        if self._switching:
+            return
         self._show_selected()
         self._work.submit(lambda stopped: self._after_switch(stopped))
         self._ask_what_matters(0.0)
@@ -617,6 +654,7 @@ class Lab:
         index, scope = self.panel.selected
         adapter = self._recipe.terms[index].adapter
         self.editor.norms = layer_norms(self._recipe.base, adapter, scope)
+        self.painting.show_norms()
 
     def _not_measured(self, error: BaseException) -> None:
         self.editor.evidence_note = ""
@@ -696,7 +734,7 @@ class Lab:
         self.panel.tell(view.done(f"saved {shown(path)}"))
 
     def _save_picture(self, path: Path, _: bool) -> None:
-        save_picture(self._figure(), path)
+        save_picture(recipe_picture(self._recipe, dark=False), path)
         self.panel.tell(view.done(f"saved {shown(path)}"))
 
     def _failed(self, error: BaseException) -> None:
@@ -710,18 +748,19 @@ class Lab:
     # The picture that stays when the kernel is gone, and the state that comes back
 
     def _figure(self) -> Any:
-        base, adapter = self.editor.names
-        term = self._recipe.terms[self.panel.selected[0]]
-        return gradient_picture(term.weights, base, adapter, term.weights_for)
+        return recipe_picture(self._recipe)
 
     def _picture_html(self) -> str:
-        term = self._recipe.terms[self.panel.selected[0]]
-        said = f"Gradient of {len(term.weights)} layers, {self._means(self._recipe)}"
-        lists = [f"<code>{term.weights}</code>"]
-        for pattern, gradient in term.weights_for.items():
-            lists.append(f"{html.escape(shown(pattern))}: <code>{gradient}</code>")
+        recipe = self._recipe
+        said = f"Gradient of {recipe.base.layers} layers, {self._means(recipe)}"
+        lists = []
+        for term in recipe.terms:
+            name = f"{html.escape(shown(term.source.name))}: " if len(recipe.terms) > 1 else ""
+            lists.append(f"{name}<code>{term.weights}</code>")
+            for pattern, gradient in term.weights_for.items():
+                lists.append(f"{name}{html.escape(shown(pattern))}: <code>{gradient}</code>")
         caption = f"{html.escape(said)}<br>{'<br>'.join(lists)}"
-        picture = picture_html(self._figure(), said, caption)
+        picture = picture_html(self._figure(), described(recipe), caption)
         return f'<div class="labkit-picture-{self.editor.picture_id}">{picture}</div>'
 
     def _show_picture(self) -> None:
@@ -776,8 +815,7 @@ def in_force_of(recipe: Recipe) -> dict[tuple[int, str], Gradient]:
     return {
         (number, pattern): gradient
         for number, term in enumerate(recipe.terms)
-        for pattern, gradient in {"": term.weights, **term.weights_for}.items()
-        if any(term.pattern_for(part.name) == pattern for part in term.source.parts)
+        for pattern, gradient in gradients_in_force(term).items()
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets
 
 from labkit.bench import view
+from labkit.bench.painting import Painting
 from labkit.errors import shown
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES
 from labkit.widgets.choice_slider import ChoiceSlider
@@ -24,18 +25,18 @@ STRENGTHS = (0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0, 5.0, 7
 class Panel:
     """All controls of a lab; `around` puts them around its editor."""
 
-    def __init__(self, adapters: Sequence[str], scopes: Sequence[str]) -> None:
+    def __init__(self, adapters: Sequence[str], scopes: Sequence[str], painting: Painting) -> None:
         wide = ipywidgets.Layout(width="auto")  # 100 % and its margins would make a scroll bar
         self.which = ipywidgets.Dropdown(
             options=[(name, index) for index, name in enumerate(adapters)],
             description="adapter",
         )
         self.scope = ipywidgets.ToggleButtons(
-            options=[("all modules", ""), *((NAMES.get(one, one), one) for one in scopes)],
             description="modules",
-            tooltips=["one gradient for all modules", *("a gradient of its own" for _ in scopes)],
             style={"button_width": "auto", "description_width": "initial"},
         )
+        self.set_scopes(scopes)
+        self._painting = painting
         self._adapters = list(adapters)
         self._buttons: dict[tuple[int, str], ipywidgets.Button] = {}
         self._own, self._own_said = _row(), ipywidgets.HTML()
@@ -147,6 +148,18 @@ class Panel:
         """
         return int(self.which.value), str(self.scope.value)
 
+    def set_scopes(self, scopes: Sequence[str]) -> None:
+        """Set the kinds of modules that can be chosen; the one that is chosen stays, if it can."""
+        options = [("all modules", ""), *((NAMES.get(one, one), one) for one in scopes)]
+        if list(self.scope.options) == options:
+            return
+        chosen = self.scope.value
+        self.scope.options = options
+        self.scope.tooltips = [
+            "one gradient for all modules", *("a gradient of its own" for _ in scopes)
+        ]  # fmt: skip
+        self.scope.value = chosen if chosen in scopes else ""
+
     def name_of(self, adapter: int, pattern: str) -> str:
         """What people call a gradient: the adapter, where there are several, and the modules."""
         names = [shown(self._adapters[adapter], 40)] if len(self._adapters) > 1 else []
@@ -254,9 +267,10 @@ class Panel:
         made = ipywidgets.VBox(
             [
                 ipywidgets.HTML(view.STYLE, layout={"display": "none"}),
-                _row(*choosers, self.matters),
+                _row(*choosers, self._painting.toggle, self.matters),
                 self._own,
                 editor,
+                self._painting.box,
                 ipywidgets.Accordion([fit], titles=("Fit",)),
                 self.prompt,
                 _row(

@@ -2,8 +2,9 @@
 # this file, and so do type checkers.
 from .front_figure import front as front
 from .gradient_figure import gradient_picture as gradient_picture
+from .gradient_figure import recipe_picture as recipe_picture
+from .papers import picture_html as picture_html
 from .picture import picture_bytes as picture_bytes
-from .picture import picture_html as picture_html
 from .picture import save_picture as save_picture
 from .probing_figures import benefit_against_harm as benefit_against_harm
 from .probing_figures import effects_by_layer as effects_by_layer

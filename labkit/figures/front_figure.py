@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, MARK, MODULE_COLORS, theme_for
+from labkit.figures.papers import follows_theme
 from labkit.figures.style import legend_below, new_figure, safe_name
 from labkit.probing.evaluation import BASE, FULL
 from labkit.probing.front import Front
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 FIT_COLOR = MODULE_COLORS[5]
 
 
+@follows_theme
 def front(found: Front, *, dark: bool = False) -> Figure:
     """Draw what each fit gains and costs, against the constants: better is lower and to the left.
 

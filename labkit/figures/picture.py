@@ -1,9 +1,7 @@
-"""Figures as pictures: the bytes of a file, a file, or HTML for a notebook's cell."""
+"""Figures as pictures: the bytes of a file, or a file."""
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,19 +56,3 @@ def save_picture(figure: Figure, path: str | Path) -> Path:
             "choose a folder that exists and can be written"
         ) from error
     return target
-
-
-def picture_html(figure: Figure, description: str, caption: str) -> str:
-    """A figure and a caption for a notebook cell.
-
-    Args:
-        figure: what to draw.
-        description: the image's text for those who cannot see it; escaped here.
-        caption: HTML under the picture, already escaped.
-    """
-    data = base64.b64encode(picture_bytes(figure, pixels=1000)).decode()
-    return (
-        f'<figure style="margin:0;max-width:500px"><img style="width:100%;border-radius:4px" '
-        f'alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
-        f'<figcaption style="overflow-wrap:anywhere">{caption}</figcaption></figure>'
-    )

@@ -24,6 +24,7 @@ from labkit.figures.palette import (
     Theme,
     theme_for,
 )
+from labkit.figures.papers import follows_theme
 from labkit.figures.style import (
     grid_of,
     layer_axis,
@@ -57,6 +58,7 @@ COMPARED = {
 """What an evaluation's metric is called on an axis."""
 
 
+@follows_theme
 def effects_by_layer(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Draw what each layer does to a text as a bar with its interval, a panel for each text.
 
@@ -110,6 +112,7 @@ def effects_by_layer(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     return figure
 
 
+@follows_theme
 def effects_map(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Draw what each layer's modules do to a text: layers × modules, a panel for each text.
 
@@ -186,6 +189,7 @@ def effects_map(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     return figure
 
 
+@follows_theme
 def benefit_against_harm(
     table: pd.DataFrame, target: str | None = None, keep: str | None = None, *, dark: bool = False
 ) -> Figure:
@@ -261,6 +265,7 @@ def benefit_against_harm(
     return figure
 
 
+@follows_theme
 def gradients_compared(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Draw gradients side by side on texts, with base, full LoRA and the best constant marked.
 

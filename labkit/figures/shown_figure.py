@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from labkit.figures.fonts import use_fallback_fonts
+from labkit.figures.papers import html_of, on_dark
 from labkit.figures.picture import picture_bytes
 
 PIXELS = 1440
@@ -16,8 +18,13 @@ PIXELS = 1440
 class ShownFigure(Figure):
     """A figure that is seen without pyplot, which a bare Figure needs in a notebook.
 
-    Its texts are drawn in other fonts where matplotlib's own lacks their letters.
+    Its texts are drawn in other fonts where matplotlib's own lacks their letters. A figure of
+    labkit's own functions follows the page's theme, until it is changed.
     """
+
+    on_dark: Figure | None = None
+    said: str = ""
+    """What it shows, for those who cannot see it."""
 
     def draw(self, renderer: Any) -> None:
         """Draw it; every way to a picture leads here."""
@@ -25,5 +32,26 @@ class ShownFigure(Figure):
         super().draw(renderer)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        size = {"width": round(100 * self.get_figwidth())}
-        return picture_bytes(self, pixels=PIXELS), size
+        return picture_bytes(self, pixels=PIXELS), {"width": self._width}
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        """The light picture for what shows pictures alone, and both for pages."""
+        light, size = self._repr_png_()
+        bundle = {"text/plain": repr(self), "image/png": base64.b64encode(light).decode()}
+        dark = on_dark(self)
+        if dark is not None:
+            titles = [
+                axes.get_title(loc=place) for axes in self.axes for place in ("left", "center")
+            ]
+            said = "; ".join(filter(None, (self.said, *titles)))
+            bundle["text/html"] = html_of(
+                light, picture_bytes(dark, pixels=PIXELS), said, "", self._width
+            )
+        return bundle, {"image/png": size}
+
+    @property
+    def _width(self) -> int:
+        """Its width on a page, in pixels."""
+        return round(100 * self.get_figwidth())

@@ -24,6 +24,7 @@ from labkit.figures.palette import (
     SIGNED,
     theme_for,
 )
+from labkit.figures.papers import follows_theme
 from labkit.figures.style import (
     grid_of,
     layer_axis,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@follows_theme
 def norms_by_layer(table: pd.DataFrame, column: str = "norm", *, dark: bool = False) -> Figure:
     """Draw each layer's norm as a bar, stacked by module.
 
@@ -63,6 +65,7 @@ def norms_by_layer(table: pd.DataFrame, column: str = "norm", *, dark: bool = Fa
     return figure
 
 
+@follows_theme
 def heatmap(table: pd.DataFrame, column: str = "relative_norm", *, dark: bool = False) -> Figure:
     """Draw any column of a survey as a map: layers from left to right, modules from top to bottom.
 
@@ -80,6 +83,7 @@ def heatmap(table: pd.DataFrame, column: str = "relative_norm", *, dark: bool = 
     return figure
 
 
+@follows_theme
 def singular_values(table: pd.DataFrame, *, relative: bool = True, dark: bool = False) -> Figure:
     """Draw the singular values of every delta: a panel for each module, a line for each layer.
 
@@ -140,6 +144,7 @@ def singular_values(table: pd.DataFrame, *, relative: bool = True, dark: bool = 
     return figure
 
 
+@follows_theme
 def gradient_over_norms(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Draw a gradient over what it weighs: how much of each layer's change arrives.
 
@@ -206,6 +211,7 @@ def gradient_over_norms(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     return figure
 
 
+@follows_theme
 def survival_map(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Draw what rounding leaves: elements that change, and the part of the change that is lost.
 
@@ -239,6 +245,7 @@ def survival_map(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     return figure
 
 
+@follows_theme
 def overlap_by_layer(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Draw where two adapters pull together or apart: the cosine, and the spans they share.
 
@@ -304,6 +311,7 @@ def overlap_by_layer(table: pd.DataFrame, *, dark: bool = False) -> Figure:
     return figure
 
 
+@follows_theme
 def side_by_side(
     first: Gradient | pd.DataFrame,
     second: Gradient | pd.DataFrame,

@@ -305,7 +305,8 @@ def _write(
     (folder / "receipt.json").write_text(
         json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    picture = gradient_picture(term.weights, "base model", adapter.name, term.weights_for)
+    names = "base model", adapter.name
+    picture = gradient_picture(term.weights, *names, term.weights_for, dark=False)
     (folder / "gradient.png").write_bytes(picture_bytes(picture))
     (folder / "README.md").write_text(_card(term, receipt), encoding="utf-8")
     return receipt
@@ -349,8 +350,9 @@ def _scale_factors(
 
 
 def _card(term: Term, receipt: BakeReceipt) -> str:
+    from labkit.figures.gradient_figure import description
     from labkit.files.references import HUB_ID
-    from labkit.writing.card import as_text, description, fenced, linked
+    from labkit.writing.card import as_text, fenced, linked
     from labkit.writing.front_matter import front_matter, own_card
 
     adapter = term.adapter
@@ -385,7 +387,7 @@ def _card(term: Term, receipt: BakeReceipt) -> str:
         "",
         f"The mean weight is {gradient.mean:.2f}. {how}",
         "",
-        f"![{description(gradient, 'the base model', adapter.name)}](gradient.png)",
+        f"![{as_text(description(gradient, 'the base model', adapter.name))}](gradient.png)",
         "",
         *fenced("\n".join(snippet), "python"),
         "",

@@ -243,11 +243,23 @@ function createPlot(model, store) {
   const normRoom = () => Math.max(ground() - shape.top, plotHeight() / 4);
   const normY = (value, most) => ground() - 0.94 * normRoom() * (value / most);
 
+  // A light line under each keeps it apart from the bars, and from the others.
   function drawOthers() {
-    const lines = Object.values(model.get("others")).map((weights, i) =>
-      draw("path", { class: `other dash-${i % 3}`, d: steps(weights, y) }),
-    );
+    const lines = Object.values(model.get("others")).flatMap((weights, i) => {
+      const d = steps(weights, y);
+      return [draw("path", { class: "casing", d }), draw("path", { class: `other ${lookOf(i)}`, d })];
+    });
     others.replaceChildren(...lines);
+  }
+
+  // The other gradient whose line is under the pointer; "" where there is none.
+  function otherAt(event) {
+    if (!model.get("others_can_be_chosen")) return "";
+    const box = svg.getBoundingClientRect();
+    const point = new DOMPoint(event.clientX - box.left, event.clientY - box.top);
+    const lines = [...others.querySelectorAll(".casing")];
+    const under = lines.findLastIndex((line) => line.isPointInStroke(point));
+    return Object.keys(model.get("others"))[under] ?? "";
   }
 
   // Evidence has an axis of its own, at the right, of nats per token: what is below 0 makes the text
@@ -406,6 +418,7 @@ function createPlot(model, store) {
     resize,
     layOut,
     drawWeights,
+    otherAt,
     layerAt: (event) => {
       const place = event.clientX - svg.getBoundingClientRect().left - shape.left;
       return clamp(Math.floor((place / plotWidth()) * layers), 0, layers - 1);
@@ -440,6 +453,9 @@ function createPlot(model, store) {
     },
   };
 }
+
+// How the line of another gradient looks: no two of the first twelve look alike.
+const lookOf = (i) => `color-${i % 4} dash-${i % 3}`;
 
 // What an interval says: better, worse, or nothing that could be told from chance.
 function verdict(low, high) {
@@ -523,6 +539,12 @@ function createEntry(plot, store) {
   };
 }
 
+// Asks Python for another gradient, to be drawn in place of this one.
+function choose(model, name) {
+  model.set("chosen", name);
+  model.save_changes();
+}
+
 // --- mouse, pen and touch -------------------------------------------------------------------
 
 function attachPointer(plot, store, entry, model) {
@@ -535,6 +557,8 @@ function attachPointer(plot, store, entry, model) {
     move: (event) => ({ kind: "move", from: event.clientY, before: [...store.weights] }),
     reset: () => ({ kind: "reset" }),
     range: (layer) => ({ kind: "range", layer, moved: false }),
+    other: (name, layer, weight, { clientX: x, clientY: y }) =>
+      ({ kind: "other", name, layer, weight, x, y }),
   };
 
   // Every layer between two points of the hand's way gets its share of the straight line.
@@ -556,6 +580,11 @@ function attachPointer(plot, store, entry, model) {
   function follow(event) {
     const layer = plot.layerAt(event);
     const weight = plot.weightAt(event);
+    if (gesture.kind === "other") {
+      if (Math.hypot(event.clientX - gesture.x, event.clientY - gesture.y) < 4) return;
+      gesture = begin.paint(gesture.layer, gesture.weight); // the hand moves on, so it paints
+      store.hold();
+    }
     if (gesture.kind === "paint") {
       store.replace(stroke([...store.weights], gesture.layer, gesture.weight, layer, weight));
       gesture = begin.paint(layer, weight);
@@ -591,8 +620,9 @@ function attachPointer(plot, store, entry, model) {
     else if (event.altKey) gesture = begin.reset();
     else if (event.shiftKey) gesture = begin.line(layer, weight);
     else if (layer >= first && layer <= last) gesture = begin.move(event);
+    else if (plot.otherAt(event)) gesture = begin.other(plot.otherAt(event), layer, weight, event);
     else gesture = begin.paint(layer, weight);
-    if (gesture.kind !== "range") store.hold();
+    if (!["range", "other"].includes(gesture.kind)) store.hold();
     follow(event);
   }
 
@@ -604,7 +634,8 @@ function attachPointer(plot, store, entry, model) {
   function up() {
     if (!gesture) return;
     if (plot.pointed >= 0) plot.focus(plot.pointed, true); // keys go on where the hand stopped
-    if (gesture.kind !== "range") store.release();
+    if (gesture.kind === "other") choose(model, gesture.name);
+    else if (gesture.kind !== "range") store.release();
     else if (!gesture.moved) plot.select(-1, -1); // a click on the axis ends the selection
     gesture = null;
   }
@@ -940,7 +971,17 @@ function render({ model, el }) {
       );
     }
     Object.entries(model.get("others")).forEach(([name, weights], i) => {
-      lines.push(key(`other-key dash-${i % 3}`, `${name}: mean weight ${meanOf(weights).toFixed(2)}`));
+      const line = draw(
+        "svg", { class: "line-key", width: 30, height: 12, "aria-hidden": "true" },
+        draw("rect", { class: "ground", width: 30, height: 12 }),
+        draw("path", { class: "casing", d: "M0 6H30" }),
+        draw("path", { class: `sample ${lookOf(i)}`, d: "M0 6H30" }),
+      );
+      const said = `${name}: mean weight ${meanOf(weights).toFixed(2)}`;
+      if (!model.get("others_can_be_chosen")) return lines.push(make("span", {}, line, said));
+      const button = make("button", { type: "button", class: "choose", title: `draw ${name}` }, line, said);
+      button.addEventListener("click", () => choose(model, name));
+      lines.push(button);
     });
     legend.replaceChildren(key("base-key", base), key("adapter-key", adapter), ...lines);
     note.textContent = model.get("evidence_note");

@@ -74,6 +74,10 @@ class GradientEditor(anywidget.AnyWidget):
     """What sets the weights in Python: all that one origin sets, until somebody draws, is one step
     of undo. Without an origin each change is a step."""
 
+    others_can_be_chosen = traitlets.Bool(False).tag(sync=True)
+    """A press on another gradient, or on its name, asks for it: its name is then in `chosen`."""
+    chosen = traitlets.Unicode("").tag(sync=True)
+
     request = traitlets.Dict().tag(sync=True)
     """The browser's latest request. It is a trait and not a message: it arrives after the weights
     that were drawn before it, which a message could overtake."""

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labkit.errors import shown
+from labkit.errors import LONGEST_SHOWN, shown
+from labkit.figures.gradient_figure import (
+    KINDS,
+    MOST_BARS,
+    described,
+    layer_groups,
+    layers_said,
+)
 from labkit.files.references import Opened
-from labkit.gradients.gradient import Gradient, plain
+from labkit.gradients.gradient import plain
 from labkit.merging.methods.weighted_sum import WeightedSum
+from labkit.merging.module_rows import gradients_in_force, mean_weight
 from labkit.models.prompt_formats import FORMATS
 from labkit.writing.card_prompts import formats, snippet
 from labkit.writing.front_matter import front_matter, licence, own_card
@@ -23,10 +30,8 @@ if TYPE_CHECKING:
     from labkit.merging.recipe import Recipe, Term
     from labkit.writing.receipt import Receipt
 
-KINDS = {"adapter": "LoRA", "model": "full model"}
-"""How the card calls a source of each kind."""
-MOST_GROUPS = 8
-"""Rows of the table of norms at most."""
+LONGEST_IN_WORDS = 3000
+"""Letters that the picture in words has at most."""
 MOST_FILES = 60
 """Files whose SHA-256 the card lists at most; the recipe has them all."""
 
@@ -100,41 +105,34 @@ def _ratio(plan: Plan, term: Term) -> str:
     mean = term.weights.mean
     if not term.weights_for:
         return f"The mean weight, the ratio of the merge, is {mean:.2f}."
-    whole = mean_weight(plan, term, 0, plan.base.layers - 1)
+    whole = mean_weight(plan.base, term)
     return (
         f"The mean weight over all modules, the ratio of the merge, is {whole:.2f}. This first "
         f"list is for the modules that no pattern below selects, and has the mean {mean:.2f}."
     )
 
 
-def mean_weight(plan: Plan, term: Term, first: int, last: int) -> float:
-    """The mean of what the modules of some layers get, those with gradients of their own too."""
-    weights = [
-        row.weight
-        for row in plan.ledger
-        if row.adapter == term.source.name
-        and row.weight is not None
-        and row.layer is not None
-        and first <= row.layer <= last
-    ]
-    if not term.weights_for or not weights:
-        return Gradient(term.weights[first : last + 1]).mean
-    return math.fsum(weights) / len(weights)
-
-
 def _picture(plan: Plan) -> Iterator[str]:
-    term = plan.recipe.terms[0]
-    base, adapter = as_text(plan.base.name), as_text(term.source.name)
-    yield f"![{description(term.weights, plan.base.name, term.source.name)}](gradient.png)"
+    recipe = plan.recipe
+    base, several = as_text(plan.base.name), len(recipe.terms) > 1
+    yield f"![{as_text(described(recipe), LONGEST_IN_WORDS)}](gradient.png)"
     yield ""
+    adapter = as_text(recipe.terms[0].source.name)
+    green = f"{adapter}: the higher the green, the more of {_called(recipe.terms[0])} the layer got"
+    if several:
+        kinds = " or ".join(dict.fromkeys(KINDS[term.source.kind] for term in recipe.terms))
+        green = f"the {kinds} named above it: the higher the green, the more of it the layer got"
     yield (
         f"Each bar is a layer, the first at the left. The light blue is {base} and the light green "
-        f"is {adapter}: the higher the green, the more of {_called(term)} the layer got."
+        f"is {green}."
     )
-    if term.weights_for:
+    if any(term.weights_for for term in recipe.terms):
         yield "Modules that have a gradient of their own are drawn below all others."
-    if len(plan.recipe.terms) > 1:
-        yield f"The picture shows the first {KINDS[term.source.kind]}."
+    if any(len(gradients_in_force(term)) > MOST_BARS + 1 for term in recipe.terms):
+        yield "Where they are many, each is a row whose colour goes from blue at 0 to green at 1."
+    if several:
+        names = ", ".join(as_text(term.source.name) for term in recipe.terms)
+        yield f"From top to bottom: {names}."
     yield ""
 
 
@@ -167,20 +165,6 @@ def _fitted(plan: Plan) -> Iterator[str]:
         yield ""
 
 
-def description(gradient: Gradient, base: str, adapter: str) -> str:
-    """The picture in words, for those who cannot see it."""
-    groups = "; ".join(
-        f"{_range(first, last)}: {plain(gradient[first])}"
-        for first, last in layer_groups([gradient])
-        if len(set(gradient[first : last + 1])) == 1
-    )
-    said = f", {groups}" if groups else ""
-    return as_text(
-        f"Layer weights of {shown(adapter)} in {shown(base)} as bars, {len(gradient)} layers, mean "
-        f"weight {gradient.mean:.2f}{said}"
-    )
-
-
 def _norms(plan: Plan, receipt: Receipt) -> Iterator[str]:
     gradients = [
         gradient
@@ -211,31 +195,14 @@ def _norms(plan: Plan, receipt: Receipt) -> Iterator[str]:
         if group is None:
             label, weights = "outside", [plain(plan.recipe.rest or 0.0)] * len(heads)
         else:
-            label = _range(*group)
-            weights = [f"{mean_weight(plan, term, *group):.2f}" for term in plan.recipe.terms]
+            label = layers_said(*group)
+            weights = [f"{mean_weight(plan.base, term, *group):.2f}" for term in plan.recipe.terms]
         asked = math.hypot(*(tensor.asked for tensor in chosen))
         achieved = math.hypot(*(tensor.achieved for tensor in chosen))
         yield (
             f"| {label} | {' | '.join(weights)} | {len(chosen)} | {asked:.4g} | {achieved:.4g} |"
         )
     yield ""
-
-
-def layer_groups(gradients: Sequence[Gradient]) -> list[tuple[int, int]]:
-    """Layers to speak of together: those of equal weights in a row, or else equal parts.
-
-    Returns:
-        the first and the last layer of each group, `MOST_GROUPS` groups at most.
-    """
-    layers = len(gradients[0])
-    groups = [
-        list(group)
-        for _, group in groupby(range(layers), lambda layer: [each[layer] for each in gradients])
-    ]
-    if len(groups) <= MOST_GROUPS:
-        return [(group[0], group[-1]) for group in groups]
-    edges = [part * layers // MOST_GROUPS for part in range(MOST_GROUPS + 1)]
-    return [(start, stop - 1) for start, stop in pairwise(edges)]
 
 
 def _usage(name: str, prompts: tuple[str, ...]) -> Iterator[str]:
@@ -299,9 +266,9 @@ def linked(source: Opened) -> str:
     return f"[{name}](https://huggingface.co/{source.repository}){revision}"
 
 
-def as_text(name: str) -> str:
+def as_text(name: str, longest: int = LONGEST_SHOWN) -> str:
     """A name from a file, as text in Markdown that is nothing else."""
-    escaped = re.sub(r"([\\`*_{}\[\]<>()#+!|~$&])", r"\\\1", shown(name))
+    escaped = re.sub(r"([\\`*_{}\[\]<>()#+!|~$&])", r"\\\1", shown(name, longest))
     # What would make a list or a heading of a line that begins with it.
     return re.sub(r"^(\d*)([-=.])", r"\1\\\2", escaped)
 
@@ -316,7 +283,3 @@ def fenced(text: str, language: str = "") -> list[str]:
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}{language}", text, fence]
-
-
-def _range(first: int, last: int) -> str:
-    return f"{first}" if first == last else f"{first}–{last}"

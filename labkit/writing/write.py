@@ -182,11 +182,9 @@ def _drawing(plan: Plan) -> Iterator[Future[bytes]]:
 
 def picture_of(plan: Plan) -> bytes:
     """The picture of a merge, as the bytes of its file."""
-    from labkit.figures import gradient_picture, picture_bytes
+    from labkit.figures import picture_bytes, recipe_picture
 
-    first = plan.recipe.terms[0]
-    names = plan.base.name, first.source.name
-    return picture_bytes(gradient_picture(first.weights, *names, first.weights_for))
+    return picture_bytes(recipe_picture(plan.recipe, dark=False))
 
 
 def _hashes(

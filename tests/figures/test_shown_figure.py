@@ -14,8 +14,8 @@ def test_every_public_figure_is_there():
     assert set(figures.__all__) == {
         "ShownFigure", "benefit_against_harm", "effects_by_layer", "effects_map", "front",
         "gradient_over_norms", "gradient_picture", "gradients_compared", "heatmap",
-        "norms_by_layer", "overlap_by_layer", "picture_bytes", "picture_html", "save_picture",
-        "side_by_side", "singular_values", "survival_map",
+        "norms_by_layer", "overlap_by_layer", "picture_bytes", "picture_html", "recipe_picture",
+        "save_picture", "side_by_side", "singular_values", "survival_map",
     }  # fmt: skip
     for name in figures.__all__:
         assert getattr(lk.figures, name).__doc__

@@ -11,8 +11,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 import labkit as lk
+from labkit.figures.gradient_figure import layer_groups
 from labkit.merging.recipe import CardOptions
-from labkit.writing.card import as_text, fenced, layer_groups
+from labkit.writing.card import as_text, fenced
 from labkit.writing.front_matter import own_card
 from tests.tiny import make_tokenizer
 

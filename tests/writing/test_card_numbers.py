@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 
 import labkit as lk
-from labkit.writing.card import (
-    MOST_FILES,
-    MOST_GROUPS,
-    description,
-    fenced,
-    layer_groups,
-    model_card,
-)
+from labkit.figures.gradient_figure import MOST_GROUPS, description, layer_groups
+from labkit.writing.card import MOST_FILES, fenced, model_card
 from labkit.writing.receipt import Receipt, TensorReceipt
 
 
@@ -73,14 +67,15 @@ def test_each_lora_has_a_column_of_weights(card):
     ]
     assert "\n|---|---:|---:|---:|---:|---:|\n" in text
     assert "Outside the layers the weight is 0.75." in text
-    assert "The picture shows the first LoRA." in text
+    assert "the light green is the LoRA named above it: the higher the green" in text
+    assert "From top to bottom: tiny-lora, tiny-lora." in text
 
 
 def test_without_changes_outside_there_is_no_such_row(card):
     text = card("1x4", tensors=TENSORS[:5])
     assert "outside" not in text.split("## What changed")[1].split("##")[0]
     assert "Outside the layers" not in text
-    assert "The picture shows the first LoRA." not in text
+    assert "From top to bottom" not in text
 
 
 def test_groups_follow_the_weights_of_patterns_too(card):
@@ -91,7 +86,7 @@ def test_groups_follow_the_weights_of_patterns_too(card):
 
 
 def test_a_group_of_several_weights_has_their_mean(card, monkeypatch):
-    monkeypatch.setattr("labkit.writing.card.MOST_GROUPS", 2)
+    monkeypatch.setattr("labkit.figures.gradient_figure.MOST_GROUPS", 2)
     table = rows(card("0,0.5,1,0.25", tensors=TENSORS[:5]))
     assert table[1:] == ["| 0–1 | 0.25 | 3 | 13 | 50.25 |", "| 2–3 | 0.62 | 2 | 7.001 | 6.005 |"]
 
