@@ -29,6 +29,7 @@ from .probing.layer_effects import ablation as ablation
 from .probing.layer_effects import attribution as attribution
 from .probing.layer_effects import sensitivity as sensitivity
 from .probing.point_evaluation import Evaluation as Evaluation
+from .probing.prompt_grid import answers as answers
 from .probing.sweeping import sweep as sweep
 from .probing.texts import Texts as Texts
 from .publishing.baking import bake as bake

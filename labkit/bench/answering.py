@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from labkit.bench import view
+from labkit.bench.runs import Turn
 from labkit.inference.live_model import LiveModel, Mix
 from labkit.probing.next_token import compare_next_token
 
@@ -54,24 +56,26 @@ class Answers:
 
     def write(
         self,
-        prompt: str,
+        prompt: str | tuple[str, str, str],
         merge: Mix,
         length: int,
         temperature: float,
         seed: int,
         weights: str,
         stopped: threading.Event,
+        turns: Sequence[Turn] = (),
     ) -> Heard | None:
         """Stream the three answers until they end or `stopped` is set.
 
         Args:
-            prompt: the text to go on from.
+            prompt: the text to go on from; of base, merge and full LoRA each, where they differ.
             merge: the merge's mixture.
             length: longest answer, in tokens.
             temperature: 0 always takes the most probable token.
             seed: of the random numbers.
             weights: the merge's gradient in a word, for the column's head.
             stopped: set from another thread to end early.
+            turns: what was said before, which is shown above the answers.
 
         Returns:
             the answers; nothing if it was stopped.
@@ -82,6 +86,8 @@ class Answers:
         kept = self._kept if asked == self._asked else None
         mixes = [merge] if kept else [self.model.mix(0), merge, self.model.mix(1)]
         tokens: list[list[int]] = [[] for _ in mixes]
+        prompts = (prompt,) * 3 if isinstance(prompt, str) else prompt
+        steps = self._stream(prompts[1:2] if kept else prompts, mixes, length, temperature, seed)
         drawn = 0.0
 
         def draw(note: str) -> list[list[str]]:
@@ -89,12 +95,12 @@ class Answers:
             if kept:
                 texts = [kept[0], texts[0], kept[1]]
             notes = ("", note, "") if kept else (note, note, note)
-            self._shown = (asked, merge.weights, (texts, weights))
-            self._show("columns", view.columns(texts, notes, weights))
+            self._shown = (asked, merge.weights, (texts, weights, turns))
+            self._show("columns", view.columns(texts, notes, weights, turns))
             return texts
 
         draw("…")
-        for step in self.model.stream(prompt, mixes, length, temperature, seed):
+        for step in steps:
             for row, token in zip(tokens, step, strict=True):
                 if token is not None:
                     row.append(token)
@@ -111,7 +117,32 @@ class Answers:
         self._complete = True
         return Heard((base, merged, full), time.monotonic() - begun)
 
-    def current(self, prompt: str, merge: Mix, length: int, temperature: float, seed: int) -> bool:
+    def _stream(
+        self,
+        prompts: Sequence[str],
+        mixes: Sequence[Mix],
+        length: int,
+        temperature: float,
+        seed: int,
+    ) -> Iterator[list[int | None]]:
+        """One token of each mixture at a time, after a prompt of its own; all with one dice."""
+        if len(set(prompts)) == 1:
+            yield from self.model.stream(prompts[0], mixes, length, temperature, seed)
+            return
+        streams = [
+            self.model.stream(prompt, [mix], length, temperature, seed)
+            for prompt, mix in zip(prompts, mixes, strict=True)
+        ]
+        over: list[int | None] = [None]
+        for steps in zip_longest(*streams, fillvalue=over):
+            yield [token for step in steps for token in step]
+
+    def show_turns(self, weights: str, turns: Sequence[Turn]) -> None:
+        """Show what was said so far, while the next prompt is written."""
+        self._complete, self._shown = False, None
+        self._show("columns", view.columns([[], [], []], ("", "", ""), weights, turns))
+
+    def current(self, prompt: Any, merge: Mix, length: int, temperature: float, seed: int) -> bool:
         """Whether the columns hold whole answers to this, by this merge."""
         asked = (prompt, length, temperature, seed)
         if self._shown is None:
@@ -119,17 +150,17 @@ class Answers:
         return self._complete and self._shown[:2] == (asked, merge.weights)
 
     def mark_as_older(
-        self, prompt: str, merge: Mix, length: int, temperature: float, seed: int
+        self, prompt: Any, merge: Mix, length: int, temperature: float, seed: int
     ) -> None:
         """Say beside the answers on the screen that they are to something else than this."""
         if self._shown is None or self.current(prompt, merge, length, temperature, seed):
             return
-        asked, _, (texts, weights) = self._shown
+        asked, _, (texts, weights, turns) = self._shown
         note = "(of the gradient before)"
         notes = ("", note, "")
         if asked != (prompt, length, temperature, seed):
             notes = ("(of the question before)",) * 3
-        self._show("columns", view.columns(texts, notes, weights))
+        self._show("columns", view.columns(texts, notes, weights, turns))
 
 
 def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:

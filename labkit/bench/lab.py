@@ -14,23 +14,27 @@ from typing import TYPE_CHECKING, Any
 from traitlets import TraitError
 
 from labkit.bench import view
-from labkit.bench.answering import Answers
+from labkit.bench.answering import Answers, Heard
 from labkit.bench.background import Latest
+from labkit.bench.blind_listening import BlindListening, votes_frame
+from labkit.bench.conversation import Conversation, asked
 from labkit.bench.evidence import TOKENS as EVIDENCE_TOKENS
 from labkit.bench.evidence import evidence, quick_copy, said_of
+from labkit.bench.many_prompts import ManyPrompts
 from labkit.bench.painting import Painting
 from labkit.bench.panel import Panel
 from labkit.bench.passages import TEXTS
 from labkit.bench.remembering import remember, remembered, runs_file, terms_in
-from labkit.bench.runs import Question, Run, Runs, terms_of
+from labkit.bench.runs import Question, Run, Runs, Turn, mix_of, terms_of
 from labkit.bench.strength_fit import EVALUATIONS, TOKENS, StrengthFit, Worth
+from labkit.bench.text_choice import TextChoice
 from labkit.bench.trail import Trail
 from labkit.errors import LabkitError, shown
 from labkit.figures import picture_html, recipe_picture, save_picture
 from labkit.figures.gradient_figure import described
 from labkit.files.atomic_folder import RECEIPT
 from labkit.gradients.gradient import Gradient
-from labkit.inference.live_model import LiveModel, live
+from labkit.inference.live_model import LiveModel, Mix, live
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES, formats, formatted
 from labkit.merging.module_rows import gradients_in_force
 from labkit.merging.planning import Plan, plan
@@ -77,7 +81,7 @@ class Lab:
         rest: the weight of what adapters change outside the layers, as in a recipe.
         texts: two texts by name, what the merge is for and then what it should leave alone: each
             a list of passages, a `Texts`, or one passage. Their NLLs are the axes of the plane, and
-            "What matters" measures on them.
+            "What matters" measures on them. More of them can be chosen in the fold "Texts".
         prompt: the prompt to begin with.
         format: the prompt's format: "plain", "chat template", "Alpaca" or "Metharme".
         tokens: the longest answer.
@@ -120,11 +124,13 @@ class Lab:
                 f"{recipe.method.name} is no sum of what each adapter adds; merge it instead "
                 "(labkit merge)"
             )
-        self.texts: dict[str, Given] = dict(texts or TEXTS)
-        if len(self.texts) != 2:
-            raise LabkitError(f"the lab probes two texts, found {len(self.texts)}")
-        for name, given in self.texts.items():
-            self.texts[name] = given if isinstance(given, str) else as_texts(name, given)
+        known: dict[str, Given] = {
+            name: given if isinstance(given, str) else as_texts(name, given)
+            for name, given in (texts or TEXTS).items()
+        }
+        if len(known) < 2:
+            raise LabkitError(f"the lab probes two texts, found {len(known)}")
+        self.texts = dict(list(known.items())[:2])
         self.receipt: Receipt | None = None
         self.error: BaseException | None = None
         self._recipe, self._device = recipe, device
@@ -136,6 +142,7 @@ class Lab:
         self._wanted: Callable[[], None] = lambda: None
         self._work, self._writer = Latest(self._failed), Latest(self._not_saved)
         self._matters, self._fitter = Latest(self._not_measured), Latest(self._not_fitted)
+        self._heard: tuple[Question, Heard] | None = None
         self._fit: StrengthFit | None = None
         self._pictures: list[Any] = []
         first_term = recipe.terms[0]
@@ -160,9 +167,27 @@ class Lab:
         self._trail = Trail(
             Runs(runs_file(recipe)), recipe.terms, self._recall, self.panel.show_compared
         )
+        runs = self._trail.runs
+        self._choice = TextChoice({**TEXTS, **known}, list(self.texts), self._use_texts)
+        self._conversation = Conversation(self._turn, self._changed)
+        self._listening = BlindListening(
+            self._trail.choices, self._question, self._ask_two, runs.votes, runs.vote
+        )
+        self._many = ManyPrompts(lambda: self.model, self._starred_mixes, self._question)
+        self._trail.shown = self._listening.refresh
         self._show_in_force()
         self._connect()
-        self.widget = self.panel.around(self.editor, self._trail.map, self._trail.table)
+        self.widget = self.panel.around(
+            self.editor,
+            self._conversation.widget,
+            self._trail.map,
+            {
+                "Runs": self.panel.runs(self._trail.table),
+                "Texts": self._choice.widget,
+                "Listen blind": self._listening.widget,
+                "A file of prompts": self._many.widget,
+            },
+        )
         self._changed()
 
     # What the screen says
@@ -206,6 +231,11 @@ class Lab:
         with a star.
         """
         return self._trail.runs.frame()
+
+    @property
+    def votes(self) -> pd.DataFrame:
+        """The votes of blind listening: see `labkit.bench.blind_listening.votes_frame`."""
+        return votes_frame(self._trail.runs.votes)
 
     def use(self, terms: Sequence[Term]) -> None:
         """Draw what the terms of another recipe say, for every adapter and kind of module.
@@ -256,6 +286,7 @@ class Lab:
         if question is not None:
             for name, field in settings.items():
                 field.value = getattr(question, name)
+            self._conversation.set(question.turns)
 
     def _with(self, terms: Sequence[Term]) -> Recipe:
         own = (old.source for old in self._recipe.terms)
@@ -288,11 +319,14 @@ class Lab:
         Raises:
             LabkitError: it takes longer than `seconds`.
         """
-        for worker in (self._writer, self._fitter, self._work, self._matters):
+        asking = self._listening, self._many
+        workers = self._writer, self._fitter, self._work, self._matters
+        for worker in (*workers, *(fold.worker for fold in asking)):
             if not worker.wait(seconds):
                 raise LabkitError(f"the lab is still at work after {seconds} s")
-        if self.error is not None:
-            raise self.error
+        for error in (self.error, *(fold.error for fold in asking)):
+            if error is not None:
+                raise error
 
     def close(self) -> None:
         """Stop all work and take the lab off the screen."""
@@ -301,6 +335,8 @@ class Lab:
         self._writer.close()
         self._matters.close()
         self._fitter.close()
+        self._listening.worker.close()
+        self._many.worker.close()
         self.widget.close()
 
     # What happens when something is moved or pressed
@@ -311,6 +347,8 @@ class Lab:
         self.editor.observe(lambda change: self._choose(change["new"]), "chosen")
         for chooser in (panel.which, panel.scope):
             chooser.observe(lambda _: self._switch(), "value")
+        panel.kind.observe(lambda _: self._conversation.show(panel.kind.value), "value")
+        self._conversation.show(panel.kind.value)
         for field in (*panel.settings.values(), panel.live):
             field.observe(lambda _: self._changed(), "value")
         panel.again.on_click(lambda _: self._roll_again())
@@ -457,22 +495,28 @@ class Lab:
         panel.problem.value = ""
         panel.say("asking the model …")
         mix = model.mix(recipe.terms)
-        prompt = formatted(panel.prompt.value, panel.kind.value, model.tokenizer)
-        self._answers.measure(prompt, mix)
+        question = self._question()
+        if question.turns and not question.prompt.strip():
+            self._answers.show_turns(self._means(recipe), question.turns)
+            panel.say("")
+            return
+        prompts = asked(question.prompt, question.format, model.tokenizer, question.turns)
+        self._answers.measure(prompts[1], mix)
         self._show_picture()
         self._remember()
-        asked = Question(**{name: field.value for name, field in panel.settings.items()})
-        self._trail.begin(recipe.terms, self.texts, asked)
-        question = (prompt, mix, asked.tokens, asked.temperature, asked.seed)
+        self._trail.begin(recipe.terms, self.texts, question)
+        given = (prompts, mix, question.tokens, question.temperature, question.seed)
         if not answer:
-            self._answers.mark_as_older(*question)
-        elif not stopped.is_set() and (again or not self._answers.current(*question)):
-            heard = self._answers.write(*question, self._means(recipe), stopped)
+            self._answers.mark_as_older(*given)
+        elif not stopped.is_set() and (again or not self._answers.current(*given)):
+            means = self._means(recipe)
+            heard = self._answers.write(*given, means, stopped, question.turns)
             if heard is not None:
+                self._heard = question, heard
                 self._trail.heard(heard)
         if not stopped.is_set():
             panel.say("reading the two texts …")
-            self._trail.place(model, self.texts, mix)
+            self._place(model, mix)
             resolved = plan(recipe)
             panel.show("plan", resolved._repr_html_())
             panel.say("looking at what rounding loses …")
@@ -481,6 +525,58 @@ class Lab:
             self._trail.place_constants(stopped)
         if not self._work.waiting:  # what waits has something to say at once
             panel.say("")
+
+    def _question(self) -> Question:
+        """What is asked on the screen, and how."""
+        chosen = {name: field.value for name, field in self.panel.settings.items()}
+        turns = self._conversation.turns if chosen["format"] == CHAT else ()
+        return Question(**chosen, turns=turns)
+
+    def _turn(self) -> Turn | None:
+        """The answers on the screen as a turn of the conversation, where they are whole."""
+        if self._heard is None or self._heard[0] != self._question():
+            return None
+        question, heard = self._heard
+        self.panel.prompt.value = ""  # for the next one
+        return (question.prompt, *heard.texts)
+
+    def _place(self, model: LiveModel, mix: Mix) -> None:
+        try:
+            self._trail.place(model, self.texts, mix)
+        except LabkitError as error:
+            self._choice.complain(error)
+            raise
+
+    def _use_texts(self, texts: dict[str, Given]) -> None:
+        """Read two other texts from now on."""
+        self.texts = texts
+        self.panel.fit_said.value = ""
+        self._changed()
+        self._ask_what_matters(REST)
+
+    def _ask_two(
+        self, first: Run, second: Run, question: Question, stopped: threading.Event
+    ) -> tuple[str, str] | None:
+        """Let two runs answer with the same dice; nothing if it was stopped."""
+        model, terms = self.model, self._recipe.terms
+        prompt = formatted(question.prompt, question.format, model.tokenizer)
+        mixes = [mix_of(run, model, terms) for run in (first, second)]
+        found: tuple[list[int], list[int]] = ([], [])
+        steps = model.stream(prompt, mixes, question.tokens, question.temperature, question.seed)
+        for step in steps:
+            for row, token in zip(found, step, strict=True):
+                if token is not None:
+                    row.append(token)
+            if stopped.is_set():
+                return None
+        one, other = (str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in found)
+        return one, other
+
+    def _starred_mixes(self, model: LiveModel) -> dict[str, Mix]:
+        """What answers a file of prompts, by name."""
+        always = self._trail.runs.always
+        runs = [always["base"], always["full"], *self._trail.starred()]
+        return {run.name: mix_of(run, model, self._recipe.terms) for run in runs}
 
     def _means(self, recipe: Recipe) -> str:
         """The mean weight of every gradient in force."""

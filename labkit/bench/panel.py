@@ -241,13 +241,20 @@ class Panel:
         self.progress.value = 0
         self.progress.layout.display = None if now else "none"
 
-    def around(self, editor: Any, plane: Any, runs: Any) -> ipywidgets.VBox:
+    def runs(self, table: Any) -> ipywidgets.VBox:
+        """The fold of the runs: as rows, and two of them beside each other."""
+        return ipywidgets.VBox([table, self._shown["compared"]])
+
+    def around(
+        self, editor: Any, conversation: Any, plane: Any, folds: Mapping[str, Any]
+    ) -> ipywidgets.VBox:
         """The whole lab.
 
         Args:
             editor: the gradient editor.
+            conversation: what stands below the prompt.
             plane: what shows the runs as points.
-            runs: what shows them as rows.
+            folds: the title of a fold -> what is in it; the first one is open.
         """
         choosers = [self.which] if len(self.which.options) > 1 else []
         choosers += [self.scope] if len(self.scope.options) > 2 else []
@@ -259,11 +266,10 @@ class Panel:
                 self.fit_said,
             ]
         )
-        folds = {
-            "Runs": ipywidgets.VBox([runs, shown["compared"]]),
-            "Ledger and forecast": shown["plan"],
-        }
-        details = ipywidgets.Accordion(list(folds.values()), titles=tuple(folds), selected_index=0)
+        all_folds = {**folds, "Ledger and forecast": shown["plan"]}
+        details = ipywidgets.Accordion(
+            list(all_folds.values()), titles=tuple(all_folds), selected_index=0
+        )
         made = ipywidgets.VBox(
             [
                 ipywidgets.HTML(view.STYLE, layout={"display": "none"}),
@@ -277,6 +283,7 @@ class Panel:
                     *(self.kind, self.length, self.temperature, self.seed, self.again),
                     *(self.live, self.answer, self.stop),
                 ),
+                conversation,
                 self.problem,
                 shown["columns"],
                 self.status,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.bench.journal import Entry, Journal
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
+from labkit.inference.live_model import LiveModel, Mix
 from labkit.merging.recipe import Term
 from labkit.probing.evaluation import BASE, FULL
 from labkit.probing.intervals import Estimate
@@ -34,6 +35,11 @@ LONGEST_NAME = 60
 BEST = "best constant"
 RUN, VOTE = "run", "vote"
 """The kinds of entries in the file."""
+
+VOTE_COLUMNS = (
+    "time", "first", "first_gradient", "second", "second_gradient", "prompt", "format", "tokens",
+    "temperature", "seed", "first_was", "vote", "first_answer", "second_answer",
+)  # fmt: skip
 
 Weights = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 """For each adapter its gradient, and (pattern, gradient) of the modules that have their own."""
@@ -142,6 +148,15 @@ def terms_of(run: Run, terms: Sequence[Term]) -> list[Term]:
     ]
 
 
+def mix_of(run: Run, model: LiveModel, terms: Sequence[Term]) -> Mix:
+    """A run's mixture for a live model; base and full LoRA are so outside the layers, too.
+
+    Raises:
+        LabkitError: as `terms_of`, or gradients of another length.
+    """
+    return model.mix(terms_of(run, terms) if run.kind == RUN else run.mean_weight)
+
+
 @dataclass
 class Runs:
     """All runs of a lab, in the order in which they were tried.
@@ -163,7 +178,9 @@ class Runs:
         self.votes: list[Entry] = []
         for entry in self._journal.entries():
             if entry.get("kind") == VOTE:
-                self.votes.append(entry)
+                whole = set(VOTE_COLUMNS) <= entry.keys()
+                if whole and isinstance(entry["time"], (int, float)):
+                    self.votes.append(entry)
                 continue
             with suppress(LabkitError, KeyError, TypeError, ValueError, AttributeError):
                 run = _read_run(entry)

@@ -46,6 +46,7 @@ class Trail:
         table: the runs as rows.
         map: their points on the two texts shown now.
         plane: what was measured on these texts; nothing before that.
+        shown: called when the runs were shown anew.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Trail:
     ) -> None:
         self.runs, self._recall, self._show_compared = runs, recall, show
         self._layers, self._adapters = len(terms[0].weights), len(terms)
+        self.shown: Callable[[], None] = lambda: None
         self.plane: TextPlane | None = None
         self._now: _Tried | None = None
         self._texts: tuple[tuple[str, str], ...] = (("", ""), ("", ""))
@@ -130,6 +132,15 @@ class Trail:
         """
         self._recall(self.runs[key])
 
+    def choices(self) -> list[Run]:
+        """What can be listened to: what is always there, and the runs, the latest first."""
+        return [*self.runs.always.values(), *reversed(list(self.runs))]
+
+    def starred(self) -> list[Run]:
+        """The runs with a star; without one, the run on the screen."""
+        found = [run for run in self.runs if run.starred]
+        return found or [run for run in self.runs if run.key == self.table.current]
+
     def show(self) -> None:
         """Show the runs as they are now."""
         table, plane, now = self.table, self.map, self._now
@@ -152,6 +163,7 @@ class Trail:
             plane.texts, plane.line = names, self._line()
             plane.points = [self._point(run, current) for run in placed]
             plane.current = current.key if current and current.readings else ""
+        self.shown()
 
     def _constant(
         self,

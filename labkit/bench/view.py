@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 
-from labkit.bench.runs import Run
+from labkit.bench.runs import Run, Turn
 from labkit.bench.strength_fit import Worth
 from labkit.errors import shown
 from labkit.figures.palette import (
@@ -55,6 +55,9 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab .lab-column.plain { min-height: 0; border-top: 1px solid var(--lab-edge); }
 .labkit-lab .lab-name { font-weight: 600; }
 .labkit-lab .lab-text { white-space: pre-wrap; overflow-wrap: anywhere; }
+.labkit-lab .lab-turn { white-space: pre-wrap; overflow-wrap: anywhere; color: var(--lab-soft);
+  border-bottom: 1px solid var(--lab-edge); margin-bottom: 4px; padding-bottom: 4px; }
+.labkit-lab .lab-turn span { font-weight: 600; }
 .labkit-lab mark { background: var(--lab-mark); color: var(--lab-line); border-radius: 2px; }
 .labkit-lab table { border-collapse: collapse; margin: 0; color: var(--lab-ink); }
 .labkit-lab :is(td, th) { text-align: left; padding: 2px 6px; font-size: 12px;
@@ -73,7 +76,10 @@ STYLE = f"<style>\n{COLORS}{RULES}</style>"
 
 
 def columns(
-    tokens: Sequence[Sequence[str]], notes: Sequence[str] = ("", "", ""), weights: str = ""
+    tokens: Sequence[Sequence[str]],
+    notes: Sequence[str] = ("", "", ""),
+    weights: str = "",
+    turns: Sequence[Turn] = (),
 ) -> str:
     """The three answers side by side; what differs from the base's answer is marked.
 
@@ -81,16 +87,22 @@ def columns(
         tokens: the answers of base, merge and full LoRA, as pieces of text, one for each token.
         notes: what stands beside each column's name, such as "(stopped)".
         weights: what stands beside the merge's name, such as "mean weight 0.50".
+        turns: what was said before, in a conversation.
     """
     cells = []
     for index, (name, pieces) in enumerate(zip(COLUMNS, tokens, strict=True)):
         kind = ("base", "merged", "full")[index]
         text = "".join(map(html.escape, pieces)) if index == 0 else marked(pieces, tokens[0])
+        before = "".join(
+            f'<div class="lab-turn"><span>you</span> {html.escape(turn[0])}\n'
+            f"<span>{name}</span> {html.escape(turn[index + 1])}</div>"
+            for turn in turns
+        )
         more = f" · {weights}" if kind == "merged" and weights else ""
         cells.append(
             f'<div class="lab-column {kind}"><div class="lab-name">{name}{html.escape(more)} '
             f'<span class="lab-status">{html.escape(notes[index])}</span></div>'
-            f'<div class="lab-text">{text}</div></div>'
+            f'{before}<div class="lab-text">{text}</div></div>'
         )
     return f'<div class="lab-columns">{"".join(cells)}</div>'
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,18 +65,27 @@ class _Renderer:
 _renderer = _Renderer()
 
 
-def rendered(template: str, prompt: str, tokens: dict[str, Any]) -> str:
+def rendered(
+    template: str, prompt: str, tokens: dict[str, Any], turns: Sequence[tuple[str, str]] = ()
+) -> str:
     """What a chat template makes of a prompt, up to where the answer begins.
 
     Args:
         template: the template.
         prompt: what the user says.
         tokens: the tokenizer's special tokens by name, which templates use.
+        turns: what the user and the model said before, in turns.
 
     Raises:
         LabkitError: a template that fails, takes too long, fills the memory or writes without end.
     """
-    answer = _renderer.ask({"template": template, "prompt": prompt, "tokens": tokens})
+    messages = [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+    messages.append({"role": "user", "content": prompt})
+    answer = _renderer.ask({"template": template, "messages": messages, "tokens": tokens})
     if "text" in answer:
         return str(answer["text"])
     reason = answer.get("error") or (
@@ -135,7 +145,7 @@ def _serve(questions: IO[bytes], answers: IO[str]) -> None:
         _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + MOST_SECONDS)
         try:
             (text,), _ = render_jinja_template(
-                [[{"role": "user", "content": question["prompt"]}]],
+                [question["messages"]],
                 chat_template=question["template"],
                 add_generation_prompt=True,
                 **question["tokens"],
