@@ -18,6 +18,7 @@ from labkit.probing.families import Cells, Family
 from labkit.probing.fitting import (
     MEASURING,
     PASSAGES,
+    SMOOTH,
     TOKENS,
     Found,
     HeldOut,
@@ -80,7 +81,7 @@ def pareto(
     keep: SetsOfTexts,
     strengths: Sequence[float] = STRENGTHS,
     bounds: tuple[float, float] = (0.0, 1.0),
-    smooth: float = 0.1,
+    smooth: float = SMOOTH,
     evaluations: int = 8,
     *,
     by: By = "layer",
