@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 uv run python -m benchmarks.probing --only null_loras --done null.jsonl
 
 Each figure is a function. Null LoRAs take long: with `--done` each goes into a file, a line each,
-and what is there already is not done again. NLL and KL are in nats a token, on held-out text; intervals are those of
-`lk.fit`. Texts are the demo's, of which `lk.fit` draws its few passages.
+and what is there already is not done again. NLL and KL are in nats a token, on held-out text;
+intervals are those of `lk.fit`. Texts are the demo's, of which `lk.fit` draws its few passages.
 """
 
 from __future__ import annotations
