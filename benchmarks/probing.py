@@ -1,14 +1,17 @@
 """Fitted gradients on the demo: how much better than constants, in how much processor time.
 
     OMP_NUM_THREADS=1 uv run python -m benchmarks.probing [--only NAME] [--dtype bfloat16]
+    OMP_NUM_THREADS=1 uv run python -m benchmarks.probing --only null_loras --done null.jsonl
 
-Each figure is a function. NLL and KL are in nats a token, on held-out text; intervals are those of
-`lk.fit`. Texts are the demo's, of which `lk.fit` draws its few passages.
+Each figure is a function. Null LoRAs take long: with `--done` each goes into a file, a line each,
+and what is there already is not done again. NLL and KL are in nats a token, on held-out text;
+intervals are those of `lk.fit`. Texts are the demo's, of which `lk.fit` draws its few passages.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
@@ -19,8 +22,9 @@ import labkit as lk
 
 EVALUATIONS, MORE = 8, 4
 SEEDS = 20
-FEWER = {"evaluations": 3, "rivals": (), "progress": False}
-"""Null LoRAs are fitted in few evaluations, so that twenty of each kind are affordable."""
+FEWER = {"evaluations": 3, "passages": 6, "tokens": 24, "rivals": (), "progress": False}
+"""Null LoRAs are fitted in few evaluations on less text, so that twenty of each kind are
+affordable."""
 
 
 def demo_model(dtype: str, *names: str):
@@ -79,20 +83,29 @@ def two_loras(dtype: str) -> None:
     show(lk.fit(model, targets, texts["modern prose"], 0.5, rivals=(), progress=False))
 
 
-def null_loras(dtype: str) -> None:
+def null_loras(dtype: str, done: Path | None = None) -> None:
     """`kjv` with shuffled rows, and random numbers of its norms: no better than the constant."""
     base, loras = lk.demo()
     texts = lk.demo_texts()
+    lines = done.read_text().splitlines() if done and done.exists() else []
+    known = {(one["kind"], one["seed"]): one for one in map(json.loads, lines)}
     for kind, change in (("shuffled rows", shuffled), ("random numbers", drawn)):
         better = []
         for seed in range(SEEDS):
-            with tempfile.TemporaryDirectory() as folder:
-                adapter = null_adapter(loras["kjv"].folder, Path(folder), change, seed)
-                model = lk.live(base, adapter, dtype=dtype)
-                found = lk.fit(model, texts["scripture"], texts["modern prose"], seed=seed, **FEWER)
-                model.free()
-            better.append(found.better)
-            print(f"    {kind}, seed {seed}: {found.sentence}", flush=True)
+            one = known.get((kind, seed))
+            if one is None:
+                with tempfile.TemporaryDirectory() as folder:
+                    adapter = null_adapter(loras["kjv"].folder, Path(folder), change, seed)
+                    model = lk.live(base, adapter, dtype=dtype)
+                    sets = texts["scripture"], texts["modern prose"]
+                    found = lk.fit(model, *sets, seed=seed, **FEWER)
+                    model.free()
+                one = {"kind": kind, "seed": seed, "better": found.better, "said": found.sentence}
+                if done:
+                    with done.open("a") as file:
+                        file.write(json.dumps(one) + "\n")
+            better.append(one["better"])
+            print(f"    {kind}, seed {seed}: {one['said']}", flush=True)
         print(f"    {kind}: no better than the constant in {better.count(False)} of {SEEDS} seeds")
 
 
@@ -122,7 +135,7 @@ def drawn(values, dice):
     return noise * values.norm() / noise.norm()
 
 
-FIGURES: dict[str, Callable[[str], None]] = {
+FIGURES: dict[str, Callable[..., None]] = {
     "one_lora": one_lora,
     "strengths": strengths,
     "two_loras": two_loras,
@@ -134,12 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=FIGURES, help="this figure alone")
     parser.add_argument("--dtype", default="bfloat16", help="of the live model")
+    parser.add_argument("--done", type=Path, help="file of the null LoRAs that were fitted")
     chosen = parser.parse_args()
     for name, figure in FIGURES.items():
         if chosen.only in (None, name):
             began = time.process_time()
             print(f"{name}:", flush=True)
-            figure(chosen.dtype)
+            figure(chosen.dtype, **({"done": chosen.done} if figure is null_loras else {}))
             print(f"    ({time.process_time() - began:.0f} s of processor time)\n", flush=True)
 
 

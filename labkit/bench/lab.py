@@ -719,15 +719,18 @@ class Lab:
     ) -> None:
         fit = self._fit
         assert fit is not None  # noqa: S101
+        several = len(self._recipe.terms) > 1
+        of_all = " for all adapters" if several else ""
         rows = {
             "predicted": predicted,
             "measured": measured,
-            f"best constant, {fit.best_constant(strength):g}": constant,
+            f"best constant{of_all}, {fit.best_constant(strength):g}": constant,
         }
         said = (
             f"In nats per token, of the first {TOKENS} tokens of {fit.read[0]} and {fit.read[1]} "
             f"passages, on which it was searched: {fit.evaluations} evaluations. lk.fit measures "
             "on other passages, too."
+            + (" Undo brings back the gradient on the screen, not those of the others." * several)
         )
         self.panel.fit_said.value = view.fitted(strength, list(fit.texts), rows, said)
 

@@ -17,7 +17,7 @@ import numpy as np
 from labkit.inference.live_model import LiveModel
 from labkit.merging.recipe import Term
 from labkit.probing.families import DECIMALS, Cells
-from labkit.probing.fitting import search_once
+from labkit.probing.fitting import SMOOTH, search_once
 from labkit.probing.quadratic import FIRST_RADIUS, expected_at
 from labkit.probing.searching import Search, Stopped, Wanted
 from labkit.probing.text_plane import Given, excerpt
@@ -27,7 +27,7 @@ TOKENS = 40
 """Tokens of each passage that are read, for somebody waits."""
 NEAR = 0.02
 """Closer to an evaluated point, derivatives in bfloat16 say nothing of the curvature between."""
-WANTED = Wanted(strength=0.3, smooth=0.1, bounds=(0.0, 1.0))
+WANTED = Wanted(strength=0.3, smooth=SMOOTH, bounds=(0.0, 1.0))
 """As `lk.fit` has it, but for the strength."""
 
 

@@ -46,6 +46,9 @@ ROWS = (BASE, FULL, FIT, *(f"best {name}" for name in FAMILIES))
 MOST_PICTURES = 4
 PASSAGES = 12
 TOKENS = 48
+SMOOTH = 0.01
+"""Weak: 0.1 took away half of what a list gains on text that was not searched
+(benchmarks/README.md)."""
 RIVALS: tuple[Family, ...] = ("ramp", "step")
 RIVAL_EVALUATIONS = 2
 """Passes that a rival gets: what was seen before has shown most of the way."""
@@ -115,7 +118,7 @@ def fit(
     keep: SetsOfTexts,
     strength: float = 0.3,
     bounds: tuple[float, float] = (0.0, 1.0),
-    smooth: float = 0.1,
+    smooth: float = SMOOTH,
     evaluations: int = 8,
     *,
     by: By = "layer",
@@ -199,7 +202,7 @@ def fit(
                 "its own; choose another"
             )
     parts = search_and_held_out(target, keep, held_out, passages, tokens, seed)
-    more = RIVAL_EVALUATIONS * len(rivals) + (len(model.adapters) > 1) * (evaluations // 2)
+    more = RIVAL_EVALUATIONS * len(rivals) + of_constants(len(model.adapters), evaluations)
     with bar_of(evaluations + more, progress) as bar:
         search = Search(model, *parts[0], tokens, by, history, stop, bar, objective is not None)
         measured = HeldOut(model, search.weights, *parts[1], tokens, wanted.bounds[1], seed)
@@ -371,6 +374,11 @@ def search_once(
     )
 
 
+def of_constants(adapters: int, evaluations: int) -> int:
+    """How many evaluations the constants of several adapters take, on top of the search's."""
+    return max(1, evaluations // 2) if adapters > 1 else 0
+
+
 def _best_constant(
     search: Search, wanted: Wanted, evaluations: int
 ) -> tuple[tuple[float, ...], Cells]:
@@ -381,7 +389,7 @@ def _best_constant(
     start = search.weights.constant([min(max(share, low), high)] * len(direction))
     if len(direction) > 1:
         with search.interruptible():
-            search.minimise(wanted, "constant", start, max(1, evaluations // 2))
+            search.minimise(wanted, "constant", start, of_constants(len(direction), evaluations))
         best = search.best(wanted, "constant")
         start = start if best is None else best
         constants = search.weights.constants(start)

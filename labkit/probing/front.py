@@ -18,6 +18,7 @@ from labkit.probing.families import Cells, Family
 from labkit.probing.fitting import (
     MEASURING,
     PASSAGES,
+    SMOOTH,
     TOKENS,
     Found,
     HeldOut,
@@ -25,6 +26,7 @@ from labkit.probing.fitting import (
     bar_of,
     fitted_record,
     held_out_html,
+    of_constants,
     search_and_held_out,
     search_once,
     wanted_from,
@@ -80,7 +82,7 @@ def pareto(
     keep: SetsOfTexts,
     strengths: Sequence[float] = STRENGTHS,
     bounds: tuple[float, float] = (0.0, 1.0),
-    smooth: float = 0.1,
+    smooth: float = SMOOTH,
     evaluations: int = 8,
     *,
     by: By = "layer",
@@ -129,12 +131,13 @@ def pareto(
         raise LabkitError("strengths are different numbers, at least one")
     later = max(1, evaluations // 2)
     parts = search_and_held_out(target, keep, held_out, passages, tokens, seed)
-    with bar_of(evaluations + later * (len(every) - 1), progress) as bar:
+    counts = [evaluations] + [later] * (len(every) - 1)
+    total = sum(count + of_constants(len(model.adapters), count) for count in counts)
+    with bar_of(total, progress) as bar:
         search = Search(model, *parts[0], tokens, by, history, stop, bar)
         measured = HeldOut(model, search.weights, *parts[1], tokens, bounds[1], seed)
         found: dict[Wanted, Found] = {}
-        for wanted in every:
-            count = later if found else evaluations
+        for wanted, count in zip(every, counts, strict=True):
             found[wanted] = search_once(search, wanted, family, count, rivals=())
         bar.set_description(MEASURING)
         direction = found[every[0]].direction

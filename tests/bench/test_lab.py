@@ -31,6 +31,7 @@ from labkit.probing.next_token import compare_next_token
 from labkit.probing.text_plane import excerpt
 from labkit.probing.texts import Texts
 from labkit.surveys.delta_survey import layer_norms
+from tests.tiny import make_adapter
 
 HALF = Gradient.parse("0,0.5,1,1")
 
@@ -684,6 +685,20 @@ def test_a_fit_is_drawn_and_measured_again(quick):
     said = fit_said(lab)
     assert said.startswith("strength 0.3 NLL on King James text KL to the base on everyday text")
     assert "the first 40 tokens of 4 and 4 passages, on which it was searched: 3 evalu" in said
+
+
+def test_a_fit_of_several_says_what_undo_does_not_bring_back(
+    quick, loud_base, loud_adapter, tmp_path
+):
+    assert "Undo" not in fit_said(quick)
+    other = make_adapter(tmp_path / "other", loud_base, scale=0.2)
+    lab = Lab(loud_base, loud_adapter, other, gradient=HALF, device="cpu")
+    lab.panel.fit.click()
+    lab.wait(60)
+    assert HALF not in [term.weights for term in lab.recipe.terms]
+    assert "best constant for all adapters, " in fit_said(lab)
+    assert "Undo brings back the gradient on the screen, not those of the others" in fit_said(lab)
+    lab.close()
 
 
 def test_another_strength_is_predicted_at_once_and_measured_when_the_hand_rests(quick, monkeypatch):
