@@ -16,7 +16,9 @@ from transformers import AutoTokenizer
 from labkit.demonstration.base import base_folder
 from tests.tiny import make_adapter, make_base
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks"
+EXECUTED = ROOT / "build" / "executed"  # where the book (docs/book) looks for outputs
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LONGEST_CELL = 12  # lines of code
 NUMBER = r"-?\d+(?:\.\d+)?%?"
@@ -56,6 +58,9 @@ def test_runs_from_top_to_bottom(path, tmp_path):
     shown = "".join(errors)
     assert "Warning" not in shown, shown
     _assert_sentences_say_what_is_measured(notebook)
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    text = nbformat.writes(notebook).replace(f"{tmp_path}/", "")
+    (EXECUTED / path.name).write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
