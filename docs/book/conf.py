@@ -1,4 +1,8 @@
-"""Sphinx's settings for the book; `python -m docs.book` gathers what it reads and starts it."""
+"""Sphinx's settings for the book; `python -m docs.book` gathers what it reads and starts it.
+
+Sphinx with MyST-NB, because it is maintained, reads notebooks and docstrings alike, checks its
+references, and builds pages that need no network; Furo, because its pages are small.
+"""
 
 import labkit
 
@@ -10,6 +14,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "docs.book.code_links",
     "docs.book.docstrings",
     "docs.book.mathml",
 ]

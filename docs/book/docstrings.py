@@ -1,4 +1,4 @@
-"""Docstrings are read in terminals and editors, and use some Markdown; here it becomes what Sphinx reads.
+"""Docstrings use some Markdown, for terminals and editors; here it becomes what Sphinx reads.
 
 Code between single backticks is a link where it names something public; a table is a table; lines
 that are further in, after an empty line, are code.

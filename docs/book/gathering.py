@@ -37,8 +37,8 @@ TEXTS = (
 MARKDOWN = "text/markdown"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATES = "application/vnd.jupyter.widget-state+json"
-LIVE = """{}<p class="live-note">Draw in it: this works without a kernel. A model that answers
-needs the notebook itself; <a href="../try_it.html">Try it here</a> has what was measured before.</p>
+LIVE = """{}<p class="live-note">Draw in it: this works without a kernel. A model that answers needs
+the notebook itself; <a href="../try_it.html">Try it here</a> has what was measured before.</p>
 <script src="../_static/without_kernel.js"></script><script src="../_static/widgets.js"></script>
 """
 """An editor in a notebook's page."""
@@ -84,10 +84,9 @@ def write_index(folder: Path, notebooks: list[Path]) -> None:
     """The front page: README, and what stands in the book's margin."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     frame = (HERE / "index.md").read_text(encoding="utf-8")
-    overview = [ROOT / "notebooks" / "README.md"] if (folder / "notebooks" / "README.md").is_file() else []
-    listed = "\n".join(
-        path.relative_to(ROOT).with_suffix("").as_posix() for path in [*overview, *notebooks]
-    )
+    overview = (ROOT / "notebooks").glob("README.md")
+    pages = [path.relative_to(ROOT).with_suffix("") for path in (*overview, *notebooks)]
+    listed = "\n".join(page.as_posix() for page in pages)
     title, _, rest = readme.partition("\n")
     page = frame.replace("{title}", title).replace("{readme}", in_both_themes(rest))
     (folder / "index.md").write_text(page.replace("{notebooks}", listed), encoding="utf-8")

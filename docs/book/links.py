@@ -23,6 +23,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep what a tag links to, as HTMLParser comes to it."""
         given = {name: value or "" for name, value in attrs}
         self.places |= {given[name] for name in ("id", "name") if given.get(name)}
         if tag == "a" and given.get("href"):
@@ -54,7 +55,6 @@ def problems(folder: Path) -> list[str]:
             target = target.resolve()
             if not target.is_file():
                 found.append(f"{name}: leads nowhere: {link}")
-            elif address.fragment and target in pages:
-                if unquote(address.fragment) not in pages[target].places:
-                    found.append(f"{name}: there is no such place in the page: {link}")
+            elif target in pages and unquote(address.fragment) not in {"", *pages[target].places}:
+                found.append(f"{name}: there is no such place in the page: {link}")
     return found

@@ -61,7 +61,7 @@ def write_live_parts(folder: Path) -> None:
 def filled(page: str, found: dict[str, Any]) -> str:
     """The page's text with its data, and its numbers out of what was measured.
 
-    `{from_base of late half}` becomes a number with its interval, `{passages}` what was measured on.
+    `{from_base of late half}` becomes a number with its interval, `{passages}` what they are of.
     """
     points = {point["name"]: point for point in found["points"]}
 

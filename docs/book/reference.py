@@ -46,13 +46,13 @@ def write_reference(folder: Path) -> None:
         folder: where; it is made.
     """
     folder.mkdir(parents=True)
-    groups = public_names()
-    pages = {name: purpose for name, purpose in folders().items() if name in groups}
-    missing = set(groups) - set(pages)
-    if missing:
-        raise SystemExit(f"CONTRIBUTING.md's table of folders lacks {', '.join(sorted(missing))}")
+    groups, given = public_names(), given_back()
+    wanted = {*groups, *map(folder_of, given)}
+    pages = {name: purpose for name, purpose in folders().items() if name in wanted}
     for name, purpose in pages.items():
-        (folder / f"{name}.rst").write_text(page(name, purpose, groups[name]), encoding="utf-8")
+        mine = [one for one in given if folder_of(one) == name]
+        text = page(name, purpose, groups.get(name, []), mine)
+        (folder / f"{name}.rst").write_text(text, encoding="utf-8")
     (folder / "index.rst").write_text(contents(pages, groups), encoding="utf-8")
 
 
@@ -64,9 +64,10 @@ def contents(pages: dict[str, str], groups: dict[str, list[str]]) -> str:
     ]
     for name, purpose in pages.items():
         lines += [f":doc:`{name}`", f"    {as_rst(purpose)}", ""]
-        listed = sorted(documented(groups[name]), key=str.lower)
-        links = [f":py:obj:`~labkit.{one}`" for one in listed]
-        lines += [f"    {' · '.join(links)}", ""]
+        listed = sorted(documented(groups.get(name, [])), key=str.lower)
+        if listed:
+            links = [f":py:obj:`~labkit.{one}`" for one in listed]
+            lines += [f"    {' · '.join(links)}", ""]
     lines += [".. toctree::", "   :hidden:", ""]
     return "\n".join([*lines, *(f"   {name}" for name in pages), ""])
 
@@ -81,17 +82,20 @@ def documented(names: list[str]) -> list[str]:
     return found
 
 
-def page(name: str, purpose: str, public: list[str]) -> str:
+def page(name: str, purpose: str, public: list[str], given: list[type]) -> str:
     lines = [*heading(name.capitalize(), "="), f"{purpose[0].upper()}{as_rst(purpose[1:])}.", ""]
     lines += [".. currentmodule:: labkit", ""]
     for one in documented(public):
         lines += directive(operator.attrgetter(one)(labkit), f"labkit.{one}")
-    given = [value for value in given_back() if value.__module__.split(".")[1] == name]
     if given:
-        lines += [*heading("What they give back", "-")]
+        lines += heading("What functions give back", "-")
         for value in given:
             lines += directive(value, f"{value.__module__}.{value.__qualname__}")
     return "\n".join(lines)
+
+
+def folder_of(value: type) -> str:
+    return value.__module__.split(".")[1]
 
 
 def directive(value: Any, name: str) -> list[str]:

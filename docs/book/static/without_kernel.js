@@ -102,7 +102,7 @@ globalThis.labkitPage = (() => {
     if (layers !== null && weights.length !== layers) {
       throw new Wrong(
         `${weights.length} weights for ${layers} layers; write exactly one weight for each layer, ` +
-          `or stretch the list with Gradient.resample(${layers})`,
+          `or stretch the list (Gradient.resample(${layers}))`,
       );
     }
     return weights;
