@@ -43,7 +43,7 @@ default_role = "named"
 # How it looks: a theme without scripts, fonts or icons from elsewhere, light and dark.
 html_theme = "furo"
 html_css_files = ["widgets.css", "book.css"]
-html_js_files = ["theme.js"]
+html_js_files = ["book.js"]
 html_show_sphinx = False
 html_copy_source = False
 html_show_copyright = False

@@ -41,6 +41,9 @@ def with_directives(lines: list[str]) -> list[str]:
             in_code = False
         if not in_code and line.startswith("|"):
             found += _table_line(lines, number)
+        elif number > 0 and lines[number - 1] in ("Returns:", "Yields:"):
+            # Without a type before the first colon: types stand in the signature.
+            found.append(f"    : {line.strip()}")
         else:
             found.append(line)
     return found

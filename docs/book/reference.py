@@ -16,9 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
+from typer.testing import CliRunner
+
 import labkit
+from labkit.cli.app import app
 
 ROOT = Path(__file__).parents[2]
+TERMINAL = {"COLUMNS": "88", "TERMINAL_WIDTH": "88", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 def public_names() -> dict[str, list[str]]:
@@ -53,6 +58,7 @@ def write_reference(folder: Path) -> None:
         mine = [one for one in given if folder_of(one) == name]
         text = page(name, purpose, groups.get(name, []), mine)
         (folder / f"{name}.rst").write_text(text, encoding="utf-8")
+    (folder / "command_line.rst").write_text(command_line(), encoding="utf-8")
     (folder / "index.rst").write_text(contents(pages, groups), encoding="utf-8")
 
 
@@ -68,8 +74,26 @@ def contents(pages: dict[str, str], groups: dict[str, list[str]]) -> str:
         if listed:
             links = [f":py:obj:`~labkit.{one}`" for one in listed]
             lines += [f"    {' · '.join(links)}", ""]
+    lines += [":doc:`command_line`", "    every command with its options", ""]
     lines += [".. toctree::", "   :hidden:", ""]
-    return "\n".join([*lines, *(f"   {name}" for name in pages), ""])
+    return "\n".join([*lines, *(f"   {name}" for name in [*pages, "command_line"]), ""])
+
+
+def command_line() -> str:
+    """The page of commands: what each says with `--help`."""
+    lines = heading("The command line", "=")
+    for words in commands(typer.main.get_command(app), []):
+        said = CliRunner().invoke(app, [*words, "--help"], env=TERMINAL, prog_name="labkit").output
+        text = [f"   {line}".rstrip() for line in said.strip().splitlines()]
+        title = " ".join(["labkit", *words])
+        lines += [*heading(title, "-"), ".. code-block:: text", "", *text, ""]
+    return "\n".join(lines)
+
+
+def commands(command: Any, words: list[str]) -> Iterator[list[str]]:
+    yield words
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, [*words, name])
 
 
 def documented(names: list[str]) -> list[str]:

@@ -55,3 +55,11 @@ def test_the_pages_have_the_folders_order():
     groups = public_names()
     assert [name for name in folders() if name in groups][:3] == ["errors", "gradients", "models"]
     assert sum(map(len, groups.values())) == len(labkit.__all__)
+
+
+def test_every_command_and_option_is_on_the_page_of_the_shell(small_book):
+    page = (small_book / "reference" / "command_line.html").read_text()
+    for command in ("demo", "inspect", "merge", "picture", "bake", "verify", "recipe"):
+        assert f">labkit {command}<" in page
+    assert "--weights-for" in page
+    assert "\x1b" not in page

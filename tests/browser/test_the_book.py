@@ -33,10 +33,10 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("book")
     write_live_parts(folder / "sources")
-    front = "# Front\n\n```{toctree}\ntry_it\n```\n"
+    front = "# Front\n\n```{toctree}\n:caption: Try it\n\ntry_it\n```\n"
     (folder / "sources" / "index.md").write_text(front)
     with warnings.catch_warnings():
-        warnings.simplefilter("default")
+        warnings.simplefilter("ignore")
         assert build(folder / "sources", folder / "pages") == 0
     return folder / "pages"
 
