@@ -185,7 +185,7 @@ def test_pre_commit_has_the_checks_of_ci():
     ci = [line.split(" notebooks/")[0] for line in lines if line.startswith("uv run ")]
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook["entry"] for repository in config["repos"] for hook in repository["hooks"]]
-    assert [*hooks, "uv run pytest"] == ci
+    assert [*hooks, "uv run pytest", "uv run --group book python -m docs.book"] == ci
 
 
 def test_the_changelog_begins_with_this_version():

@@ -35,7 +35,7 @@ function roundNumbers(low, high) {
   const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
   const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high; at += step) found.push([at, at.toFixed(digits)]);
+  for (let at = Math.ceil(low / step) * step; at <= high; at += step) found.push([at, at.toFixed(digits).replace(/^-(0\.?0*)$/, "$1")]);
   return found;
 }
 

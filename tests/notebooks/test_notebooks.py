@@ -23,7 +23,9 @@ from labkit.demonstration.base import base_folder
 from labkit.teaching.question import questions
 from tests.tiny import make_adapter, make_base
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks"
+EXECUTED = ROOT / "build" / "executed"  # where the book (docs/book) looks for outputs
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 WITH_QUESTIONS = [path for path in NOTEBOOKS if "lk.check(" in path.read_text(encoding="utf-8")]
 LONGEST_CELL = 12  # lines of code
@@ -110,6 +112,9 @@ def test_runs_from_top_to_bottom(path, tmp_path):
     _assert_sentences_say_what_is_measured(notebook)
     if _cleans_up(notebook):
         assert list(tmp_path.iterdir()) == []
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    text = nbformat.writes(notebook).replace(f"{tmp_path}/", "")
+    (EXECUTED / path.name).write_text(text, encoding="utf-8")
 
 
 def _cleans_up(notebook):

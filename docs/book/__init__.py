@@ -1,0 +1,1 @@
+"""The book: README, notebooks with outputs, reference and documents as pages that work offline."""
