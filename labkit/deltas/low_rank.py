@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,24 @@ class LowRank(Delta):
                 np.multiply(left[:, number, None], self.right[number], out=product)
                 np.add(added, product, out=added)
             total[first : first + step] += added
+
+    def uncertainty(self, start: int, stop: int) -> Float64[np.ndarray, "block 1"]:
+        """How far two orders of summation can lie apart, at most.
+
+        A sum of r products is off by at most `r·2⁻⁵³·Σ|B_k·A_k|` in any order (Higham, Accuracy and
+        Stability of Numerical Algorithms, section 3.1), and `Σ|B_k·A_k|` is at most the product of
+        the row's norm and the column's. Four times the two sums' errors leaves room for the
+        rounding of the norms, and of sums of several products.
+        """
+        left = self.left[start:stop]
+        norms = np.sqrt(np.einsum("ij,ij->i", left, left)[:, None])
+        bound: np.ndarray = norms * (self._longest_column * max(1, self.rank) * 2.0**-50)
+        return bound
+
+    @cached_property
+    def _longest_column(self) -> float:
+        """The largest norm of a column of `right`."""
+        return math.sqrt(float(np.einsum("ij,ij->j", self.right, self.right).max(initial=0.0)))
 
     def add_entries_to(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 
 from labkit.deltas.delta import Array, BaseDependent, Delta
 from labkit.deltas.low_rank import LowRank
+from labkit.deltas.row_block import RowBlock
 from labkit.files.tensor_file import StoredTensor
 
 
@@ -56,6 +57,17 @@ class Total(BaseDependent):
         """The same, each element in a fixed order of operations."""
         for part in self.parts:
             part.add_rows_in_order(total, start, base)
+
+    def uncertainty(self, start: int, stop: int) -> np.ndarray | None:
+        """Of products alone the sum of their bounds; of others nothing is known.
+
+        What else is added is rounded to the last place of the sum, which may be far larger.
+        """
+        products = [part for part in self.parts if isinstance(part, (LowRank, RowBlock))]
+        if len(products) < len(self.parts):
+            return super().uncertainty(start, stop)
+        bounds = [part.uncertainty(start, stop) for part in products]
+        return np.asarray(np.sum(bounds, axis=0))
 
     def add_entries_to(
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray

@@ -87,7 +87,7 @@ class Dare:
                 total += np.where(mask.keeps(positions), one * factor, 0.0)
             return total
 
-        return Elementwise([term.delta for term in given], rule, base.tensor, jumps=False)
+        return Elementwise([term.delta for term in given], rule, base.tensor)
 
     def _scale(self, delta: Delta, mask: Mask, base: BaseTensor) -> float:
         if self.rescale == "none":

@@ -66,7 +66,7 @@ class Slerp:
         def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
             return old * of_base + values[0] * of_delta
 
-        return Elementwise([term.delta], rule, base.tensor, jumps=False)
+        return Elementwise([term.delta], rule, base.tensor)
 
 
 def _shares(delta: Delta, base: BaseTensor, t: float) -> tuple[float, float]:

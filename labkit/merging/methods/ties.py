@@ -100,7 +100,24 @@ class Ties:
             ]
             return self._mean_of_agreeing(trimmed, weights) * self.scale
 
-        return Elementwise([term.delta for term in given], rule, base.tensor, jumps=True)
+        def unsure(values: list[np.ndarray], bounds: list[np.ndarray]) -> np.ndarray:
+            """Where a sign, or whether an element is kept, hangs on the last bits."""
+            marks = np.zeros(values[0].shape, bool)
+            votes, sizes, off = (np.zeros_like(values[0]) for _ in range(3))
+            for one, bound, cut, weight in zip(values, bounds, cuts, weights, strict=True):
+                size, share = np.abs(one), abs(weight) if self.convention == "mergekit" else 1.0
+                marks |= size < bound
+                kept = one
+                if cut:
+                    marks |= np.abs(size - cut.magnitude) < bound
+                    kept = np.where(size >= cut.magnitude, one, 0.0)
+                votes += kept * weight if self.convention == "mergekit" else kept
+                sizes += np.abs(kept) * share
+                off += bound * share
+            off += sizes * (len(values) * 2.0**-50)  # the rounding of the votes' own sum
+            return np.asarray(marks | ((np.abs(votes) < off) & (sizes > 0)))
+
+        return Elementwise([term.delta for term in given], rule, base.tensor, unsure)
 
     def _mean_of_agreeing(
         self, trimmed: Sequence[np.ndarray], weights: Sequence[float]
@@ -114,7 +131,8 @@ class Ties:
         sign = np.where(election >= 0, 1.0, -1.0)
         total, divisor = np.zeros_like(sign), np.zeros_like(sign)
         for vote, one, weight in zip(voting, weighted, weights, strict=True):
-            agrees = np.sign(vote) == sign
+            agrees = vote * sign > 0
             total += np.where(agrees, one, 0.0)
-            divisor += np.where(agrees, weight if before else 1.0, 0.0)
-        return total / np.where(divisor == 0, 1.0, divisor)
+            divisor += agrees * (weight if before else 1.0)
+        divisor[divisor == 0] = 1.0
+        return np.asarray(total / divisor)
