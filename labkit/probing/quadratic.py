@@ -151,7 +151,8 @@ def _bends(pairs: Sequence[tuple[Vector, Vector]], scale: float, size: int) -> V
     for step, turn in pairs:
         moved += step**2
         turned += step * turn
-    return np.clip(turned / moved, scale / UNEVEN, scale * UNEVEN)
+    bends: Vector = np.clip(turned / moved, scale / UNEVEN, scale * UNEVEN)
+    return bends
 
 
 def expected_at(
