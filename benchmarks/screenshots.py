@@ -42,7 +42,7 @@ def answered(page: Any) -> None:
         """() => {
             const lab = document.querySelector('.labkit-lab');
             return lab && lab.querySelector('.lab-column.full .lab-text').innerText.length > 20
-                && lab.querySelector('svg[role=img]')
+                && lab.querySelector('.labkit-plane svg')
                 && !lab.querySelector('.lab-status[role=status]');
         }""",
         timeout=SLOW,

@@ -21,7 +21,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # Modules without a test file of their own: the test that covers them -> why there, and which.
 TESTED_ELSEWHERE = {
-    "tests/bench/test_lab.py": ("pieces of the lab, seen through it", "bench/panel bench/passages"),
+    "tests/bench/test_lab.py": (
+        "pieces of the lab, seen through it",
+        "bench/conversation bench/many_prompts bench/panel bench/passages bench/remembering "
+        "bench/trail",
+    ),
     "tests/cli/test_app.py": (
         "every command is run through the app",
         "cli/adapters cli/looking cli/making cli/options cli/recipes cli/uploading",

@@ -175,6 +175,7 @@ class Lab:
         )
         self._many = ManyPrompts(lambda: self.model, self._starred_mixes, self._question)
         self._trail.shown = self._listening.refresh
+        self._trail.begin(self._recipe.terms, self.texts, self._question())
         self._show_in_force()
         self._connect()
         self.widget = self.panel.around(

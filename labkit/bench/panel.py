@@ -109,7 +109,7 @@ class Panel:
         self.folder = ipywidgets.Text(
             "merged",
             description="folder",
-            layout={"width": "170px"},
+            layout={"width": "150px"},
             style={"description_width": "initial"},
         )
         self.write = ipywidgets.Button(
@@ -126,7 +126,7 @@ class Panel:
             description="Replace", button_style="warning", layout={"width": "80px"}
         )
         self.replace.layout.display = "none"
-        saving = {"width": "112px"}
+        saving = {"width": "auto"}
         self.bake = ipywidgets.Button(description="Bake adapter", layout=saving)
         self.save_recipe = ipywidgets.Button(description="Save recipe", layout=saving)
         self.save_picture = ipywidgets.Button(description="Save picture", layout=saving)

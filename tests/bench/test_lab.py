@@ -9,15 +9,17 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import labkit as lk
 from labkit.bench.evidence import quick_copy
 from labkit.bench.lab import Lab
-from labkit.bench.remembering import state_file
+from labkit.bench.remembering import runs_file, state_file
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import free, live
@@ -31,7 +33,7 @@ from labkit.probing.next_token import compare_next_token
 from labkit.probing.text_plane import excerpt
 from labkit.probing.texts import Texts
 from labkit.surveys.delta_survey import layer_norms
-from tests.tiny import make_adapter
+from tests.tiny import make_adapter, make_base, make_tokenizer
 
 HALF = Gradient.parse("0,0.5,1,1")
 
@@ -804,3 +806,270 @@ def test_a_fit_that_fails_says_so_and_begins_anew(quick, monkeypatch):
     panel.fit.click()
     lab.wait(60)
     assert lab._fit is not first
+
+
+def table(lab):
+    """The rows of the runs that were tried, by name."""
+    return {row["name"]: row for row in lab._trail.table.rows if not row["fixed"]}
+
+
+def press(lab, kind, **content):
+    lab._trail.table._handle_custom_msg({"kind": kind, **content}, [])
+
+
+def test_what_is_tried_is_a_row_and_a_press_brings_it_back(lab):
+    lab.panel.scope.value = "mlp"
+    lab.editor.weights = [0, 0, 0, 1]
+    lab.panel.prompt.value, lab.panel.temperature.value = "Out of", 0.5
+    lab.wait(60)
+    tried = list(lab._trail.runs)
+    first, last = tried[0], tried[-1]
+    assert (first.gradient, first.question.prompt) == ("0,0.5,1x2", "In the")
+    assert last.gradient == "all modules: 0,0.5,1x2; mlp: 0x3,1"
+    assert lab._trail.table.current == last.key
+    row = table(lab)[last.name]
+    assert row["bars"] == [[0, 0.5, 1, 1], [0, 0, 0, 1]]
+    assert row["said"].startswith("Out of → ")
+    assert row["first"][0] == pytest.approx(last.readings[0].mean.value)
+    press(lab, "recall", key=first.key)
+    assert lab.recipe.terms[0].weights_for == {}
+    assert (lab.panel.prompt.value, lab.panel.temperature.value) == ("In the", 0.0)
+    lab.wait(60)
+    assert lab._trail.table.current == first.key
+    assert [run.key for run in lab._trail.runs] == [run.key for run in tried]
+    # A point does the same; full LoRA, base and best constant can be brought back, too.
+    lab._trail.map._handle_custom_msg({"key": last.key}, [])
+    assert lab.recipe.terms[0].weights_for == {"mlp": Gradient([0, 0, 0, 1])}
+    assert lab.panel.prompt.value == "Out of"
+    press(lab, "recall", key="full")
+    assert lab.recipe.terms[0].weights == Gradient.constant(4)
+    press(lab, "recall", key="gone")
+    assert lab._trail.table.problem == "there is no run 'gone' any more"
+    lab.wait(60)
+
+
+def test_a_run_that_cannot_be_brought_back_says_why(lab):
+    (run,) = lab._trail.runs
+    odd = replace(run, key="odd", question=replace(run.question, format="chat template"))
+    lab._trail.runs._put(odd)
+    press(lab, "recall", key="odd")
+    assert lab._trail.table.problem == "this model has no prompt format 'chat template'"
+    lab._trail.runs._put(replace(run, key="odd", weights=(("1x3", ()),)))
+    press(lab, "recall", key="odd")
+    assert "3 weights for 4 layers" in lab._trail.table.problem
+    lab._trail.runs.always["base"] = replace(run, kind="base")  # and the lab lives on
+    lab._trail.show()
+
+
+def test_runs_are_a_table_and_come_back_with_the_lab(lab, words, tiny_adapter, tmp_path):
+    lab.gradient = Gradient([1, 0, 0, 1])
+    lab.wait(60)
+    one, other = lab._trail.runs
+    press(lab, "rename", key=one.key, name="late half")
+    press(lab, "star", key=one.key, starred=True)
+    frame = lab.runs
+    assert list(frame["name"]) == ["base", "full LoRA", "best constant", "late half", "run 2"]
+    assert list(frame["gradient"])[-2:] == ["0,0.5,1x2", "1,0x2,1"]
+    assert frame[["first_nll", "second_nll", "kl"]].notna().all(axis=None)
+    answers = re.findall(r'lab-text">(.*?)</div>', shown(lab, "columns"))
+    told = [html.unescape(re.sub("</?mark>", "", text)) for text in answers]
+    assert [frame["answer"][row] for row in (0, 4, 1)] == told
+    texts = [Texts(name, given).sha256 for name, given in lab.texts.items()]
+    assert [set(frame["first_sha256"]), set(frame["second_sha256"])] == [{one} for one in texts]
+    again = Lab(words, tiny_adapter, prompt="In the", device="cpu")
+    again.panel.live.value = False
+    assert [row["name"] for row in again._trail.table.rows] == list(frame["name"])
+    assert list(again.runs["gradient"])[-2:] == list(frame["gradient"])[-2:]
+    again.wait(60)
+    again.close()
+    # With another weight outside the layers, the same gradient is another merge.
+    other = Lab(words, tiny_adapter, rest=0.5, prompt="In the", device="cpu")
+    assert len(other._trail.runs) == 0
+    other.close()
+    lab.panel.folder.value = str(tmp_path / "mine")
+    lab.panel.export.click()
+    assert f"saved {tmp_path}/mine-runs.csv" in lab.panel.saved.value
+    written = pd.read_csv(tmp_path / "mine-runs.csv", keep_default_na=False)
+    assert list(written["name"]) == list(frame["name"])
+    lab.panel.export.click()
+    assert "mine-runs.csv is there already" in lab.panel.saved.value
+
+
+def test_a_damaged_file_of_runs_breaks_nothing(words, tiny_adapter, lab):
+    file = runs_file(lab.recipe)
+    file.write_bytes(b"\xff\x00{" + file.read_bytes())
+    again = Lab(words, tiny_adapter, prompt="In the", device="cpu")
+    again.panel.live.value = False
+    again.wait(60)
+    assert len(again._trail.runs) == 1
+    again.close()
+
+
+def test_two_runs_are_compared(lab):
+    lab.gradient = Gradient([1, 0, 0, 1])
+    lab.wait(60)
+    one, other = lab._trail.runs
+    press(lab, "compare", keys=[other.key])
+    assert shown(lab, "compared") == ""
+    press(lab, "compare", keys=[other.key, one.key])
+    change = other.readings[0].less(one.readings[0])
+    assert f"{other.name} less {one.name}, 95 %" in shown(lab, "compared")
+    assert f"{abs(change.value):.3f} [" in shown(lab, "compared")
+    press(lab, "compare", keys=[other.key, "base"])
+    assert f"{other.name} less base, 95 %" in shown(lab, "compared")
+    press(lab, "compare", keys=[])
+    assert shown(lab, "compared") == ""
+
+
+def test_without_answers_the_point_alone_is_a_run(lab):
+    lab.panel.live.value = False
+    lab.gradient = Gradient([1, 0, 0, 1])
+    lab.wait(60)
+    last = list(lab._trail.runs)[-1]
+    assert (last.question, last.gradient) == (None, "1,0x2,1")
+    lab.panel.answer.click()
+    lab.wait(60)
+    assert lab._trail.runs[last.key].answer != ""
+    assert len(lab._trail.runs) == 2
+
+
+def test_other_texts_are_chosen_in_the_panel(lab, tmp_path):
+    axis = lab._choice._axes[1]
+    axis.choice.value = "own text …"
+    axis.own.value = "Some words.\n\nOther words."
+    lab.wait(60)
+    assert list(lab.texts) == ["King James text", "own second text"]
+    assert lab._trail.map.texts == ["King James text", "own second text"]
+    older, newer = table(lab).values()
+    assert older["second"] is None
+    assert newer["second"] is not None
+    axis.own.value = "a"
+    with pytest.raises(LabkitError, match="passage 0 of 'own second text' has nothing to predict"):
+        lab.wait(60)
+    problem = html.unescape(lab._choice._problem.value)
+    assert "passage 0 of 'own second text' has nothing to predict" in problem
+    axis.choice.value = "everyday text"
+    lab.wait(60)
+    assert lab._choice._problem.value == ""
+    assert table(lab)["run 1"]["second"] is not None
+
+
+def test_more_texts_than_two_are_choices(words, tiny_adapter):
+    lab = Lab(words, tiny_adapter, texts={name: f"{name} text" for name in "abc"}, device="cpu")
+    assert list(lab.texts) == ["a", "b"]
+    offered = [name for _, name in lab._choice._axes[0].choice.options]
+    assert {"a", "b", "c", "King James text", "everyday text"} < set(offered)
+    lab.close()
+
+
+def test_blind_listening_asks_both_with_the_same_dice(loud_base, loud_adapter):
+    lab = Lab(loud_base, loud_adapter, gradient=HALF, tokens=5, temperature=1.0, device="cpu")
+    lab.wait(60)
+    listening = lab._listening
+    listening.prompts.value = "In the"
+    listening.first.value, listening.second.value = "base", next(iter(lab._trail.runs)).key
+    listening.next()
+    lab.wait(60)
+    trial = listening.trial
+    question = trial.question
+    assert (question.prompt, question.tokens, question.temperature) == ("In the", 5, 1.0)
+    for run, answer in zip((0.0, HALF), trial.answers, strict=True):
+        steps = lab.model.stream("In the", [lab.model.mix(run)], 5, 1.0, question.seed)
+        tokens = [token for (token,) in steps]
+        assert answer == lab.model.tokenizer.decode(tokens, skip_special_tokens=True)
+    listening.vote("A")
+    lab.wait(60)
+    assert list(lab.votes["vote"]) == ["second" if trial.swapped else "first"]
+    lab.close()
+    again = Lab(loud_base, loud_adapter, device="cpu")
+    assert len(again.votes) == 1
+    again.close()
+
+
+def test_a_file_of_prompts_is_answered_by_the_starred_runs(loud_base, loud_adapter, tmp_path):
+    lab = Lab(loud_base, loud_adapter, gradient=HALF, tokens=4, device="cpu")
+    lab.wait(60)
+    many = lab._many
+    many.answer.click()
+    assert "write the path of a file of prompts first" in many.said.value
+    (tmp_path / "some.txt").write_text("In the\nOut of\n")
+    many.path.value = str(tmp_path / "some.txt")
+    many.answer.click()
+    lab.wait(60)
+    (run,) = lab._trail.runs
+    expected = lk.answers(lab.model, ["In the", "Out of"], {run.name: HALF}, tokens=4)
+    written = pd.read_csv(tmp_path / "some-answers.csv")
+    pd.testing.assert_frame_equal(written, expected)
+    assert f"saved {tmp_path}/some-answers.csv: 2 prompts × 3 gradients" in many.said.value
+    assert (many.answer.disabled, many.stop.disabled) == (False, True)
+    # With stars, these answer in place of what is drawn.
+    press(lab, "star", key=run.key, starred=True)
+    lab.gradient = Gradient([1, 0, 0, 1])
+    lab.wait(60)
+    many.answer.click()
+    lab.wait(60)
+    assert list(pd.read_csv(tmp_path / "some-answers.csv")["gradient"])[:3] == [
+        "base", "full LoRA", run.name,
+    ]  # fmt: skip
+    lab.close()
+
+
+@pytest.fixture
+def chatty(tmp_path):
+    """A base with a chat template, and a LoRA that changes much."""
+    base = make_base(tmp_path / "chatty", initializer_range=0.3)
+    adapter = make_adapter(tmp_path / "lora", base, scale=0.3)
+    template = (
+        "{% for one in messages %}{{ one.role[0] }}:{{ one.content }};{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    return make_tokenizer(base, template), adapter
+
+
+def test_a_conversation_goes_on_with_each_models_own_answers(chatty):
+    lab = Lab(
+        *chatty, gradient=HALF, prompt="Hi", format="chat template", tokens=3,
+        device="cpu",
+    )  # fmt: skip
+    lab.wait(60)
+    talk, panel = lab._conversation, lab.panel
+    assert talk.widget.layout.display == "flex"
+    (first,) = lab._trail.runs
+    answers = dict(zip(lab.runs["kind"], lab.runs["answer"], strict=True))
+    said = [answers["base"], answers["run"], answers["full LoRA"]]
+    talk.more.click()
+    assert talk.turns == (("Hi", *said),)
+    assert panel.prompt.value == ""
+    lab.wait(60)
+    assert "1 turn before this prompt" in talk.said.value
+    assert shown(lab, "columns").count('class="lab-turn"') == 3
+    assert len(lab._trail.runs) == 1  # nothing is asked while nothing is written
+    talk.more.click()
+    assert "wait for whole answers" in talk.said.value
+    asked, stream = [], lab.model.stream
+
+    def streaming(prompt, mixes, *given):
+        asked.append((prompt, [mix.weights for mix in mixes]))
+        return stream(prompt, mixes, *given)
+
+    lab.model.stream = streaming
+    panel.prompt.value = "More"
+    lab.wait(60)
+    mixes = [lab.model.mix(one).weights for one in (0.0, HALF, 1.0)]
+    assert len(set(said)) == 3
+    assert asked == [
+        (f"u:Hi;a:{answer};u:More;a:", [mix]) for answer, mix in zip(said, mixes, strict=True)
+    ]
+    last = list(lab._trail.runs)[-1]
+    assert last.question.turns == (("Hi", *said),)
+    # A press on an earlier run brings its conversation back, which had no turns.
+    press(lab, "recall", key=first.key)
+    assert (talk.turns, panel.prompt.value) == ((), "Hi")
+    press(lab, "recall", key=last.key)
+    assert (talk.turns, panel.prompt.value) == ((("Hi", *said),), "More")
+    talk.afresh.click()
+    assert (talk.turns, talk.said.value) == ((), "")
+    panel.kind.value = "plain"
+    assert talk.widget.layout.display == "none"
+    lab.wait(60)
+    lab.close()

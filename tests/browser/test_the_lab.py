@@ -46,7 +46,7 @@ class Bench:
                 const pictures = [...document.querySelectorAll('[class^=labkit-picture] code')];
                 return list && pictures.some(one => one.textContent === list.value)
                     && lab.querySelector('.lab-column.full .lab-text').innerText.length > 20
-                    && lab.querySelector('svg[role=img]')
+                    && lab.querySelector('.labkit-plane svg')
                     && !lab.querySelector('.lab-status[role=status]');
             }""",
             timeout=SLOW,

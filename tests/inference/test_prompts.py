@@ -52,6 +52,20 @@ def test_a_template_means_what_transformers_makes_of_it(chatty):
         assert formatted(prompt, "chat template", chatty) == expected
 
 
+def test_turns_before_the_prompt(chatty, plain):
+    turns = [("Hi", "Hello."), ("ünï\n", "")]
+    messages = [
+        {"role": role, "content": said}
+        for turn in turns
+        for role, said in zip(("user", "assistant"), turn, strict=True)
+    ]
+    messages.append({"role": "user", "content": "Go!"})
+    expected = chatty.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert formatted("Go!", "chat template", chatty, turns) == expected
+    with pytest.raises(LabkitError, match="the prompt format 'plain' has no turns; the chat te"):
+        formatted("Go!", "plain", plain, turns)
+
+
 def test_several_templates_without_a_usual_one(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(make_tokenizer(tmp_path))
     tokenizer.chat_template = {"rag": TEMPLATE, "default": "{{ messages[0].content }}?"}
