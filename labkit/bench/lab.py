@@ -418,20 +418,23 @@ class Lab:
             return
         index, scope = self.panel.selected
         self.painting.show(self._recipe, index)
-        edited = (index, scope if scope in self._recipe.terms[index].weights_for else "")
+        term = self._recipe.terms[index]
+        edited = (index, scope if scope in term.weights_for else "")
+        own = f" {self.panel.modules_name(scope)}" if edited[1] else ""
+        self.editor.names = [self.editor.names[0], f"{shown(term.source.name, 60)}{own}"]
         in_force = in_force_of(self._recipe)
         self.editor.others = {
             self.panel.name_of(*key): list(gradient)
             for key, gradient in in_force.items()
             if key != edited
         }
-        own = {
+        means = {
             (number, pattern): gradient.mean
             for number, term in enumerate(self._recipe.terms)
             for pattern, gradient in term.weights_for.items()
         }
         idle = "" if edited in in_force else self.panel.name_of(*edited)
-        self.panel.show_own(own, idle, self.clear)
+        self.panel.show_own(means, idle, self.clear)
 
     def _offered_others(self) -> bool:
         """Offer all modules that have a gradient of their own; whether the chosen ones went."""
@@ -460,7 +463,6 @@ class Lab:
             with self.editor.hold_sync():
                 self.editor.origin = origin
                 self.editor.gradient = term.weights_for.get(scope, term.weights)
-                self.editor.names = [self.editor.names[0], shown(term.adapter.name, 60)]
         finally:
             self._switching = False
         self._show_in_force()

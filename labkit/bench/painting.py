@@ -105,7 +105,7 @@ class Painting:
             # Beside the buttons of the modules, whose label stands above them.
             layout={"width": "auto", "align_self": "flex-end", "margin": "2px 2px 0"},
         )
-        self.box = ipywidgets.Box(layout={"display": "none", "width": "auto"})
+        self.box = ipywidgets.VBox(layout={"display": "none", "width": "auto"})
         self.matrix: MatrixEditor | None = None
         self._painted, self._showing = painted, False
         self._recipe: Recipe | None = None

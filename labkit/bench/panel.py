@@ -164,8 +164,12 @@ class Panel:
         """What people call a gradient: the adapter, where there are several, and the modules."""
         names = [shown(self._adapters[adapter], 40)] if len(self._adapters) > 1 else []
         if pattern or not names:
-            names.append(NAMES.get(pattern, shown(pattern, 40)) if pattern else "all modules")
+            names.append(self.modules_name(pattern))
         return " ".join(names)
+
+    def modules_name(self, pattern: str) -> str:
+        """What people call the modules of a pattern."""
+        return NAMES.get(pattern, shown(pattern, 40)) if pattern else "all modules"
 
     def show_own(
         self,
