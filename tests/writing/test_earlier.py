@@ -14,6 +14,7 @@ import labkit as lk
 import labkit.files.direct_io
 import labkit.writing.engine
 import labkit.writing.layout
+import labkit.writing.verification
 import labkit.writing.write
 from labkit.files.direct_io import hash_file
 from labkit.merging.matching import Change
