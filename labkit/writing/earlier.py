@@ -28,7 +28,7 @@ from labkit.files.direct_io import hash_file
 from labkit.files.paths import user_path
 from labkit.files.small_files import read_json
 from labkit.files.tensor_file import open_tensor_file
-from labkit.writing.layout import EarlierFile, OutputFile
+from labkit.writing.layout import EarlierFile, OutputFile, taken_over
 from labkit.writing.receipt import MadeOf, TensorReceipt
 
 if TYPE_CHECKING:
@@ -165,9 +165,6 @@ class Earlier:
         if there.header_bytes != file.header or there.size != file.size:
             return file
         whole = not names & other
-        pieces = tuple(
-            replace(piece, earlier=whole or piece.tensor.name in same) if piece.tensor else piece
-            for piece in file.pieces
-        )
-        earlier = EarlierFile(there, of_base, own, whole, frozenset(names & same))
-        return replace(file, pieces=pieces, earlier=earlier)
+        taken = frozenset(names & same)
+        earlier = EarlierFile(there, of_base, own, whole, taken, file.pieces)
+        return replace(file, pieces=taken_over(file.pieces, taken, whole), earlier=earlier)

@@ -245,8 +245,7 @@ class Engine:
                 if piece.tensor is not tensor:
                     # Read once for all its pieces, which follow each other.
                     tensor = piece.tensor
-                    computed = tensor is not None and not piece.earlier
-                    change = self.plan.changes.get(tensor.name) if tensor and computed else None
+                    change = self.plan.changes.get(tensor.name) if tensor else None
                     update = change.update() if change else None
                 slot = self._slots.get()
                 job = self._pool.submit(
@@ -272,16 +271,15 @@ class Engine:
         copy: Callable[[Piece], None] | None,
     ) -> MadePiece:
         """Read a piece, merge it or take it over, and store it."""
-        if piece.tensor is None and copy is not None:
+        if piece.tensor is None and not piece.earlier and copy is not None:
             copy(piece)
             return MadePiece(piece, slot, None, None)
         read = source.read(slot.read, piece.source, piece.source_bytes)
-        if piece.tensor is None:
+        if piece.earlier and earlier is not None:
+            there = earlier.read(slot.merged, piece.target, piece.nbytes)
+            made = MadePiece(piece, slot, read, there)
+        elif piece.tensor is None:
             made = MadePiece(piece, slot, read, read)
-        elif earlier is not None and piece.earlier:
-            made = MadePiece(
-                piece, slot, read, earlier.read(slot.merged, piece.target, piece.nbytes)
-            )
         else:
             written = aligned_part(slot.merged, piece.target, piece.nbytes)
             squares, broken = self.merge(piece, read, written, update)
@@ -489,7 +487,8 @@ class FileHashes:
 
     def add(self, made: MadePiece) -> None:
         """Add the next piece."""
-        if self._read is self._written and made.piece.tensor is not None:
+        other = made.piece.tensor is not None or made.piece.earlier
+        if self._read is self._written and other:
             self._written = self._read.copy()
         if self._read is not None:
             self._add(self._read, made.piece, made.read)

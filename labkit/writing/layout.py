@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 8 << 20
 """Bytes copied at a time."""
+BLOCK_BYTES = 64 << 10
+"""Files can share blocks of a disk; they begin at multiples of this, or of less."""
 MERGE_BYTES = {"cpu": PIECE_BYTES, "cuda": 32 << 20}
 """Bytes of the base read at a time into memory, by the kind of device that merges them: enough
 that threads seldom wait for each other."""
@@ -32,7 +35,7 @@ class Piece:
         source_bytes: its length there.
         tensor: the tensor whose rows it holds, or None for bytes that are copied as they are.
         rows: the first row and the one after the last, if `tensor` is given.
-        earlier: they are not merged, but taken over from the same place of an earlier merge's file.
+        earlier: they are taken over from the same place of an earlier merge's file.
     """
 
     target: int
@@ -54,6 +57,7 @@ class EarlierFile:
         sha256: the SHA-256 that it had itself. Nothing counts unless both still have theirs.
         whole: the output file has its bytes from the first to the last.
         tensors: the names of those that change the base, and are taken over.
+        pieces: the output file's pieces, if all were computed.
     """
 
     file: TensorFile
@@ -61,6 +65,7 @@ class EarlierFile:
     sha256: str
     whole: bool
     tensors: frozenset[str]
+    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class OutputFile:
         """How many pieces at its start are the base's file, byte for byte, with the header."""
         if self.header != self.source.header_bytes:
             return 0
-        merged = (number for number, piece in enumerate(self.pieces) if piece.tensor)
+        merged = (n for n, piece in enumerate(self.pieces) if piece.tensor or piece.earlier)
         return next(merged, len(self.pieces))
 
     @property
@@ -117,12 +122,11 @@ class OutputFile:
     @property
     def merged_bytes(self) -> int:
         """How many of its bytes are merged, and not only copied."""
-        return sum(piece.nbytes for piece in self.pieces if piece.tensor and not piece.earlier)
+        return sum(piece.nbytes for piece in self.pieces if piece.tensor)
 
     def anew(self) -> OutputFile:
         """The same file, with nothing taken over from an earlier merge."""
-        pieces = tuple(replace(piece, earlier=False) for piece in self.pieces)
-        return replace(self, pieces=pieces, earlier=None)
+        return replace(self, pieces=self.earlier.pieces, earlier=None) if self.earlier else self
 
 
 def output_files(plan: Plan, device: str) -> list[OutputFile]:
@@ -163,6 +167,54 @@ def _output_file(plan: Plan, file: TensorFile, merge_bytes: int) -> OutputFile:
     return OutputFile(file, header, pieces, tensors)
 
 
+def taken_over(
+    pieces: tuple[Piece, ...], names: AbstractSet[str], whole: bool
+) -> tuple[Piece, ...]:
+    """Let pieces come from an earlier merge's file, in long runs.
+
+    Args:
+        pieces: those of an output file.
+        names: the tensors whose pieces do.
+        whole: all pieces do.
+    """
+    found: list[Piece] = []
+    for piece in pieces:
+        if not (whole or (piece.tensor and piece.tensor.name in names)):
+            found.append(piece)
+            continue
+        last = found[-1] if found else None
+        if last and last.earlier and last.nbytes == last.source_bytes:
+            goes_on = (last.source + last.nbytes, piece.nbytes) == (
+                piece.source,
+                piece.source_bytes,
+            )
+            if goes_on:
+                count = last.nbytes + piece.nbytes
+                found[-1] = replace(last, nbytes=count, source_bytes=count)
+                continue
+        found.append(replace(piece, tensor=None, earlier=True))
+    cut = (
+        _cut(one.target, one.source, one.nbytes, True)
+        if one.earlier and one.nbytes == one.source_bytes
+        else (one,)
+        for one in found
+    )
+    return tuple(piece for run in cut for piece in run)
+
+
+def _cut(target: int, source: int, count: int, earlier: bool = False) -> Iterator[Piece]:
+    """Cut a run of bytes where the blocks of a disk are cut, so that file systems can share them.
+
+    The first piece ends at the next block, and the others at multiples of a piece's size.
+    """
+    stop = target + count
+    while target < stop:
+        step = BLOCK_BYTES if target % BLOCK_BYTES else PIECE_BYTES
+        size = min(step - target % step, stop - target)
+        yield Piece(target, size, source, size, earlier=earlier)
+        target, source = target + size, source + size
+
+
 def _pieces(
     plan: Plan, tensors: tuple[StoredTensor, ...], file: TensorFile, target: int, merge_bytes: int
 ) -> Iterator[Piece]:
@@ -170,13 +222,8 @@ def _pieces(
 
     def copies() -> Iterator[Piece]:
         nonlocal target
-        source = copy_start
-        while source < copy_stop:
-            # Cut where the blocks of a disk are cut, so that file systems can share them.
-            count = min(PIECE_BYTES - target % PIECE_BYTES, copy_stop - source)
-            yield Piece(target, count, source, count)
-            source += count
-            target += count
+        yield from _cut(target, copy_start, copy_stop - copy_start)
+        target += copy_stop - copy_start
 
     for tensor in tensors:
         same_dtype = plan.output_dtype(tensor) == tensor.dtype
