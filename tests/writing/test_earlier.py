@@ -339,7 +339,9 @@ def test_what_cannot_be_taken_over(plan, earlier, tmp_path, sources):
     empty.mkdir()
     with pytest.raises(lk.LabkitError, match="empty.* holds no receipt.json; name the folder of a"):
         write(plan, tmp_path / "merged", reuse=empty)
-    with pytest.raises(lk.LabkitError, match=r"proven by SHA-256 sums; leave out hashes=False, or reuse="):
+    with pytest.raises(
+        lk.LabkitError, match=r"proven by SHA-256 sums; leave out hashes=False, or reuse="
+    ):
         write(plan, tmp_path / "merged", reuse=earlier, hashes=False)
     write(plan, tmp_path / "unproven", hashes=False)
     message = "does not say what each tensor was made of, so that nothing can be taken over from it"
