@@ -77,6 +77,7 @@ function render({ model, el }) {
   let order = { by: "time", down: true };
   let active = ""; // the one row whose controls Tab comes to; arrow keys go to the others
   let editing = null; // the run that is being renamed, and the name so far
+  let drawing = false; // a field that is replaced loses the focus, which says nothing
 
   const table = make("table", { "aria-label": "runs" });
   const hint = make("div", { class: "hint" });
@@ -125,10 +126,11 @@ function render({ model, el }) {
       field.addEventListener("input", () => { editing.name = field.value; });
       field.addEventListener("keydown", (event) => {
         event.stopPropagation();
-        if (event.key === "Enter") end(true);
-        else if (event.key === "Escape") end(false);
+        if (event.key !== "Enter" && event.key !== "Escape") return;
+        event.preventDefault(); // the button that then has the focus is not pressed by it
+        end(event.key === "Enter");
       });
-      field.addEventListener("blur", () => { if (field.isConnected) end(true, false); });
+      field.addEventListener("blur", () => { if (!drawing) end(true, false); });
       return field;
     }
     const line = make("span", { class: "first-line" });
@@ -186,7 +188,9 @@ function render({ model, el }) {
     check.checked = compared.includes(row.key);
     check.addEventListener("change", () => {
       const others = model.get("compared").filter((key) => key !== row.key);
-      model.send({ kind: "compare", keys: check.checked ? [...others, row.key].slice(-2) : others });
+      const keys = check.checked ? [...others, row.key].slice(-2) : others;
+      model.send({ kind: "compare", keys });
+      model.set("compared", keys); // the next press may come before Python's answer
     });
     const star = make("td", { class: "star" });
     if (!row.fixed) {
@@ -256,7 +260,9 @@ function render({ model, el }) {
       body.append(make("tr", {}, make("td", { class: "empty", colspan: 9 },
         "What you try is kept here: draw, and let the model answer.")));
     }
+    drawing = true;
     table.replaceChildren(head(), make("tbody", { class: "always" }, ...always.map(line)), body);
+    drawing = false;
     table.parentNode.scrollTop = scrolled;
     hint.replaceChildren(own.length ? HINT : "");
     if (role && role.startsWith("sort")) {
