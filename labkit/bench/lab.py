@@ -346,7 +346,7 @@ class Lab:
         panel = self.panel
         self.editor.observe(lambda _: self._drawn(), "weights")
         self.editor.observe(lambda change: self._choose(change["new"]), "chosen")
-        for chooser in (panel.which, panel.scope):
+        for chooser in (panel.which, panel.scope, self.painting.toggle):
             chooser.observe(lambda _: self._switch(), "value")
         panel.kind.observe(lambda _: self._conversation.show(panel.kind.value), "value")
         self._conversation.show(panel.kind.value)

@@ -126,3 +126,21 @@ def test_the_matrix_and_the_editor_show_the_adapter_that_is_chosen(lab):
     lab.panel.which.value = 0
     assert matrix.rows == ALL_LINEAR
     assert f"{second} down_proj" in lab.editor.others
+
+
+def test_what_is_painted_is_heard(words, tiny_adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+    lab = lk.Lab(words, tiny_adapter, gradient=HALF, prompt="In the", tokens=3, device="cpu")
+    lab.painting.toggle.value = True
+    lab.wait(60)
+    assert len(lab.painting.matrix.norms) == len(ALL_LINEAR)
+    painted(lab.painting.matrix, "q_proj", range(4), 0.25)
+    lab.wait(60)
+    columns = lab.panel._shown["columns"].value
+    assert "mean weights: all modules 0.62, q_proj 0.25" in columns
+    lab.close()
+    # It comes back, as everything that is drawn.
+    again = lk.Lab(words, tiny_adapter, tokens=3, device="cpu")
+    assert again.recipe.terms[0].weights_for == {"q_proj": lk.Gradient.constant(4, 0.25)}
+    again.close()
+    free()
