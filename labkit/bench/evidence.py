@@ -26,7 +26,7 @@ Row = tuple[float, float | None, float | None]
 def quick_copy(model: LiveModel) -> LiveModel:
     """The same model in bfloat16, where a copy is small and quicker; else the model itself."""
     size = sum(tensor.nbytes for tensor in model.base.tensors.values())
-    if model.device != "cpu" or size > COPIED_BYTES:
+    if model.device != "cpu" or model.quantize or size > COPIED_BYTES:
         return model
     return live(model.base, *model.adapters, rest=model.rest, device="cpu", dtype="bfloat16")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from traitlets import TraitError
 
@@ -41,6 +41,8 @@ from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.full_model import open_source
+from labkit.models.source import Source
 from labkit.probing.families import Cells
 from labkit.probing.text_plane import Given, as_texts, excerpt
 from labkit.surveys.delta_survey import layer_norms
@@ -75,7 +77,7 @@ class Lab:
 
     Args:
         base: the base model; or a recipe (or the path of one), and then alone.
-        adapters: one or more LoRAs.
+        adapters: one or more LoRAs; or full models of the base's architecture.
         gradient: the gradient to begin with, for every adapter. If left out, what was drawn last
             for this base and these adapters comes back; the first time, it is the whole LoRA.
         rest: the weight of what adapters change outside the layers, as in a recipe.
@@ -88,7 +90,8 @@ class Lab:
         temperature: 0 always takes the most probable token.
             Of prompt, format, tokens and temperature, what was chosen last comes back, unless the
             cell says something else than it did then.
-        device: where the model runs, as in `live`.
+        device: where the model runs, as in `live`; likewise `dtype` and `quantize`, which concern
+            what is heard and not what is written.
 
     Raises:
         LabkitError: whatever `plan` refuses, or not two texts.
@@ -97,7 +100,7 @@ class Lab:
     def __init__(
         self,
         base: Recipe | Checkpoint | str | Path,
-        *adapters: Adapter | str | Path,
+        *adapters: Source | Checkpoint | str | Path,
         gradient: Gradient | None = None,
         rest: float | None = None,
         texts: Mapping[str, Given] | None = None,
@@ -106,13 +109,15 @@ class Lab:
         tokens: int = 48,
         temperature: float = 0.0,
         device: str = "auto",
+        dtype: str = "auto",
+        quantize: Literal["nf4", "int8"] | None = None,
     ) -> None:
         if isinstance(base, (str, Path)) and str(base).endswith((".yaml", ".yml")):
             base = Recipe.load(base)
         if not isinstance(base, Recipe):
             checkpoint = Checkpoint.open(base)
             first = Gradient.constant(checkpoint.layers) if gradient is None else gradient
-            terms = [Term(Adapter.open(adapter), first) for adapter in adapters]
+            terms = [Term(open_source(adapter), first) for adapter in adapters]
             recipe = Recipe(checkpoint, terms, rest)
             restored = gradient is None
         else:
@@ -133,8 +138,10 @@ class Lab:
         self.texts = dict(list(known.items())[:2])
         self.receipt: Receipt | None = None
         self.error: BaseException | None = None
-        self._recipe, self._device = recipe, device
+        self._recipe = recipe
+        self._heard_on: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
         self._live: LiveModel | None = None
+        self._about = ""
         self._loading = threading.RLock()
         self._answers: Answers | None = None
         self._cancel = threading.Event()
@@ -148,12 +155,12 @@ class Lab:
         first_term = recipe.terms[0]
         self.editor = GradientEditor(
             first_term.weights,
-            names=(recipe.base.name, first_term.adapter.name),
+            names=(recipe.base.name, first_term.source.name),
             picture_id=secrets.token_hex(6),
             others_can_be_chosen=True,
         )
         self.painting = Painting(self._painted)
-        names = [term.adapter.name for term in recipe.terms]
+        names = [term.source.name for term in recipe.terms]
         self.panel = Panel(names, self._scopes(), self.painting)
         if format not in FORMATS:
             raise LabkitError(f"no prompt format {shown(format)!r}; there are {', '.join(FORMATS)}")
@@ -303,8 +310,9 @@ class Lab:
             if self._live is None or self._live.freed:
                 recipe = self._recipe
                 self.panel.say(f"loading {shown(recipe.base.name)} …")
-                adapters = [term.adapter for term in recipe.terms]
-                self._live = live(recipe.base, *adapters, rest=recipe.rest, device=self._device)
+                adapters = [term.source for term in recipe.terms]
+                self._live = live(recipe.base, *adapters, rest=recipe.rest, **self._heard_on)
+                self._about = about(self._live)
                 self._answers = Answers(self._live, self.panel.show)
                 kinds = formats(self._live.tokenizer)
                 if tuple(kinds) != self.panel.kind.options:
@@ -369,8 +377,9 @@ class Lab:
 
     def _scopes(self) -> list[str]:
         """The kinds of modules that can have a gradient of their own: `self_attn`, `mlp`."""
-        modules = [name for term in self._recipe.terms for name in term.adapter.modules]
-        kinds = {name.split(".")[-2] for name in modules if "." in name}
+        modules = [part.name for term in self._recipe.terms for part in term.source.parts]
+        inside = [name for name in modules if self._recipe.base.layer_of(name) is not None]
+        kinds = {name.split(".")[-2] for name in inside}
         ordered = sorted(kinds, key=lambda kind: ("attn" not in kind, kind))
         patterns = [name for term in self._recipe.terms for name in term.weights_for]
         return list(dict.fromkeys([*(kind for kind in ordered if not kind.isdecimal()), *patterns]))
@@ -382,9 +391,9 @@ class Lab:
         old = self._recipe.terms[index]
         drawn = self.editor.gradient
         new = (
-            Term(old.adapter, old.weights, {**old.weights_for, scope: drawn})
+            Term(old.source, old.weights, {**old.weights_for, scope: drawn})
             if scope
-            else Term(old.adapter, drawn, old.weights_for)
+            else Term(old.source, drawn, old.weights_for)
         )
         self._put(index, new)
         self._changed()
@@ -527,7 +536,7 @@ class Lab:
             panel.say("reading the two texts with constants …")
             self._trail.place_constants(stopped)
         if not self._work.waiting:  # what waits has something to say at once
-            panel.say("")
+            panel.say(self._about)
 
     def _question(self) -> Question:
         """What is asked on the screen, and how."""
@@ -754,8 +763,11 @@ class Lab:
 
     def _show_norms(self) -> None:
         index, scope = self.panel.selected
-        adapter = self._recipe.terms[index].adapter
-        self.editor.norms = layer_norms(self._recipe.base, adapter, scope)
+        source = self._recipe.terms[index].source
+        if isinstance(source, Adapter):
+            self.editor.norms = layer_norms(self._recipe.base, source, scope)
+        else:
+            self.editor.norms = []  # a full model's take as long as a merge
         self.painting.show_norms()
 
     def _not_measured(self, error: BaseException) -> None:
@@ -919,6 +931,17 @@ def in_force_of(recipe: Recipe) -> dict[tuple[int, str], Gradient]:
         for number, term in enumerate(recipe.terms)
         for pattern, gradient in gradients_in_force(term).items()
     }
+
+
+def about(model: LiveModel) -> str:
+    """What the status says of a model that is heard in other numbers than float32 or its own."""
+    if model.quantize is None:
+        return f"heard {model.note}" if model.note else ""
+    try:
+        moved = f"KL {model.quantised_kl():.3f} nats per token from the unquantised model"
+    except LabkitError as error:
+        moved = str(error)
+    return f"an approximation: quantised to {model.quantize}; {moved}"
 
 
 def _cell() -> str:

@@ -62,7 +62,7 @@ def terms_in(state: Any, recipe: Recipe) -> list[Term]:
         LabkitError, ValueError, KeyError, TypeError, AttributeError: a state of another form.
     """
     return [
-        Term(old.adapter, saved["weights"], saved["weights_for"])
+        Term(old.source, saved["weights"], saved["weights_for"])
         for old, saved in zip(recipe.terms, state["terms"], strict=True)
     ]
 

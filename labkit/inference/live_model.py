@@ -394,12 +394,19 @@ class LiveModel:
             logits of all positions but the last, shape rows × (length - 1) × vocabulary.
 
         Raises:
-            LabkitError: the model was freed, or gradients are asked for through a module that torch
-                does not differentiate forwards.
+            LabkitError: the model was freed, or gradients are asked for through a quantised model,
+                or through a module that torch does not differentiate forwards.
             ValueError: rows of different weights for modules that are merged.
         """
         with self._lock, ExitStack() as stack:
             model = self._loaded()
+            if self.quantize and weights.requires_grad:
+                # On a CPU bitsandbytes' own operators have none, and pass over it in silence.
+                raise LabkitError(
+                    f"no gradient flows through a model that is quantised to {self.quantize}; use "
+                    "ablation in place of sensitivity, fit with method='optuna', or leave out "
+                    "quantize"
+                )
             columns = {key: number for number, key in enumerate(self.module_names)}
             if self._merged.tensors:
                 self._merged.put(self._mix_of(weights).weights)

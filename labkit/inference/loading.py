@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from labkit.errors import LabkitError, shown
-from labkit.inference.quantising import quantised_by, quiet_bitsandbytes
+from labkit.inference.quantising import quantised_by, quiet_bitsandbytes, require_sizes
 from labkit.machine import free_memory
 from labkit.merging.planning import Change
 from labkit.models.adapter import Adapter
@@ -33,7 +33,8 @@ def load_model(base: Checkpoint, dtype: str, device: str, quantize: str | None =
         quantize: as in `live`.
 
     Raises:
-        LabkitError: transformers cannot load it, or bitsandbytes is missing.
+        LabkitError: transformers cannot load it, or bitsandbytes is missing or cannot calculate
+            with modules of its sizes.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -64,7 +65,10 @@ def load_model(base: Checkpoint, dtype: str, device: str, quantize: str | None =
     finally:
         if bar:
             logging.enable_progress_bar()
-    return (model if quantize else model.to(device)).eval()
+    if quantize is None:
+        return model.to(device).eval()
+    require_sizes(model, device)
+    return model.eval()
 
 
 def memory_for(base: Checkpoint, sources: Sequence[Source], dtype: str) -> int:

@@ -69,6 +69,23 @@ def quantised_by(quantize: str, dtype: Any) -> Any:
     )
 
 
+def require_sizes(model: Any, device: str) -> None:
+    """Check that bitsandbytes can calculate with what it quantised: it packs 4 bits in groups.
+
+    Raises:
+        LabkitError: a module of another size, on a CPU.
+    """
+    for name, module in model.named_modules():
+        if device != "cpu" or type(module).__name__ != "Linear4bit":
+            continue
+        if module.in_features % 64 or module.out_features % 32:
+            raise LabkitError(
+                f"bitsandbytes calculates with nf4 on a CPU where modules have a multiple of 64 "
+                f"inputs and of 32 outputs, and {shown(name)!r} has {module.in_features} and "
+                f"{module.out_features}; choose int8"
+            )
+
+
 @contextmanager
 def quiet_bitsandbytes() -> Iterator[None]:
     """Keep back what bitsandbytes logs of kernels that could be quicker, and of its own casts."""

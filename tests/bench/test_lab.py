@@ -22,6 +22,7 @@ from labkit.bench.lab import Lab
 from labkit.bench.remembering import runs_file, state_file
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
+from labkit.inference import loading
 from labkit.inference.live_model import free, live
 from labkit.inference.prompts import formats, formatted
 from labkit.merging.methods.weighted_sum import WeightedSum
@@ -33,6 +34,7 @@ from labkit.probing.next_token import compare_next_token
 from labkit.probing.text_plane import excerpt
 from labkit.probing.texts import Texts
 from labkit.surveys.delta_survey import layer_norms
+from tests.inference.helpers import noisy
 from tests.tiny import make_adapter, make_base, make_tokenizer
 
 HALF = Gradient.parse("0,0.5,1,1")
@@ -1072,4 +1074,49 @@ def test_a_conversation_goes_on_with_each_models_own_answers(chatty):
     panel.kind.value = "plain"
     assert talk.widget.layout.display == "none"
     lab.wait(60)
+
+
+def test_a_full_model_and_a_dora_are_heard(words, tmp_path):
+    other = noisy(words, tmp_path / "other", scale=0.2)
+    dora = make_adapter(tmp_path / "dora", words, 0.3, use_dora=True, target_modules=["q_proj"])
+    lab = Lab(words, other, dora, gradient=HALF, rest=0.5, prompt="In the", tokens=5, device="cpu")
+    lab.wait(120)
+    assert lab.panel.scope.options[1:] == (("attention", "self_attn"), ("MLP", "mlp"))
+    first = shown(lab, "columns")
+    assert all(said in first for said in ("full LoRA", "mean weight"))
+    assert lab.editor.norms == []
+    lab.panel.matters.value = True
+    lab.editor.weights = [1, 0, 0, 1]
+    lab.wait(120)
+    assert shown(lab, "columns") != first
+    assert [len(rows) for rows in lab.editor.evidence.values()] == [4, 4]
+    assert all(row[0] != 0 for rows in lab.editor.evidence.values() for row in rows)
+    found = lab.model.logits("light")
+    lab.model.use(lab.recipe.terms)
+    assert not torch.equal(found, lab.model.logits("light"))
+    merged = tmp_path / "merged"
+    lab.write(merged)
+    lab.wait(120)
+    assert lab.receipt is not None
+    lab.close()
+
+
+def test_the_status_says_what_is_heard_in_other_numbers(words, tiny_adapter, monkeypatch):
+    monkeypatch.setattr(loading, "free_memory", lambda: 1)
+    lab = Lab(words, tiny_adapter, gradient=HALF, tokens=5, device="cpu")
+    lab.wait(60)
+    assert "heard in bfloat16: float32 needs 0.5 GB, and 0.0 GB are free" in lab.panel.status.value
+    lab.close()
+
+
+def test_a_quantised_model_is_called_an_approximation(words, tiny_adapter):
+    pytest.importorskip("bitsandbytes")
+    lab = Lab(words, tiny_adapter, gradient=HALF, tokens=5, device="cpu", quantize="int8")
+    lab.wait(60)
+    said = re.search(
+        r"an approximation: quantised to int8; KL (\d\.\d+) nats per token from the unquantised",
+        lab.panel.status.value,
+    )
+    assert said
+    assert float(said[1]) > 0
     lab.close()
