@@ -73,6 +73,10 @@ TESTED_ELSEWHERE = {
         "a model that is loaded is a live one",
         "inference/loading",
     ),
+    "tests/inference/test_merged_tensors.py": (
+        "what is merged at its place is what a merge writes",
+        "inference/places",
+    ),
     "tests/merging/test_planning.py": (
         "how a plan shows itself",
         "summary",

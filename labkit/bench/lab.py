@@ -938,7 +938,7 @@ def about(model: LiveModel) -> str:
     if model.quantize is None:
         return f"heard {model.note}" if model.note else ""
     try:
-        moved = f"KL {model.quantised_kl():.3f} nats per token from the unquantised model"
+        moved = f"KL {model.quantised_kl():.2g} nats per token from the unquantised model"
     except LabkitError as error:
         moved = str(error)
     return f"an approximation: quantised to {model.quantize}; {moved}"

@@ -94,7 +94,13 @@ def survival(
     else:
         term = Term(Adapter.open(adapter), as_gradient(weights))
         resolved = plan(Recipe(Checkpoint.open(base), [term], rest, dtype))
-    names = {row.base_tensor: row.layer for row in resolved.ledger if row.base_tensor}
+    # A head that is tied to the embedding is not in the base's files, and changes as that does.
+    there = resolved.base.tensors
+    names = {
+        row.base_tensor: row.layer
+        for row in resolved.ledger
+        if row.base_tensor and row.base_tensor in there
+    }
     short = short_names((name.removesuffix(".weight"), layer) for name, layer in names.items())
     ordered = sorted(
         names, key=lambda name: table_order(names[name], short[name.removesuffix(".weight")])

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
+from labkit.inference import loading
 from labkit.inference.live_model import LiveModel, free, live
 from labkit.merging.planning import plan
 from labkit.merging.recipe import Recipe, Term
@@ -454,4 +455,29 @@ def test_factors_are_heard_however_their_keys_are_spelled(words, tiny_adapter, t
     heard = live(words, other, device="cpu").logits("In the beginning")
     assert not torch.equal(usual, silent)
     torch.testing.assert_close(heard, usual)
+    free()
+
+
+def test_modules_that_peft_does_not_attach_are_not_passed_over(words, tiny_adapter, monkeypatch):
+    monkeypatch.setattr("peft.inject_adapter_in_model", lambda config, model, key: model)
+    with pytest.raises(LabkitError) as caught:
+        live(words, tiny_adapter, device="cpu")
+    assert str(caught.value) == (
+        "PEFT attached 0 of 28 modules (such as 'model.layers.0.mlp.down_proj'); this version of "
+        "PEFT does not know the model: merge instead (labkit merge)"
+    )
+
+
+def test_in_too_little_memory_float32_is_left_and_said(words, tiny_adapter, monkeypatch):
+    monkeypatch.setattr(loading, "free_memory", lambda: 400_000_000)
+    small = live(words, tiny_adapter, device="cpu")
+    assert small._model.dtype == torch.bfloat16
+    assert repr(small) == (
+        "LiveModel tiny-llama + tiny-lora on cpu (in bfloat16: float32 needs 0.5 GB, and 0.4 GB "
+        "are free)"
+    )
+    assert live(words, tiny_adapter, device="cpu") is small
+    asked = live(words, tiny_adapter, device="cpu", dtype="float32")
+    assert asked._model.dtype == torch.float32
+    assert repr(asked) == "LiveModel tiny-llama + tiny-lora on cpu"
     free()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from labkit import Gradient, LabkitError, Recipe, Term, plan
+from labkit.inference import live_model
 from labkit.inference.live_model import free, live
 from labkit.inference.merged_tensors import MergedTensor
 from labkit.merging.rounding import BlockMerger
@@ -245,4 +246,38 @@ def test_another_number_of_tokens_is_refused(words, tmp_path):
     )
     model = live(base, larger, rest=0.0, device="cpu")
     assert model.mix(1).weights[0]["model.layers.0.mlp.up_proj"] == 1
+    free()
+
+
+def test_a_model_that_is_not_as_its_file_is_refused(words, dora, monkeypatch):
+    """A model that transformers changes when it loads it would be merged wrongly."""
+    whole = live_model.load_model
+    name = "model.layers.1.self_attn.v_proj"
+
+    def told(change):
+        def changed(*arguments):
+            model = whole(*arguments)
+            change(model.get_submodule(name))
+            return model
+
+        monkeypatch.setattr(live_model, "load_model", changed)
+        with pytest.raises(LabkitError) as caught:
+            live(words, dora, device="cpu")
+        said = str(caught.value)
+        assert said.startswith(
+            f"transformers holds '{name}.weight' of tiny-llama in another form than the file does: "
+            "its model "
+        )
+        assert said.endswith(
+            "; a live model cannot merge there, so merge it instead (labkit merge)"
+        )
+        return said.split("its model ")[1].split(";")[0]
+
+    assert told(lambda module: module.weight.data.mul_(2)) == "has other numbers there"
+    turned = told(lambda module: setattr(module.weight, "data", module.weight.data.T))
+    assert turned == "has the shape (32, 16) there"
+    other = told(
+        lambda module: module.register_parameter("other", module._parameters.pop("weight"))
+    )
+    assert other == "has no such parameter"
     free()
