@@ -46,7 +46,7 @@ def merge(
         str, typer.Option(help="auto (keep the base's), float16, bfloat16 or float32.")
     ] = "auto",
     method: Annotated[
-        str, typer.Option(help="sum, slerp, ties or dare; with parameters only in a recipe.")
+        str, typer.Option(help="sum, slerp, ties, dare or della; parameters: in a recipe.")
     ] = "sum",
     device: Annotated[
         str, typer.Option(help="cpu, cuda or auto; the bytes are the same.")

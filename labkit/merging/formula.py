@@ -99,10 +99,12 @@ class Method(Protocol):
         name: what a recipe calls it.
         linear: `Δ` is linear in the weights: then a live model can turn them by scaling what each
             adapter adds, and a bake can put them into the adapter.
+        mask_bits: bits that are kept for each element of each term while a tensor is merged.
     """
 
     name: ClassVar[str]
     linear: ClassVar[bool]
+    mask_bits: ClassVar[int]
 
     def require(self, base: BaseTensor) -> None:
         """Check before anything is written that the method makes sense for a tensor.

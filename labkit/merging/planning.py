@@ -260,6 +260,9 @@ def _resolve(recipe: Recipe) -> Plan:
         for contribution in matched:
             found[contribution.match.tensor.name].append(contribution)
         notes += term.source.notes(base)
+    for name, value in vars(recipe.method).items():
+        if isinstance(value, Gradient):
+            value.require(base.layers, f"{name} of the method {recipe.method.name}")
     changes, added = changes_of(recipe, found)
     targets = [change.target for change in changes.values()]
     for target in targets:

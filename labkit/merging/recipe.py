@@ -154,7 +154,7 @@ class Recipe:
             None refuses adapters that change anything there.
         dtype: the output's dtype, or "auto" to keep each tensor's own.
         method: how the terms become one change of a tensor: "sum", "linear", "slerp", "ties",
-            "dare", or one with its parameters: `{"ties": {"density": 0.2}}`. See
+            "dare", "della", or one with its parameters: `{"ties": {"density": 0.2}}`. See
             `labkit.merging.methods`.
         untie: write a head of its own for a base whose embedding serves as head (tied).
         sha256: reference -> file name -> SHA-256 of the files that a loaded recipe was made from;
@@ -203,7 +203,10 @@ class Recipe:
     @property
     def method_words(self) -> str:
         """The method and its parameters in a few words: `ties (density 0.2, …)`."""
-        given = ", ".join(f"{name} {value}" for name, value in vars(self.method).items())
+        given = ", ".join(
+            f"{name} {value.runs() if isinstance(value, Gradient) else value}"
+            for name, value in vars(self.method).items()
+        )
         return f"{self.method.name} ({given})" if given else self.method.name
 
     @classmethod
@@ -261,7 +264,11 @@ class Recipe:
             "dtype": self.dtype,
         }
         if self.method != WeightedSum():
-            content["method"] = {self.method.name: vars(self.method)}
+            parameters = {
+                name: str(value) if isinstance(value, Gradient) else value
+                for name, value in vars(self.method).items()
+            }
+            content["method"] = {self.method.name: parameters}
         if self.untie:
             content["untie"] = True
         card = {

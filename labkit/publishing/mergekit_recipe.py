@@ -11,6 +11,10 @@ So these are merges that labkit makes, computed there from weights rounded once 
 - `linear` is `Σ w·W_model / Σ w`: to a base it adds `w / Σ w` of each LoRA, and of what each other
   model has beyond the base. Without base_model the first model is the base.
 - `passthrough` takes one model as it is, or other ones for other layers.
+- `ties`, `dare_linear`, `della_linear` and `slerp` are labkit's methods `ties` (by mergekit's
+  convention), `dare`, `della` and `slerp`. Of `dare` and `della` the random numbers are labkit's
+  own: which elements stay differs from run to run there. `dare_ties` and `della` elect signs
+  besides, which labkit's methods do not.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,6 +31,13 @@ from labkit.errors import shown
 from labkit.files.paths import user_path
 from labkit.files.small_files import read_text
 from labkit.gradients.gradient import Gradient
+from labkit.merging.formula import Method
+from labkit.merging.methods.dare import Dare
+from labkit.merging.methods.della import Della
+from labkit.merging.methods.parameters import as_number
+from labkit.merging.methods.slerp import Slerp
+from labkit.merging.methods.ties import Ties
+from labkit.merging.methods.weighted_sum import WeightedSum
 from labkit.merging.recipe import Recipe, Term, pattern_matches
 from labkit.merging.recipe_file import SOURCES, Entry, compose
 from labkit.models.checkpoint import Checkpoint
@@ -37,11 +49,24 @@ PARAMETERS = {
     "task_arithmetic": ("weight", "normalize", "lambda", "int8_mask", "rescale"),
     "linear": ("weight", "normalize", "int8_mask"),
     "passthrough": ("scale", "int8_mask"),
+    "ties": ("weight", "density", "normalize", "lambda", "int8_mask", "rescale"),
+    "dare_linear": ("weight", "density", "normalize", "lambda", "int8_mask", "rescale"),
+    "della_linear": ("weight", "density", "epsilon", "normalize", "lambda", "int8_mask", "rescale"),
+    "slerp": ("t", "int8_mask"),
 }
 """Each method, and what it may be told for all models. `int8_mask` and `rescale` have no effect on
-these methods."""
-OWN_PARAMETER = {"task_arithmetic": "weight", "linear": "weight", "passthrough": "scale"}
+the first three, and `ties` does not rescale unless told to."""
+OWN_PARAMETERS = {
+    "task_arithmetic": ("weight",),
+    "linear": ("weight",),
+    "passthrough": ("scale",),
+    "ties": ("weight", "density"),
+    "dare_linear": ("weight", "density"),
+    "della_linear": ("weight", "density", "epsilon"),
+    "slerp": (),
+}
 """What each model may be told."""
+WITH_SIGNS = ("dare_ties", "della")
 YES, NO, ONE = ("true", "True", "1", "1.0"), ("false", "False", "0", "0.0"), ("1", "1.0")
 NEVER = 0.0
 
@@ -115,10 +140,16 @@ def from_mergekit(path: Path) -> Recipe:
     if {"models", "slices"} <= entries.keys():
         raise entries["slices"].error("stands beside models; expected one of the two, as there")
     method = entries["merge_method"].text("a merge method")
+    if method in WITH_SIGNS:
+        raise entries["merge_method"].error(
+            f"{method} draws what stays and elects signs as well, and labkit's methods do one of "
+            f"the two; expected ties, or {method.partition('_')[0]}_linear"
+        )
     if method not in PARAMETERS:
         raise entries["merge_method"].error(
             f"{shown(method)!r} is a merge that labkit does not make; expected task_arithmetic, "
-            "which adds what each model changes, or linear or passthrough of one base"
+            "which adds what each model changes, ties, dare_linear, della_linear or slerp, or "
+            "linear or passthrough of one base"
         )
     what = entries.get("models") or entries["slices"]
     named = _base_entry(entries, method, what, root)
@@ -141,6 +172,7 @@ def from_mergekit(path: Path) -> Recipe:
             "what is added outside the layers has different weights "
             f"({', '.join(map(str, sorted(rests)))}); labkit has one weight for all of it"
         )
+    made = _method(method, slices, what)
     dtype = entries.get("out_dtype") or entries.get("dtype")
     return (dtype or root).attempt(
         lambda: Recipe(
@@ -148,6 +180,7 @@ def from_mergekit(path: Path) -> Recipe:
             terms,
             rests.pop() if rests else None,
             dtype.text("a dtype") if dtype else "auto",
+            method=made,
         )
     )
 
@@ -158,8 +191,8 @@ def _base_entry(entries: dict[str, Entry], method: str, what: Entry, root: Entry
         if "+" in entries["base_model"].text("a model"):
             raise entries["base_model"].error("is a model with a LoRA; expected a plain base")
         return entries["base_model"]
-    if method == "task_arithmetic":
-        raise root.error("base_model is missing; task_arithmetic counts from it")
+    if method not in ("linear", "passthrough"):
+        raise root.error(f"base_model is missing; {method} counts from it")
     items = what.items("a list of models or slices")
     first = items[0].members("a model or slice") if items else {}
     if "sources" in first:
@@ -239,7 +272,7 @@ def _model(
         raise members["model"].error(
             f"{shown(name)!r} is not {shown(base)}+LORA; labkit adds LoRAs to one base"
         )
-    own = _parameters(members.get("parameters"), (OWN_PARAMETER[method],))
+    own = _parameters(members.get("parameters"), OWN_PARAMETERS[method])
     if not plus and name != base:
         return Model(members["model"], name, "model", (own, *shared))
     return Model(members["model"], lora, "adapter", (own, *shared))
@@ -257,16 +290,26 @@ def _slice(
             raise model.entry.error("stands here for the second time; remove one of the two")
     if method == "passthrough" and len(models) != 1:
         raise entry.error(f"passthrough takes one model, found {len(models)}")
-    normalize = method == "linear"
+    if method == "slerp" and len([model for model in models if model.added]) != 1:
+        raise entry.error("slerp goes from the base to one model; expected the base and one other")
+    normalize = method in ("linear", "ties")
     for told in reversed(shared):
-        if method == "linear" and "normalize" in told:
+        if method in ("linear", "ties") and "normalize" in told:
             value = told["normalize"].text("true or false")
             if value not in YES + NO:
                 raise told["normalize"].error(f"is {shown(value)}; expected true or false")
             normalize = value in YES
+            if method == "ties" and not normalize:
+                raise told["normalize"].error(
+                    "is false, and labkit's ties by mergekit's convention divides by the weights; "
+                    "expected true"
+                )
         else:
             _require_neutral(told, "normalize", NO)
-        _require_neutral(told, "lambda", ONE)
+        if method == "ties":
+            _require_neutral(told, "rescale", NO)
+        else:
+            _require_neutral(told, "lambda", ONE)
     return Slice(entry, layers, tuple(models), normalize)
 
 
@@ -289,9 +332,10 @@ def _settings(part: Slice, method: str) -> dict[str, Setting]:
         for parameters in model.parameters:
             _require_neutral(parameters, "scale", ONE)
         return {model.added: Setting(Values(1.0, (1.0,) * part.layers), {})}
-    if method == "task_arithmetic":
+    if method != "linear":
         added = [model for model in part.models if model.added]  # the base itself adds nothing
-        return {model.added: _setting(model, part.layers) for model in added}
+        key = "t" if method == "slerp" else "weight"
+        return {model.added: _setting(model, part.layers, key) for model in added}
     told = [_setting(model, part.layers) for model in part.models]
     lists = {tuple(setting.filters) for setting in told if setting.filters}
     if len(lists) > 1:
@@ -324,18 +368,82 @@ def _share(part: Slice, told: list[Values], index: int) -> Values:
     return Values(shares[0], tuple(shares[1:]))
 
 
-def _setting(model: Model, layers: int) -> Setting:
+def _setting(model: Model, layers: int, key: str = "weight") -> Setting:
     """Read a model's weight: a number, a list over depth, or lists with filters."""
     filters: dict[str, Values] = {}
-    told = [parameters["weight"] for parameters in model.parameters if "weight" in parameters]
+    told = [parameters[key] for parameters in model.parameters if key in parameters]
     if not told:
-        raise model.entry.error("has no weight")
+        raise model.entry.error(f"has no {key}")
     for entry in told:
         for name, value in _conditions(entry):
             if name is None:
                 return Setting(_values(value, layers), filters)
             filters.setdefault(name, _values(value, layers))  # the first that applies counts
     raise told[0].error("has no value without a filter, which is needed for all other modules")
+
+
+def _method(method: str, slices: list[Slice], what: Entry) -> Method:
+    """The method with its parameters, which labkit has once for all models."""
+    if method not in ("ties", "dare_linear", "della_linear", "slerp"):
+        return WeightedSum()
+    if method == "slerp":
+        return Slerp()
+    given: dict[str, Any] = {"density": _one_for_all("density", 1.0, slices, what)}
+    if method == "ties":
+        scale = _told_once("lambda", slices)
+        if scale is not None:
+            given["scale"] = scale.attempt(as_number, "lambda", scale.text("a number"))
+        return what.attempt(lambda: Ties(convention="mergekit", **given))
+    rescale = _told_once("rescale", slices)
+    if rescale is not None and rescale.text("true or false") not in YES:
+        given["rescale"] = "none"
+    if method == "dare_linear":
+        return what.attempt(lambda: Dare(**given))
+    epsilon = _one_for_all("epsilon", 0.15, slices, what)
+    if isinstance(epsilon, Gradient):
+        raise what.error("epsilon is a list over the layers; labkit has one number for all")
+    return what.attempt(lambda: Della(epsilon=epsilon, **given))
+
+
+def _told_once(key: str, slices: list[Slice]) -> Entry | None:
+    """What all slices are told alike; None if they are told nothing."""
+    told = [
+        entry
+        for part in slices
+        for model in part.models[:1]
+        for entry in [next((each[key] for each in model.parameters if key in each), None)]
+    ]
+    if len({None if one is None else one.text("a value") for one in told}) > 1:
+        raise slices[0].entry.error(f"the slices have different values of {key}; expected one")
+    return told[0] if told else None
+
+
+def _one_for_all(key: str, default: float, slices: list[Slice], what: Entry) -> float | Gradient:
+    """A parameter that each model may be told, and that must be the same of all.
+
+    Raises:
+        LabkitError: it differs between models, or between kinds of modules.
+    """
+    layers: list[float] = []
+    for part in slices:
+        found = set()
+        for model in part.models:
+            if model.added:
+                has = any(key in parameters for parameters in model.parameters)
+                one = _setting(model, part.layers, key) if has else None
+                if one is not None and one.filters:
+                    raise what.error(f"{key} has filters; labkit has one for all modules")
+                found.add(one.default if one else Values(default, (default,) * part.layers))
+        if len(found) > 1:
+            raise what.error(f"the models have different values of {key}; labkit has one for all")
+        if found:
+            values = found.pop()
+            if layers and values.outside != layers[0]:
+                raise what.error(f"the slices have different values of {key} outside the layers")
+            layers += values.layers
+    if len(layers) < sum(part.layers for part in slices):
+        raise what.error(f"a slice holds the base alone; {key} is not known there")
+    return layers[0] if len(set(layers)) == 1 else Gradient(layers)
 
 
 def _conditions(entry: Entry) -> Iterator[tuple[str | None, Entry]]:

@@ -67,8 +67,12 @@ def working_memory(plan: Plan) -> int:
     slots = pieces * slot_bytes(output_files(plan, "cpu"))
     # A method's blocks lie in memory of the threads' own, which keep it: those of the pieces, and
     # those of the files, in which the method looks through a tensor first.
-    of_method = plan.recipe.method.working_memory(len(plan.recipe.terms))
+    method, terms = plan.recipe.method, len(plan.recipe.terms)
+    of_method = method.working_memory(terms)
     blocks = workers() * BUFFER_BYTES + (pieces + FILES_AT_ONCE) * of_method
+    # Masks of the tensors that are being written, and of those that are looked through.
+    largest = max((change.tensor.elements for change in plan.changes.values()), default=0)
+    blocks += 2 * FILES_AT_ONCE * terms * largest * method.mask_bits // 8
     # Factors of as many tensors as pieces under way, and those that are just being read.
     return slots + blocks + (pieces + 4) * factors + THREADS_BYTES
 

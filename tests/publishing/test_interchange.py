@@ -149,8 +149,8 @@ def test_wrong_mergekit(mergekit, tiny_base):
         with pytest.raises(lk.LabkitError, match=re.escape(message)):
             import_recipe(mergekit(**changes))
 
-    fails("line 1, merge_method: 'slerp' is a merge that labkit does not make; expected task_ar",
-          head="merge_method: slerp")  # fmt: skip
+    fails("line 1, merge_method: 'nuslerp' is a merge that labkit does not make; expected task_ar",
+          head="merge_method: nuslerp")  # fmt: skip
     fails("line 1: merge_method and models are needed", head="dtype: float16")
     fails("line 8, slices: stands beside models; expected one of the two", more="slices: []\n")
     fails("line 8, layer_slices: is an unknown key; known are merge_method",

@@ -8,6 +8,10 @@ import shutil
 import pytest
 
 import labkit as lk
+from labkit.merging.methods.dare import Dare
+from labkit.merging.methods.della import Della
+from labkit.merging.methods.slerp import Slerp
+from labkit.merging.methods.ties import Ties
 from labkit.publishing.mergekit_recipe import from_mergekit
 from tests.publishing.test_interchange import weight_there
 from tests.tiny import make_adapter, make_base
@@ -230,3 +234,105 @@ def test_a_filter_that_no_pattern_says(read):
             "merge_method: task_arithmetic\nbase_model: BASE\nmodels:\n- model: BASE+LORA\n"
             "  parameters: {weight: [{filter: p_proj.wei, value: 2}, {value: 1}]}\n"
         )
+
+
+def two(method, first="", second="", more=""):
+    """A configuration of a method for two LoRAs."""
+    return (
+        f"merge_method: {method}\nbase_model: BASE\nmodels:\n"
+        f"- {{model: BASE+LORA, parameters: {{weight: 0.5{first}}}}}\n"
+        f"- {{model: BASE+OTHER, parameters: {{weight: [0, 1]{second}}}}}\n{more}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        (two("ties", ", density: 0.3", ", density: 0.3"),
+         Ties(density=0.3, convention="mergekit")),
+        (two("ties", more="parameters: {density: [0.2, 0.8], lambda: 0.5, normalize: true}\n"),
+         Ties(density=lk.Gradient.ramp(4, 0, 3, 0.2, 0.8), convention="mergekit", scale=0.5)),
+        (two("ties"), Ties(density=1.0, convention="mergekit")),
+        (two("dare_linear", more="parameters: {density: 0.4}\n"), Dare(density=0.4)),
+        (two("dare_linear", more="parameters: {density: 0.4, rescale: false, lambda: 1}\n"),
+         Dare(density=0.4, rescale="none")),
+        (two("della_linear", more="parameters: {density: 0.5, epsilon: 0.1}\n"),
+         Della(density=0.5, epsilon=0.1)),
+        (two("della_linear", more="parameters: {density: 0.5}\n"), Della(epsilon=0.15)),
+    ],
+)  # fmt: skip
+def test_methods_with_their_parameters(read, text, method):
+    recipe = read(text)
+    assert (recipe.method.name, str(recipe.method_words)) == (
+        method.name, lk.Recipe(recipe.base, recipe.terms, method=method).method_words,
+    )  # fmt: skip
+    for key, value in vars(method).items():
+        found = getattr(recipe.method, key)
+        is_list = isinstance(value, lk.Gradient)
+        assert list(found) == pytest.approx(list(value)) if is_list else found == value
+    assert weights(recipe) == [[0.5] * LAYERS, pytest.approx(there([0, 1]))]
+
+
+def test_a_density_over_slices(read):
+    def part(start, stop, density):
+        return (f"- sources:\n  - {{model: BASE+LORA, layer_range: [{start}, {stop}], "
+                f"parameters: {{weight: 1, density: {density}}}}}\n")  # fmt: skip
+
+    head = "merge_method: dare_linear\nbase_model: BASE\nslices:\n"
+    recipe = read(head + part(0, 2, "[0.2, 0.4]") + part(2, 4, "0.2"))
+    assert list(recipe.method.density) == [0.2, 0.4, 0.2, 0.2]
+    with pytest.raises(lk.LabkitError, match="different values of density outside the layers"):
+        read(head + part(0, 2, "0.5") + part(2, 4, "0.2"))
+
+
+def test_slerp_from_the_base_to_a_model(read):
+    recipe = read(
+        "merge_method: slerp\nbase_model: BASE\nmodels:\n- model: BASE\n- model: BASE+LORA\n"
+        "parameters:\n  t:\n  - {filter: self_attn, value: [0, 1]}\n  - value: 0.25\n"
+    )
+    assert recipe.method == Slerp()
+    assert weights(recipe) == [[0.25] * LAYERS]
+    assert list(recipe.terms[0].weights_for["*self_attn*"]) == pytest.approx(there([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (two("dare_ties"), "line 1, merge_method: dare_ties draws what stays and elects signs as "
+         "well, and labkit's methods do one of the two; expected ties, or dare_linear"),
+        (two("della"), "line 1, merge_method: della draws what stays and elects signs as well, and "
+         "labkit's methods do one of the two; expected ties, or della_linear"),
+        (two("ties", ", density: 0.3"),
+         "the models have different values of density; labkit has one for all"),
+        (two("ties", more="parameters: {normalize: false}\n"),
+         "is false, and labkit's ties by mergekit's convention divides by the weights; expected"),
+        (two("ties", more="parameters: {rescale: true}\n"), "rescale: is true"),
+        (two("dare_linear", more="parameters: {lambda: 2}\n"), "lambda: is 2"),
+        (two("della_linear", more="parameters: {density: 0.95}\n"),
+         "density 0.95 ± epsilon 0.15 must lie between 0 and 1"),
+        (two("della_linear", more="parameters: {density: 0.5, epsilon: [0.1, 0.2]}\n"),
+         "epsilon is a list over the layers; labkit has one number for all"),
+        (two("ties", more="parameters: {density: [{filter: mlp, value: 0.1}, {value: 1}]}\n"),
+         "density has filters; labkit has one for all modules"),
+        (two("ties", more="parameters: {lambda: much}\n"), "lambda is 'much'; expected a finite"),
+        ("merge_method: ties\nmodels:\n- {model: BASE+LORA, parameters: {weight: 1}}\n",
+         "base_model is missing; ties counts from it"),
+        ("merge_method: slerp\nbase_model: BASE\nmodels:\n- model: BASE+LORA\n",
+         "line 4, models[0].model: has no t"),
+        ("merge_method: slerp\nbase_model: BASE\nmodels:\n- model: BASE+LORA\n"
+         "- model: BASE+OTHER\nparameters: {t: 0.5}\n",
+         "slerp goes from the base to one model; expected the base and one other"),
+        ("merge_method: dare_linear\nbase_model: BASE\nslices:\n"
+         "- sources: [{model: BASE, layer_range: [0, 2]}]\n"
+         "- sources: [{model: BASE+LORA, layer_range: [2, 4], parameters: {weight: 1}}]\n",
+         "a slice holds the base alone; density is not known there"),
+        ("merge_method: ties\nbase_model: BASE\nslices:\n"
+         "- sources: [{model: BASE+LORA, layer_range: [0, 2], parameters: {weight: 1}}]\n"
+         "- sources: [{model: BASE+LORA, layer_range: [2, 4], parameters: {weight: 1}}]\n"
+         "  parameters: {lambda: 2}\n",
+         "the slices have different values of lambda; expected one"),
+    ],
+)  # fmt: skip
+def test_methods_that_cannot_be_the_same(read, text, message):
+    with pytest.raises(lk.LabkitError, match=re.escape(message)):
+        read(text)

@@ -4,11 +4,13 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from labkit.errors import LabkitError, shown
 from labkit.merging.formula import Method
 from labkit.merging.methods.dare import Dare
+from labkit.merging.methods.della import Della
 from labkit.merging.methods.linear import Linear
 from labkit.merging.methods.slerp import Slerp
 from labkit.merging.methods.ties import Ties
@@ -20,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     Slerp.name: Slerp,
     Ties.name: Ties,
     Dare.name: Dare,
+    Della.name: Della,
 }
 """What a recipe calls a method -> the method."""
 
@@ -57,4 +60,5 @@ def as_method(given: Any) -> Method:
 
 def parameters_of(name: str) -> tuple[str, ...]:
     """The names of a method's parameters."""
-    return tuple(getattr(METHODS[name], "__dataclass_fields__", ()))
+    known: Any = METHODS[name]
+    return tuple(field.name for field in fields(known))

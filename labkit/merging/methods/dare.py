@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -18,12 +18,11 @@ from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.deltas.elementwise import Elementwise
 from labkit.deltas.passes import ordered_blocks, sum_in_order
 from labkit.errors import LabkitError, shown
+from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import BaseTensor, WeightedDelta
-from labkit.merging.methods.parameters import as_share
+from labkit.merging.methods.parameters import as_seed, as_shares, share_at
 
 RESCALES = ("l1", "density", "none")
-SEEDS = 1 << 63
-"""A seed is below this."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +33,27 @@ class Dare:
     element's place alone; see `random_bits`.
 
     Attributes:
-        density: the share of elements that stay, above 0 and at most 1.
+        density: the share of elements that stay, above 0 and at most 1; or a gradient with a share
+            for each layer, whose first one counts outside the layers.
         rescale: `c_t`: "density" is the paper's `1/density`; "l1" is `Σ|ΔW_t| / Σ|M_t∘ΔW_t|`, as
             mergekit 0.1.5 has it (`sparsify.py`), so that the sum of magnitudes stays; "none" is 1.
         seed: a whole number from 0 on.
     """
 
-    density: float = 0.5
+    density: float | Gradient = 0.5
     rescale: str = "l1"
     seed: int = 0
     name: ClassVar[str] = "dare"
     linear: ClassVar[bool] = False
+    mask_bits: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "density", as_share("density", self.density))
+        object.__setattr__(self, "density", as_shares("density", self.density))
         if self.rescale not in RESCALES:
             raise LabkitError(
                 f"rescale is {shown(repr(self.rescale))}; expected one of {', '.join(RESCALES)}"
             )
-        seed: Any = self.seed
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
-            raise LabkitError(f"seed is {shown(repr(seed))}; expected a whole number from 0 on")
+        as_seed(self.seed)
 
     def require(self, base: BaseTensor) -> None:
         """Check that a delta is all that changes.
@@ -75,7 +74,7 @@ class Dare:
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Draw what stays; by L1, weigh it in a pass over each delta."""
         given = base.one_delta_each(terms)
-        masks = [Mask(self.density, key_of(self.seed, base.tensor.name, t.term)) for t in given]
+        masks = [self._mask(base, term) for term in given]
         factors = [
             term.weight * self._scale(term.delta, mask, base)
             for term, mask in zip(given, masks, strict=True)
@@ -89,11 +88,15 @@ class Dare:
 
         return Elementwise([term.delta for term in given], rule, base.tensor)
 
-    def _scale(self, delta: Delta, mask: Mask, base: BaseTensor) -> float:
+    def _mask(self, base: BaseTensor, term: WeightedDelta) -> Keeps:
+        key = key_of(self.seed, base.tensor.name, term.term)
+        return Mask(share_at(self.density, base.layer), key)
+
+    def _scale(self, delta: Delta, mask: Keeps, base: BaseTensor) -> float:
         if self.rescale == "none":
             return 1.0
         if self.rescale == "density":
-            return 1 / self.density
+            return 1 / share_at(self.density, base.layer)
         before, after = [], []
         for first, values, _ in ordered_blocks(delta, base.tensor):
             magnitudes = np.abs(values)
@@ -102,6 +105,13 @@ class Dare:
             after.append(sum_in_order(np.where(kept, magnitudes, 0.0)))
         left = math.fsum(after)
         return math.fsum(before) / left if left else 1.0
+
+
+class Keeps(Protocol):
+    """Which elements of a tensor stay."""
+
+    def keeps(self, positions: np.ndarray) -> np.ndarray:
+        """Tell which elements stay: a mark for each."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class Mask:
 
     def keeps(self, positions: np.ndarray) -> np.ndarray:
         """Tell which elements stay: a mark for each."""
-        drawn = random_bits(self.key, positions) >> np.uint64(11)  # 53 bits, as a float64 has
+        drawn = drawn_at(self.key, positions)
         return np.asarray(drawn < np.uint64(math.ceil(self.density * 2**53)))
 
 
@@ -126,6 +136,11 @@ def key_of(seed: int, tensor: str, term: int) -> int:
     """A key of 64 bits for the random numbers of one term in one tensor."""
     digest = hashlib.sha256(f"{seed}\0{term}\0{tensor}".encode()).digest()
     return int.from_bytes(digest[:8], "little")
+
+
+def drawn_at(key: int, positions: np.ndarray) -> np.ndarray:
+    """A random whole number below 2⁵³ (as many as a float64 has) for each position."""
+    return random_bits(key, positions) >> np.uint64(11)
 
 
 def random_bits(key: int, positions: np.ndarray) -> np.ndarray:
@@ -138,6 +153,8 @@ def random_bits(key: int, positions: np.ndarray) -> np.ndarray:
     bits += np.uint64(1)
     bits *= np.uint64(0x9E3779B97F4A7C15)
     bits += np.uint64(key)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(factor)
+    bits ^= bits >> np.uint64(31)
+    return bits

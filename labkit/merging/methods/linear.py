@@ -31,6 +31,7 @@ class Linear:
 
     name: ClassVar[str] = "linear"
     linear: ClassVar[bool] = False
+    mask_bits: ClassVar[int] = 0
 
     def require(self, base: BaseTensor) -> None:
         """Check that weights count, and can be divided by.

@@ -36,6 +36,7 @@ class Slerp:
 
     name: ClassVar[str] = "slerp"
     linear: ClassVar[bool] = False
+    mask_bits: ClassVar[int] = 0
 
     def require(self, base: BaseTensor) -> None:
         """Check that there are two models.

@@ -15,9 +15,10 @@ from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.deltas.elementwise import Elementwise
 from labkit.deltas.passes import Cut, largest
 from labkit.errors import LabkitError, shown
+from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import BaseTensor, WeightedDelta
 from labkit.merging.methods.lone_weights import lone_weights
-from labkit.merging.methods.parameters import as_number, as_share
+from labkit.merging.methods.parameters import as_number, as_shares, share_at
 
 CONVENTIONS = ("mergekit", "peft")
 
@@ -41,19 +42,21 @@ class Ties:
 
     Attributes:
         density: the share of elements that each delta keeps, above 0 and at most 1; rounded down
-            to a number of elements, and at least one.
+            to a number of elements, and at least one. Or a gradient with a share for each layer,
+            whose first one counts outside the layers.
         convention: "mergekit" or "peft".
         scale: what the change is multiplied with at the end: the paper's λ.
     """
 
-    density: float = 0.2
+    density: float | Gradient = 0.2
     convention: str = "peft"
     scale: float = 1.0
     name: ClassVar[str] = "ties"
     linear: ClassVar[bool] = False
+    mask_bits: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "density", as_share("density", self.density))
+        object.__setattr__(self, "density", as_shares("density", self.density))
         object.__setattr__(self, "scale", as_number("scale", self.scale))
         if self.convention not in CONVENTIONS:
             raise LabkitError(
@@ -88,7 +91,7 @@ class Ties:
         """Find what each delta keeps, in some passes over it."""
         given = base.one_delta_each(terms)
         weights = [term.weight for term in given]
-        count = max(1, int(self.density * base.tensor.elements))
+        count = max(1, int(share_at(self.density, base.layer) * base.tensor.elements))
         cuts: list[Cut | None] = [None] * len(given)
         if count < base.tensor.elements:
             cuts = [largest(term.delta, base.tensor, count) for term in given]

@@ -20,6 +20,7 @@ class WeightedSum:
 
     name: ClassVar[str] = "sum"
     linear: ClassVar[bool] = True
+    mask_bits: ClassVar[int] = 0
 
     def require(self, base: BaseTensor) -> None:
         """A sum always makes sense."""

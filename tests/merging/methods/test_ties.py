@@ -1,11 +1,14 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import labkit as lk
+from labkit.deltas.low_rank import LowRank
 from labkit.files.floats import ARRAYS
 from labkit.machine import workers
+from labkit.merging.formula import BaseTensor, WeightedDelta
 from labkit.merging.methods.ties import Ties
 from labkit.merging.rounding import BlockMerger
 from labkit.merging.rounding_on_device import DeviceMerger
@@ -106,7 +109,7 @@ def test_other_tokens_than_the_bases_are_refused(tmp_path):
         "tensor 'model.embed_tokens.weight' outside the layers gets 100 rows in place of 96, and "
         "the method {} has no base to compare new rows with; merge with the method sum"
     )
-    for method in ("slerp", "ties", "dare"):
+    for method in ("slerp", "ties", "dare", "della"):
         terms = [lk.Term(lk.Checkpoint(larger), lk.Gradient([1] * 3))]
         with pytest.raises(lk.LabkitError, match=re.escape(message.format(method))):
             lk.plan(lk.Recipe(lk.Checkpoint(base), terms, 1.0, method=method))
@@ -125,7 +128,7 @@ def test_the_plan_says_its_method_and_forecasts_its_memory(llamas):
     assert ties.forecast().peak_memory - plain.forecast().peak_memory == blocks
 
 
-@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare"])
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare", "della"])
 def test_the_arithmetic_of_a_gpu_makes_the_same_bytes(llamas, method):
     """Signs and thresholds do not hang on how a device adds up products."""
     terms = [lk.Term(adapter, lk.Gradient([0.7] * 3)) for adapter in llamas[1:]]
@@ -140,6 +143,42 @@ def test_the_arithmetic_of_a_gpu_makes_the_same_bytes(llamas, method):
                 merger.merge(base, "F32", change.update(), 0, dtype, out)
                 found.append(out.tobytes())
             assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("convention", ["mergekit", "peft"])
+def test_products_may_be_off_by_their_bound(llamas, monkeypatch, convention):
+    """Whatever order a library sums products in, the same elements are kept, by the same signs."""
+    dice = np.random.default_rng(5)
+    rows = LowRank.rows
+    # Factors of few values: many elements are equal, or 0, but for how they are summed.
+    few = [(dice.integers(-2, 3, (24, 3)) * 0.1, dice.integers(-2, 3, (3, 30)) * 0.1)
+           for _ in range(2)]  # fmt: skip
+
+    def disturbed(delta, start, stop):
+        exact = rows(delta, start, stop)
+        return exact + delta.uncertainty(start, stop) * dice.uniform(-1, 1, exact.shape)
+
+    method = Ties(density=0.3, convention=convention)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    tensor = lk.Checkpoint(llamas[0]).tensors[name]
+    assert tensor.matrix_shape != (24, 30)
+    tensor = replace(tensor, shape=(24, 30), stop=tensor.start + 24 * 30 * 4)
+    target = BaseTensor(tensor, 24, 0, (1.0, -0.5))
+    numbers, found = tensor.read(), []
+    for noise in (False, True, True):
+        if noise:
+            monkeypatch.setattr(LowRank, "rows", disturbed)
+        terms = [WeightedDelta(w, LowRank(*pair), n)
+                 for n, (w, pair) in enumerate(zip((1.0, -0.5), few, strict=True))]  # fmt: skip
+        change = np.zeros((24, 30))
+        method.combine(target, terms).add_rows_to(change, 0, numbers)
+        found.append(change)
+    exact = np.zeros(24 * 30)
+    at, columns = (each.reshape(-1) for each in np.indices((24, 30)))
+    method.combine(target, terms).add_entries_to(exact, numbers.reshape(-1), at, columns)
+    for change in found:
+        assert ((change == 0) == (exact.reshape(24, 30) == 0)).all()
+        np.testing.assert_allclose(change.reshape(-1), exact, rtol=1e-12)
 
 
 def test_a_name_that_is_no_method(llamas):

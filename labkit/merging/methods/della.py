@@ -1,0 +1,95 @@
+"""`della`: as `dare`, but the larger an element is in its row, the likelier it stays.
+
+Deep et al., "DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based
+Sampling", 2024, arXiv 2406.11617.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from labkit.deltas.passes import ordered_blocks
+from labkit.errors import LabkitError, shown
+from labkit.merging.formula import BaseTensor, WeightedDelta
+from labkit.merging.methods.dare import Dare, Keeps, drawn_at, key_of
+from labkit.merging.methods.parameters import as_number, share_at
+
+
+@dataclass(frozen=True)
+class Della(Dare):
+    """`Δ = Σ_t w_t·c_t·M_t∘ΔW_t`, where `M_t` keeps large elements with a higher probability.
+
+    In a row of `n` elements the one with `k` smaller ones in it stays with the probability
+    `density − epsilon + 2·epsilon·k/(n − 1)`, by magnitude, of equals the first one counted as the
+    smaller. A vector is one row. So it is in mergekit 0.1.5 (`sparsify.py`), whose `della_linear`
+    this is; its `della` elects signs besides.
+
+    Attributes:
+        density: as in `dare`: the mean probability.
+        rescale: likewise.
+        seed: likewise.
+        epsilon: half of what the largest element's probability is above the smallest's;
+            `density ± epsilon` must lie between 0 and 1.
+    """
+
+    epsilon: float = 0.15
+    name: ClassVar[str] = "della"
+    mask_bits: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "epsilon", as_number("epsilon", self.epsilon))
+        density = self.density
+        for share in [density] if isinstance(density, float) else density:
+            if not 0 < share - abs(self.epsilon) <= share + abs(self.epsilon) < 1:
+                raise LabkitError(
+                    f"density {shown(share)} ± epsilon {shown(self.epsilon)} must lie between 0 "
+                    "and 1; choose a smaller epsilon"
+                )
+
+    def working_memory(self, terms: int) -> int:
+        """A block's arrays: those of `dare`, and ranks."""
+        return super().working_memory(terms + 4)
+
+    def _mask(self, base: BaseTensor, term: WeightedDelta) -> Keeps:
+        """Draw in a pass over the delta; the result is kept, a bit for each element."""
+        tensor, density = base.tensor, share_at(self.density, base.layer)
+        key = key_of(self.seed, tensor.name, term.term)
+        lines = (lambda n: n.reshape(1, -1)) if len(tensor.shape) < 2 else np.atleast_2d
+        columns = tensor.matrix_shape[1]
+        packed = np.zeros(tensor.elements // 8 + 1, np.uint8)
+        left, place = np.zeros(0, bool), 0
+        for first, values, _ in ordered_blocks(term.delta, tensor):
+            rows = lines(np.abs(values).reshape(-1, columns))
+            # Each order of an order is the rank.
+            ranks = np.argsort(np.argsort(rows, axis=1, kind="stable"), axis=1, kind="stable")
+            share = ranks / max(1, rows.shape[1] - 1)
+            odds = (density - self.epsilon + share * (2 * self.epsilon)).reshape(-1)
+            drawn = drawn_at(key, np.arange(first, first + len(values)))
+            left = np.concatenate([left, drawn < np.ceil(odds * 2.0**53).astype(np.uint64)])
+            whole = len(left) // 8
+            packed[place : place + whole] = np.packbits(left[: 8 * whole])
+            left, place = left[8 * whole :], place + whole
+        packed[place:] = np.packbits(np.concatenate([left, np.zeros(8, bool)]))[
+            : len(packed) - place
+        ]
+        return Drawn(packed)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Which elements of a tensor stay, drawn before.
+
+    Attributes:
+        packed: a bit for each element, as `numpy.packbits` packs them.
+    """
+
+    packed: np.ndarray
+
+    def keeps(self, positions: np.ndarray) -> np.ndarray:
+        """Tell which elements stay: a mark for each."""
+        shifts = (~positions & 7).astype(np.uint8)  # the first of eight is the highest bit
+        return np.asarray((self.packed[positions >> 3] >> shifts) & 1, bool)
