@@ -22,6 +22,8 @@ def lab(pages: Pages, jupyter: Jupyter) -> Any:
     page = pages.notebook([cell], viewport={"width": 1280, "height": 1700})
     shown = page.locator(".labkit-lab")
     shown.locator(".labkit-plane .point.best").wait_for(timeout=SLOW)
+    draw(shown, "0,0,1,1", 2)
+    draw(shown, "1,0.5,0,0", 3)
     return shown
 
 
@@ -37,8 +39,6 @@ def draw(lab: Any, text: str, runs: int) -> None:
 
 def test_a_press_on_a_row_or_a_point_brings_the_run_back(lab: Any) -> None:
     listed = lab.get_by_label("layer weights as a list")
-    draw(lab, "0,0,1,1", 2)
-    draw(lab, "1,0.5,0,0", 3)
     lab.get_by_role("button", name="run 2", exact=True).click()
     until(lambda: listed.input_value() == "0,0,1,1", listed.input_value, SLOW / 1000)
     now = lab.locator(".labkit-runs tr.now .name")
