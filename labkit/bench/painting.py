@@ -8,6 +8,8 @@ from typing import Any
 
 import ipywidgets
 
+from labkit.bench import view
+from labkit.errors import LabkitError, shown
 from labkit.gradients.calls import as_gradient
 from labkit.gradients.gradient import Gradient
 from labkit.merging.module_rows import ModuleKind, module_kinds, patterns_of, weights_by_kind
@@ -122,17 +124,22 @@ class Painting:
         self._recipe, self._index = recipe, index
         if not self.toggle.value:
             return
-        term = recipe.terms[index]
+        self._showing = True
+        try:
+            self._show(recipe.base, recipe.terms[index])
+        except LabkitError as error:  # an adapter that changes nothing in the layers
+            self.box.children = (ipywidgets.HTML(view.problem(error)),)
+        finally:
+            self._showing = False
+
+    def _show(self, base: Checkpoint, term: Term) -> None:
         if self.matrix is None:
-            self.matrix = MatrixEditor(recipe.base, term, norms=False)
+            self.matrix = MatrixEditor(base, term, norms=False)
             self.matrix.observe(lambda _: self._cells_changed(), "cells")
-            self.box.children = (self.matrix,)
         elif self.matrix.term != term:
-            self._showing = True
-            try:
-                self.matrix.term = term
-            finally:
-                self._showing = False
+            self.matrix.term = term
+        if self.box.children != (self.matrix,):
+            self.box.children = (self.matrix,)
 
     def show_norms(self) -> None:
         """Show how much the adapter changes in each cell, where the matrix is open."""
@@ -150,14 +157,24 @@ class Painting:
 
 
 def _ordered_kinds(base: Checkpoint, term: Term) -> tuple[ModuleKind, ...]:
-    """The kinds of a term's modules, in the order in which a layer uses them: attention first."""
+    """The kinds of a term's modules, in the order in which a layer uses them: attention first.
+
+    Raises:
+        LabkitError: there are none.
+    """
+    kinds = module_kinds(base, term)
+    if not kinds:
+        raise LabkitError(
+            f"{shown(term.source.name)} changes no module in a layer of {shown(base.name)}: there "
+            "are no weights of layers to paint"
+        )
 
     def place(kind: ModuleKind) -> tuple[int, float, int, str]:
         block = kind.path.rpartition(".")[0]
         rank = 0 if "attn" in block or "attention" in block else 1 if block else 2
         return (rank, *table_order(0, kind.name))
 
-    return tuple(sorted(module_kinds(base, term), key=place))
+    return tuple(sorted(kinds, key=place))
 
 
 def _norms_by_kind(

@@ -164,8 +164,6 @@ function createGrid(model, store) {
 
   function build() {
     const [rows, layers] = size();
-    const norms = model.get("norms");
-    const most = Math.max(0, ...norms.flat());
     const head = (kind, role, label, ...content) =>
       make("div", { class: `head ${kind}`, role, "aria-label": label, tabindex: -1, [OWN_KEYS]: "true" }, ...content);
     root.style.gridTemplateColumns = `max-content repeat(${layers}, minmax(0, 1fr)) max-content`;
@@ -181,7 +179,6 @@ function createGrid(model, store) {
       const line = [head("row-head", "rowheader", name, name)];
       for (let layer = 0; layer < layers; layer++) {
         const cell = make("div", { class: "cell", role: "gridcell", tabindex: -1, [OWN_KEYS]: "true" });
-        if (most) cell.style.setProperty("--norm", norms[row][layer] / most);
         if (isAbsent(row, layer)) {
           cell.classList.add("absent");
           cell.setAttribute("aria-disabled", "true");
@@ -198,7 +195,19 @@ function createGrid(model, store) {
     node(...focused).tabIndex = 0;
     pointed = null;
     draw();
+    drawNorms();
     label();
+  }
+
+  function drawNorms() {
+    const norms = model.get("norms");
+    const most = Math.max(0, ...norms.flat());
+    store.cells.forEach((weights, row) =>
+      weights.forEach((_, layer) =>
+        node(row, layer).style.setProperty("--norm", most ? norms[row][layer] / most : 0),
+      ),
+    );
+    say();
   }
 
   function draw() {
@@ -252,6 +261,7 @@ function createGrid(model, store) {
     said,
     build,
     draw,
+    drawNorms,
     label,
     say,
     size,
@@ -572,7 +582,9 @@ function render({ model, el }) {
     );
   }
 
+  let shownNumber = model.get("shown_number");
   function drawAnew() {
+    shownNumber = model.get("shown_number");
     store.startAgain();
     grid.build();
     bar.draw();
@@ -585,8 +597,13 @@ function render({ model, el }) {
     bar.draw();
     drawLegend();
   });
+  function drawNorms() {
+    if (shownNumber !== model.get("shown_number")) return; // of another matrix, drawn in a moment
+    grid.drawNorms();
+    drawLegend();
+  }
   const watched = {
-    shown_number: drawAnew, brush: brush.draw, bounds: brush.draw, step: brush.draw, names: drawLegend,
+    shown_number: drawAnew, norms: drawNorms, brush: brush.draw, bounds: brush.draw, step: brush.draw, names: drawLegend,
   };
   for (const [name, act] of Object.entries(watched)) model.on(`change:${name}`, act);
   const observer = new ResizeObserver(() => grid.label());

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import labkit as lk
+from labkit.bench.painting import Painting
 from labkit.errors import LabkitError
 from labkit.inference.live_model import free
-from tests.tiny import ALL_LINEAR
+from tests.tiny import ALL_LINEAR, make_adapter
 
 HALF = lk.Gradient.parse("0,0.5,1,1")
 
@@ -51,6 +52,32 @@ def test_a_term_is_read_and_its_fit_stays_until_it_is_painted(tiny_base, second_
     assert matrix.cells == [[0] * 4] * 2
     with pytest.raises(LabkitError, match="the matrix"):
         lk.MatrixEditor(tiny_base, second_adapter, "1x3")
+
+
+def test_a_full_model_has_rows_for_all_that_a_layer_holds(tiny_base, words):
+    term = lk.Term(str(words), HALF)
+    matrix = lk.MatrixEditor(tiny_base, lk.Checkpoint(words), HALF)
+    assert matrix.rows == [*ALL_LINEAR, "input_layernorm", "post_attention_layernorm"]
+    painted(matrix, "input_layernorm", range(4), 0)
+    plan = lk.plan(lk.Recipe(tiny_base, [matrix.term], 0))
+    found = {
+        row.weight for row in plan.ledger if row.base_tensor.endswith("input_layernorm.weight")
+    }
+    assert found == {0}
+    assert matrix.norms == []
+    assert term.weights == matrix.term.weights
+
+
+def test_an_adapter_without_modules_in_the_layers_is_told(tiny_base, tmp_path):
+    folder = make_adapter(tmp_path / "head", tiny_base, target_modules=["embed_tokens"])
+    text = "head changes no module in a layer of tiny-llama: there are no weights of layers to"
+    with pytest.raises(LabkitError, match=text):
+        lk.MatrixEditor(tiny_base, folder)
+    recipe = lk.Recipe(tiny_base, [lk.Term(folder, HALF)], 1)
+    painting = Painting(lambda index, term: None)
+    painting.toggle.value = True
+    painting.show(recipe, 0)
+    assert text in painting.box.children[0].value
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from axe import axe_script, serious_findings
-from test_what_is_drawn import PAGE, WIDGETS
+from test_what_is_drawn import PAGE
 
 from labkit.figures.papers import html_of
 from labkit.widgets.editor import GradientEditor
@@ -35,17 +35,15 @@ def draw(browser: Any) -> Iterator[Draw]:
     def drawn(widget: Any, **options: Any) -> Any:
         state = {name: getattr(widget, name) for name in widget.trait_names(sync=True)}
         state = {name: value for name, value in state.items() if not name.startswith("_")}
-        matrix = isinstance(widget, Matrix)
-        names = ("editor", "matrix") if matrix else ("editor",)
         context = browser.new_context(viewport={"width": 900, "height": 500}, **options)
         opened.append(context)
         page = context.new_page()
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
-        code = (WIDGETS / f"{names[-1]}.js").read_text().replace("export default", "const widget =")
+        code = str(widget._esm).replace("export default", "const widget =")
         page.set_content(
             PAGE.format(
-                style="".join((WIDGETS / f"{name}.css").read_text() for name in names),
+                style=str(widget._css),
                 code=code,
                 width=860,
                 traits=json.dumps(state, default=str),
@@ -121,11 +119,15 @@ def test_a_mouse_paints_cells_rows_and_columns(draw: Draw) -> None:
 
 
 def test_cells_say_and_show_their_weights(draw: Draw) -> None:
-    page = draw(matrix(norms={name: [0.01 * n for n in range(LAYERS)] for name in ROWS}))
+    page = draw(matrix())
+    norms = [[0.01 * n for n in range(LAYERS)]] * 3
+    page.evaluate(f"model.set('norms', {norms})")  # measured later
     page.evaluate("model.set('cells', [[0, 0.5, 1, 1.5, -0.5, 0], [0,0,0,0,0,0], [0,0,0,0,0,0]])")
     page.mouse.move(*middle(page, 0, 3))
     said = page.locator(".said")
     assert said.inner_text() == "q_proj, layer 3: 1.5 · ‖ΔW‖/‖W‖ 3 %"
+    height = "cell => Number(cell.style.getPropertyValue('--norm'))"
+    assert page.locator(".cell").nth(3).evaluate(height) == pytest.approx(0.6)
     page.mouse.move(*middle(page, -1, 2))
     assert said.inner_text() == "layer 2, all modules"
     classes = [one.get_attribute("class") for one in page.locator(".cell").all()[:LAYERS]]
