@@ -157,6 +157,7 @@ def held_out_rows(
     seed: int,
     measure: Callable[[float], Scores],
     exact: Collection[str],
+    constants: Mapping[str, float],
 ) -> tuple[list[dict[str, Any]], dict[str, SameKl]]:
     """The rows of a held-out table, and each merge against the constant of the same KL.
 
@@ -169,6 +170,7 @@ def held_out_rows(
         seed: of the intervals' draws.
         measure: measures a constant.
         exact: the merges whose constant of the same KL is measured, not interpolated.
+        constants: the merges that are constants of the curve, and so gain nothing: their shares.
     """
     of_targets, of_keeps = (
         [
@@ -180,8 +182,10 @@ def held_out_rows(
     rows: list[dict[str, Any]] = []
     compared = {}
     for name, scores in measured.items():
-        same = compared[name] = curve.compare(
-            scores, of_targets, measure if name in exact else None
+        same = compared[name] = (
+            SameKl(constants[name], False, tuple(Estimate(0.0, 0.0, 0.0) for _ in of_targets))
+            if name in constants
+            else curve.compare(scores, of_targets, measure if name in exact else None)
         )
         gains: Sequence[Estimate | None] = same.gains or [None] * len(of_targets)
         groups = (

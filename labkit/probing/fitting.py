@@ -440,6 +440,11 @@ class HeldOut:
         measured = [self.constant(share, direction) for share in shares]
         return ConstantsCurve(self.objective, shares, measured)
 
+    def _on_curve(self, cells: Cells, direction: Sequence[float]) -> bool:
+        """Whether layer weights are a constant of the curve, but for rounding."""
+        constant = self._weights.constant(float(cells.max()) * np.array(direction))
+        return bool(np.abs(cells - constant).max() < 10**-DECIMALS)
+
     def rows(
         self, merges: Mapping[str, Cells], direction: Sequence[float], exact: Collection[str]
     ) -> tuple[pd.DataFrame, dict[str, SameKl]]:
@@ -457,6 +462,8 @@ class HeldOut:
             FULL: np.array(self._model.mix(1.0).flat()),
         }
         modules = {**whole, **{name: self._weights.modules(one) for name, one in merges.items()}}
+        every = np.ones(len(self._weights))
+        all_cells = {BASE: 0 * every, FULL: every, **merges}
         rows, same = held_out_rows(
             self.objective,
             {name: self.objective.scores(one) for name, one in modules.items()},
@@ -466,6 +473,11 @@ class HeldOut:
             self._seed,
             lambda share: self.constant(share, direction),
             exact,
+            {
+                name: float(one.max())
+                for name, one in all_cells.items()
+                if self._on_curve(one, direction)
+            },
         )
         table = pd.DataFrame(rows)
         table.attrs["level"] = LEVEL

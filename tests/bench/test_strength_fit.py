@@ -99,7 +99,7 @@ def test_a_prediction_is_what_was_measured_and_near_it_what_will_be(fit, quiet, 
         made = fit.measured(here, 0.3, threading.Event())
         found = fit.predicted(here)
         assert (found.nll, found.kl) == pytest.approx((made.nll, made.kl), abs=1e-3)
-        there = here + np.where(here < 0.5, 0.1, -0.1)
+        there = here + np.where(here < 0.5, 0.03, -0.03)
         found, changed = fit.predicted(there), expected(quiet, texts, there)
         assert found.nll - made.nll == pytest.approx(changed[0] - made.nll, rel=0.3, abs=2e-3)
         assert found.kl - made.kl == pytest.approx(changed[1] - made.kl, rel=0.3, abs=2e-3)

@@ -102,7 +102,7 @@ def test_where_a_gain_is_not_sure_it_is_none(curve):
 def test_rows(curve):
     merges = {"base": at(0.0), "mine": Scores(at(0.6, -0.05).nll, at(0.6).kl)}
     means = {"base": 0.0, "mine": 0.6}
-    rows, same = held_out_rows(objective(), merges, means, at(0.0), curve, 0, at, ())
+    rows, same = held_out_rows(objective(), merges, means, at(0.0), curve, 0, at, (), {})
     assert [(row["gradient"], row["text"], row["metric"]) for row in rows] == [
         ("base", "t", "nll"), ("base", "k", "kl"), ("mine", "t", "nll"), ("mine", "k", "kl"),
     ]  # fmt: skip
@@ -114,6 +114,11 @@ def test_rows(curve):
     assert np.isnan(rows[3]["from_constant"])
     assert rows[3]["estimate"] == pytest.approx(0.36)
     assert same["mine"].better
+    # A constant that the curve misses by a little is itself the constant of its KL.
+    rows, same = held_out_rows(objective(), merges, means, at(0.0), curve, 0, at, (), {"mine": 0.6})
+    assert [rows[2][f"from_constant{end}"] for end in ("", "_low", "_high")] == [0, 0, 0]
+    assert same["mine"].share == 0.6
+    assert not same["mine"].better
 
 
 @pytest.mark.parametrize(

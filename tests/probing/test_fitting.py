@@ -44,6 +44,10 @@ def test_the_weights_that_wrote_a_text_are_found(quiet, early):
     assert {"best ramp", "best step", "own"} <= set(found.table["gradient"])
     # What wrote the text is a step; it and the fit lie below all others.
     nll = rows["estimate"].xs("nll", level="metric")
+    from_constant = rows["from_constant"].xs("nll", level="metric")
+    constants = [name for name in nll.index if name.startswith("constant")]
+    assert len(constants) == 1
+    assert (from_constant[["base", "full LoRA", *constants]] == 0).all()
     assert nll["fit"] < min(nll["base"], nll["full LoRA"])
     assert nll["own"] == pytest.approx(nll["best step"], abs=0.05)
     own = quiet.mix(lk.Gradient([1, 1, 0, 0]))
@@ -117,6 +121,10 @@ def test_a_stop_keeps_the_best(quiet, early, monkeypatch):
     assert at_once.stopped
     assert len(set(at_once.gradient)) == 1  # the best constant
     assert not at_once.better
+    assert at_once.sentence == (
+        f"no better than the constant {at_once.gradient[0]:.2f} at the same KL: "
+        "NLL +0.000 [+0.000, +0.000] on early (nats a token)"
+    )
     assert not at_once.table.empty
 
 
