@@ -3,7 +3,8 @@
 A sentence that says which of two is larger, or that two cannot be told apart, has its claim beside
 it: `<!-- holds: EXPRESSION -->` in the same cell, which no reader sees. It is evaluated in the
 notebook's kernel, where the sentence stands. `says(row, text)` is the verdict of the notebook's
-table `measured`, and `from_base(row, text)` that of the difference to the base.
+table `measured`, and `from_base(row, text)` that of the difference to the base;
+`from_constant(row)` and `above_the_curve(name)` are for notebook 7.
 """
 
 from __future__ import annotations
@@ -43,6 +44,19 @@ def from_base(row, text):
     chosen = measured[(measured["gradient"] == row) & (measured["text"] == text)]
     (low,), (high,) = chosen["from_base_low"], chosen["from_base_high"]
     return "lower" if high < 0 else "higher" if low > 0 else "not told apart"
+
+
+def from_constant(row):
+    chosen = found.table[(found.table["metric"] == "nll") & (found.table["gradient"] == row)]
+    (low,), (high,) = chosen["from_constant_low"], chosen["from_constant_high"]
+    return "lower" if high < 0 else "higher" if low > 0 else "not told apart"
+
+
+def above_the_curve(name):
+    import numpy
+
+    at = numpy.interp(cost.estimate[name], cost.estimate[curve], gain.from_base[curve])
+    return gain.from_base[name] > at
 """
 
 
@@ -74,13 +88,28 @@ def _with_claims(notebook, name):
             cells.append(nbformat.v4.new_code_cell("\n".join([VERDICTS, *claims])))
     asked = [one for one in questions().values() if one.name.startswith(f"{name}.")]
     claims = [
-        f"found = {one.measured}\n"
-        f"assert question({one.name!r}).accepts(found), ({one.name!r}, found)"
+        f"answer = {one.measured}\n"
+        f"assert question({one.name!r}).accepts(answer), ({one.name!r}, answer)"
         for one in asked
     ]
     start = "from labkit.teaching.question import question"
     cells.append(nbformat.v4.new_code_cell("\n".join([start, VERDICTS, *claims])))
     notebook.cells = cells
+
+
+def _without_claims(notebook, committed):
+    """Leave the cells that a reader has, numbered as in a run of those alone."""
+    sources = {cell.id: cell.source for cell in committed.cells}
+    notebook.cells = [cell for cell in notebook.cells if cell.id in sources]
+    number = 0
+    for cell in notebook.cells:
+        cell.source = sources[cell.id]
+        if cell.cell_type == "code":
+            number += 1
+            for numbered in (cell, *cell.outputs):
+                if "execution_count" in numbered:
+                    numbered["execution_count"] = number
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in committed.cells]
 
 
 def _assert_sentences_say_what_is_measured(notebook):
@@ -115,6 +144,7 @@ def test_runs_from_top_to_bottom(path, tmp_path):
     _assert_sentences_say_what_is_measured(notebook)
     if _cleans_up(notebook):
         assert list(tmp_path.iterdir()) == []
+    _without_claims(notebook, nbformat.read(path, as_version=4))
     EXECUTED.mkdir(parents=True, exist_ok=True)
     text = nbformat.writes(notebook).replace(f"{tmp_path}/", "")
     (EXECUTED / path.name).write_text(text, encoding="utf-8")
