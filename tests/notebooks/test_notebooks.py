@@ -115,8 +115,19 @@ def test_runs_from_top_to_bottom(path, tmp_path):
     _assert_sentences_say_what_is_measured(notebook)
     if _cleans_up(notebook):
         assert list(tmp_path.iterdir()) == []
+    _leave_for_the_book(path, notebook, tmp_path)
+
+
+def _leave_for_the_book(path, ran, folder):
+    """The notebook as it is committed, with the outputs of those cells that ran as they stand."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = {cell.id: cell for cell in ran.cells}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cells[cell.id].source == cell.source:
+            cell.outputs = cells[cell.id].outputs
+    notebook.metadata.widgets = ran.metadata.get("widgets", {})
     EXECUTED.mkdir(parents=True, exist_ok=True)
-    text = nbformat.writes(notebook).replace(f"{tmp_path}/", "")
+    text = nbformat.writes(notebook).replace(f"{folder}/", "")
     (EXECUTED / path.name).write_text(text, encoding="utf-8")
 
 
