@@ -68,11 +68,13 @@ def filled(page: str, found: dict[str, Any]) -> str:
     def number(match: re.Match[str]) -> str:
         if match[2] is None:
             return str({**found["about"], "count": len(points)}[match[1]])
+        if match[1] == "fit":
+            return str(found["about"]["fits"][match[2]])
         estimate, low, high = points[match[2]][match[1]]
         sign = "+" if match[1] == "from_base" else ""
         return f"{estimate:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]".replace("-", "\u2212")
 
-    text = re.sub(r"\{(\w+)(?: of ([^}]+))?\}(?!`)", number, page)
+    text = re.sub(r"\{(\w+)(?: of ([^}]+))?\}", number, page)
     # No text of a model may end the script that it stands in.
     data = json.dumps(page_data(found), ensure_ascii=False).replace("</", "<\\/")
     return text.replace("DATA", data, 1)

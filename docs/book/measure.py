@@ -51,9 +51,10 @@ def shapes(layers: int) -> dict[str, lk.Gradient]:
         found[f"all but layers {first} to {first + 9}"] = lk.Gradient(
             float(not first <= layer < first + 10) for layer in range(layers)
         )
-    named = ["bell", "valley", "half and half (SuperCOT)", *BLOCKS]
+    named = ("bell", "valley", "half and half (SuperCOT)")
     found |= {name: lk.preset(name, layers) for name in named}
     found["half and half, turned round"] = lk.preset(named[2], layers).reversed()
+    found |= {f"block preset {name}": lk.preset(name, layers) for name in BLOCKS}
     found["every second layer"] = lk.Gradient(float(layer % 2) for layer in range(layers))
     return found
 
@@ -92,7 +93,7 @@ def main() -> None:
     )
     measured = cut(target_held), cut(keep_held)
     gradients = without_doubles(shapes(base.layers))
-    search = {"evaluations": 6, "passages": 8, "progress": False}
+    search = {"smooth": 0.1, "evaluations": 6, "passages": 8, "progress": False}
     front = lk.pareto(model, target, keep, STRENGTHS, held_out=measured, **search)
     said("fitted")
     for strength in STRENGTHS:

@@ -82,13 +82,13 @@ def test_a_picture_with_a_dark_one_beside_it_is_shown_in_both_themes():
     )
 
 
-@pytest.fixture
-def gathered(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        gathering, "executed", lambda path, again: nbformat.read(path, as_version=4)
-    )
-    gather(tmp_path / "book")
-    return tmp_path / "book"
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gathered") / "book"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gathering, "executed", lambda path, again: nbformat.read(path, as_version=4))
+        gather(folder)
+    return folder
 
 
 def test_every_notebook_and_document_is_in_the_book(gathered):

@@ -7,7 +7,8 @@ import labkit as lk
 from docs.book.live_page import HERE, filled, measured, page_data
 
 FOUND = {
-    "about": {"passages": 8, "layers": 2, "norms": [1.0, 2.0], "base": "a", "lora": "b"},
+    "about": {"passages": 8, "layers": 2, "norms": [1.0, 2.0], "base": "a", "lora": "b",
+              "fits": {"a": "Better."}},
     "points": [
         {"name": name, "weights": weights, "nll": [nll, nll - 0.1, nll + 0.1],
          "from_base": [nll - 3, nll - 3.1, nll - 2.9], "kl": [kl, kl, kl], "answer": "</script>"}
@@ -21,9 +22,9 @@ FOUND = {
 
 
 def test_numbers_are_filled_in_with_their_intervals():
-    page = "{count} on {passages}: {nll of late half}; {from_base of full LoRA} DATA"
+    page = "{count} on `{passages}`: {nll of late half}; {from_base of full LoRA}; {fit of a} DATA"
     said, _, data = filled(page, FOUND).partition(" {")
-    assert said == "6 on 8: 2.50 [2.40, 2.60]; −1.00 [−1.10, −0.90]"
+    assert said == "6 on `8`: 2.50 [2.40, 2.60]; −1.00 [−1.10, −0.90]; Better."
     assert "</script>" not in data
 
 

@@ -97,21 +97,6 @@ def _with_claims(notebook, name):
     notebook.cells = cells
 
 
-def _without_claims(notebook, committed):
-    """Leave the cells that a reader has, numbered as in a run of those alone."""
-    sources = {cell.id: cell.source for cell in committed.cells}
-    notebook.cells = [cell for cell in notebook.cells if cell.id in sources]
-    number = 0
-    for cell in notebook.cells:
-        cell.source = sources[cell.id]
-        if cell.cell_type == "code":
-            number += 1
-            for numbered in (cell, *cell.outputs):
-                if "execution_count" in numbered:
-                    numbered["execution_count"] = number
-    assert [cell.source for cell in notebook.cells] == [cell.source for cell in committed.cells]
-
-
 def _assert_sentences_say_what_is_measured(notebook):
     """A number between backticks in a Reveal is one that a cell above it has printed."""
     printed = set()
@@ -144,9 +129,19 @@ def test_runs_from_top_to_bottom(path, tmp_path):
     _assert_sentences_say_what_is_measured(notebook)
     if _cleans_up(notebook):
         assert list(tmp_path.iterdir()) == []
-    _without_claims(notebook, nbformat.read(path, as_version=4))
+    _leave_for_the_book(path, notebook, tmp_path)
+
+
+def _leave_for_the_book(path, ran, folder):
+    """The notebook as it is committed, with the outputs of those cells that ran as they stand."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = {cell.id: cell for cell in ran.cells}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cells[cell.id].source == cell.source:
+            cell.outputs = cells[cell.id].outputs
+    notebook.metadata.widgets = ran.metadata.get("widgets", {})
     EXECUTED.mkdir(parents=True, exist_ok=True)
-    text = nbformat.writes(notebook).replace(f"{tmp_path}/", "")
+    text = nbformat.writes(notebook).replace(f"{folder}/", "")
     (EXECUTED / path.name).write_text(text, encoding="utf-8")
 
 
