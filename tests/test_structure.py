@@ -21,10 +21,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # Modules without a test file of their own: the test that covers them -> why there, and which.
 TESTED_ELSEWHERE = {
-    "tests/inference/test_merged_tensors.py": (
-        "where a model keeps what is merged in it",
-        "inference/places",
-    ),
     "tests/bench/test_lab.py": (
         "pieces of the lab, seen through it",
         "bench/conversation bench/many_prompts bench/panel bench/passages bench/remembering "
@@ -60,10 +56,6 @@ TESTED_ELSEWHERE = {
     "tests/merging/test_recipe.py": (
         "what a recipe can say",
         "gradients/calls merging/formula merging/methods/weighted_sum merging/recipe_file",
-    ),
-    "tests/merging/methods/test_ties.py": (
-        "parameters of all methods are read alike",
-        "merging/methods/parameters",
     ),
     "tests/merging/methods/test_linear.py": (
         "what is said of a method that divides by the weights",
