@@ -204,7 +204,7 @@ def _panels_of_patterns(name: str, weights_for: Mapping[str, Gradient]) -> list[
     if len(weights_for) > MOST_BARS:
         rows = {f"{_label(one, 'modules', 18)}  {each.mean:.2f}": each
                 for one, each in weights_for.items()}  # fmt: skip
-        return [Panel(f"{name}own weights and means of modules", rows, False)]
+        return [Panel(f"{name}modules' own weights", rows, False)]
     return [_bars(f"{name}{_label(one, 'modules')}", each) for one, each in weights_for.items()]
 
 

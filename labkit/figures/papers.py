@@ -31,8 +31,8 @@ SILENT_PAGES = (
     "body:not([data-jp-theme-light],[data-md-color-scheme],.vscode-light,.vscode-dark)"
 )
 RULES = (
-    "{page} .labkit-picture>.labkit-on-light{{display:none!important}}"
-    "{page} .labkit-picture>.labkit-on-dark"
+    "{page} .labkit-themed>.labkit-on-light{{display:none!important}}"
+    "{page} .labkit-themed>.labkit-on-dark"
     "{{display:block!important;width:100%;height:auto;border-radius:4px}}"
 )
 FOLLOW_THE_PAGE = (
@@ -106,7 +106,7 @@ def html_of(light: bytes, dark: bytes | None, description: str, caption: str, wi
         )
     below = f'<figcaption style="overflow-wrap:anywhere">{caption}</figcaption>' if caption else ""
     return (
-        f'<figure class="labkit-picture" style="margin:0;max-width:{width}px">{images}{below}'
+        f'<figure class="labkit-themed" style="margin:0;max-width:{width}px">{images}{below}'
         "</figure>"
     )
 

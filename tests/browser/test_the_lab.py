@@ -202,7 +202,7 @@ def test_it_comes_back_and_leaves_a_picture(bench: Bench, pages: Pages, jupyter:
 
     # Without its kernel the cell shows the last picture.
     page = pages.notebook("lab.ipynb", run=False)
-    picture = page.locator("[class^=labkit-picture] img")
+    picture = page.locator("[class^=labkit-picture] .labkit-on-light")
     picture.wait_for()
     assert listed in page.locator("[class^=labkit-picture]").inner_text()
 

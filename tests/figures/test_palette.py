@@ -58,3 +58,25 @@ def luminance(color):
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
     ]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    """By WCAG 2.2; graphics need 3:1."""
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_lines_of_other_gradients_are_seen_on_both_colours_of_the_bars():
+    css = (LABKIT / "widgets" / "editor.css").read_text()
+    lines = re.findall(r"\.color-\d \{ stroke: (#[0-9a-f]{6})", css)
+    assert len(lines) == len(set(lines)) == 4
+    for line in lines:
+        assert contrast(line, palette.BASE_COLOR) > 3
+        assert contrast(line, palette.ADAPTER_COLOR) > 3
+
+
+def test_weights_beyond_0_and_1_stand_apart_from_those_between():
+    assert contrast(palette.BELOW_COLOR, palette.BASE_COLOR) > 3
+    assert contrast(palette.ABOVE_COLOR, palette.ADAPTER_COLOR) > 3
+    for color in (palette.BELOW_COLOR, palette.ABOVE_COLOR):
+        assert contrast(color, "#ffffff") > 4.5  # the sign on it
