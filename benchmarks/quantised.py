@@ -15,7 +15,7 @@ TEXT = "In the beginning God created the heaven and the earth. And the earth was
 def main() -> None:
     """Print a row for each way."""
     base, loras = lk.demo()
-    print("| in memory | to load | a pass over 20 tokens | KL of the base | KL of the full LoRA |")
+    print("| in memory | to load | a pass over a sentence | KL of the base | KL of the full LoRA |")
     print("|---|---|---|---|---|")
     for kind in (None, "nf4", "int8"):
         began = time.process_time()
