@@ -299,6 +299,8 @@ class LiveModel:
 
     def _together(self, mixes: Sequence[Mix]) -> list[list[int]]:
         """The numbers of mixtures that can run in one batch, as they are merged alike."""
+        if len(mixes) < 2:
+            return [[*range(len(mixes))]]
         groups: dict[Any, list[int]] = {}
         for row, mix in enumerate(mixes):
             groups.setdefault(self._merged.key(mix.weights), []).append(row)

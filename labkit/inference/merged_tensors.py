@@ -133,6 +133,7 @@ class MergedTensors:
         self, places: Places, changes: Sequence[Change], sources: Sequence[Source]
     ) -> None:
         self._sources = tuple(sources)
+        self._in_force: Weights | None = None
         self.tensors: list[MergedTensor] = []
         taken: set[tuple[int, tuple[int, ...]]] = set()
         for change in changes:
@@ -175,10 +176,11 @@ class MergedTensors:
             LabkitError: as `MergedTensor.merge`, or a source's file has changed since it was
                 opened.
         """
+        if weights is self._in_force:  # as for every token of an answer
+            return
+        self._in_force = None
         jobs = [(one, one.wanted(weights)) for one in self.tensors]
         jobs = [(one, wanted) for one, wanted in jobs if one.weights != wanted]
-        if not jobs:
-            return
         if any(any(wanted) for _, wanted in jobs):
             for source in self._sources:
                 source.require_unchanged()
@@ -190,9 +192,11 @@ class MergedTensors:
             one, wanted = job
             one.merge(wanted, own.merger)
 
-        with torch.no_grad(), in_parallel(merge, jobs) as done:
-            for _ in done:
-                pass
+        if jobs:
+            with in_parallel(merge, jobs) as done:
+                for _ in done:
+                    pass
+        self._in_force = weights
 
 
 def _as_array(values: Tensor, code: str) -> Any:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
-from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.source import Source
 from labkit.probing.evaluation import ALL_METRICS, draws_of, sums_of
 from labkit.probing.grid_points import GRADIENT, WEIGHTS, Point
 from labkit.probing.intervals import beside_base
@@ -36,7 +36,7 @@ class Evaluation:
 
     Attributes:
         base: the base model: a folder or hub id that every worker can read.
-        adapters: one LoRA, or several.
+        adapters: one LoRA, or several; or full models.
         texts: one set of texts, or several. They go along with every task.
         metrics: as in `lk.evaluate`.
         rest: as in `lk.live`; likewise `device` and `dtype`.
@@ -53,7 +53,7 @@ class Evaluation:
     def __init__(
         self,
         base: Checkpoint | str | Path,
-        adapters: Adapter | str | Path | Sequence[Adapter | str | Path],
+        adapters: Source | Checkpoint | str | Path | Sequence[Source | Checkpoint | str | Path],
         texts: Texts | Sequence[Texts],
         metrics: Sequence[str] = ("nll", "kl"),
         *,
@@ -61,7 +61,8 @@ class Evaluation:
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        listed = [adapters] if isinstance(adapters, (Adapter, str, Path)) else adapters
+        one = isinstance(adapters, (Source, Checkpoint, str, Path))
+        listed: Any = [adapters] if one else adapters
         known = {
             "base": _reference(base),
             "adapters": tuple(map(_reference, listed)),
@@ -197,5 +198,5 @@ def _prepared(evaluation: Evaluation) -> _Kept:
     )
 
 
-def _reference(source: Checkpoint | Adapter | str | Path) -> str:
-    return str(source.folder if isinstance(source, (Checkpoint, Adapter)) else source)
+def _reference(source: Checkpoint | Source | str | Path) -> str:
+    return str(source.folder if isinstance(source, (Checkpoint, Source)) else source)
