@@ -11,8 +11,8 @@ from labkit.cli.options import gradient_for
 from labkit.errors import LabkitError, shown
 from labkit.figures import save_picture
 from labkit.merging.planning import plan
-from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.full_model import open_source
 from labkit.surveys.adding_up import totals
 from labkit.surveys.columns import SURVEY, Column, columns_that_need
 from labkit.surveys.delta_survey import survey
@@ -37,11 +37,11 @@ def inspect(
     figure: Path | None = None,
     stretch: bool = False,
 ) -> None:
-    """Print what an adapter changes, and what a merge with these weights would do.
+    """Print what an adapter or a full model changes, and what a merge with these weights would do.
 
     Args:
         base: the base model's reference.
-        adapter: the adapter's reference.
+        adapter: the adapter's reference, or the model's.
         weights: the layer weights; without them every weight is 1.
         by: "layer", "module" or "tensor": what a row of the table is.
         csv: where to write the table, with every digit.
@@ -53,7 +53,7 @@ def inspect(
     """
     if by not in ("layer", "module", "tensor"):
         raise LabkitError(f"--by is layer, module or tensor, found {shown(by)!r}")
-    checkpoint, opened = Checkpoint(base), Adapter(adapter)
+    checkpoint, opened = Checkpoint(base), open_source(adapter)
     gradient = gradient_for(weights or "1", checkpoint.layers, stretch)
     # What lies outside the layers is looked at in full; a merge asks for --rest there.
     progress = sys.stderr.isatty()

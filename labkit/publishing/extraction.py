@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
 
 from labkit.deltas.low_rank import LowRank
+from labkit.deltas.projection import largest_values
 from labkit.errors import LabkitError, shown, spelled
 from labkit.files.atomic_folder import building, check_target, explain, require_apart
 from labkit.files.floats import SIGNIFICAND_BITS, SMALLEST_EXPONENT
@@ -34,9 +34,6 @@ from labkit.publishing.made_adapter import (
 )
 from labkit.writing.progress import Progress, bar_of
 
-OVERSAMPLING = 16
-"""Directions that are looked for beside those that are wanted."""
-POWER_STEPS = 2
 FIRST_RANK = 64
 """Singular values that are looked at first where no rank is asked for."""
 BLOCK_ELEMENTS = 1 << 20
@@ -232,32 +229,6 @@ class _Extraction:
         roots = np.sqrt(values[:count])
         kept = even(LowRank(left[:, :count] * roots, roots[:, None] * right[:count]))
         return _Difference(norm, kept, remark=remark)
-
-
-def largest_values(
-    matrix: Float32[np.ndarray, "rows columns"], count: int, dice: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The largest singular values of a matrix, and their vectors: `U`, `σ`, `Vᵀ`, in float64.
-
-    Args:
-        matrix: the matrix.
-        count: how many.
-        dice: for the projection.
-    """
-    smaller = min(matrix.shape)
-    if smaller <= 2 * (count + OVERSAMPLING):
-        u, values, vh = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-        return u[:, :count], values[:count], vh[:count]
-    found = matrix @ dice.standard_normal((matrix.shape[1], count + OVERSAMPLING), np.float32)
-    for _ in range(POWER_STEPS):
-        # An orthonormal basis in between: powers of a matrix lose the small values to the large.
-        found = np.linalg.qr(found)[0]
-        found = np.linalg.qr(matrix.T @ found)[0]
-        found = matrix @ found
-    basis = np.linalg.qr(found.astype(np.float64))[0]
-    u, values, vh = np.linalg.svd((basis.astype(np.float32).T @ matrix).astype(np.float64),
-                                  full_matrices=False)  # fmt: skip
-    return (basis @ u)[:, :count], values[:count], vh[:count]
 
 
 class RoundingNoise:

@@ -9,9 +9,12 @@ the function that gives it (a test says which).
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from labkit.deltas.projection import project
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +27,12 @@ Needs = Literal["delta", "base", "weights", "rounding", "pair"]
 numbers, merged and rounded (`labkit.survival`); or two adapters (`labkit.overlap`)."""
 
 
+PROJECTED_VALUES = 16
+"""Singular values of a full model's matrix that a survey looks for."""
+HELD = threading.Semaphore(2)
+"""Deltas of full models that are in memory at a time."""
+
+
 @dataclass(frozen=True)
 class MeasuredDelta:
     """A delta and what the columns are calculated from.
@@ -34,17 +43,24 @@ class MeasuredDelta:
         singular_values: all of them, largest first; none for a change that is no product of
             factors.
         norm: its Frobenius norm.
+        complete: whether these are all the singular values. Of a full model's matrix they are the
+            largest, `PROJECTED_VALUES` at most.
     """
 
     tensor: SurveyedTensor
     delta: Delta
     singular_values: list[float]
     norm: float
+    complete: bool = True
 
     @staticmethod
-    def of(tensor: SurveyedTensor) -> MeasuredDelta:
+    def of(tensor: SurveyedTensor, values_wanted: int | None = None) -> MeasuredDelta:
         """Read a tensor's delta and measure it."""
         delta = tensor.delta()
+        if tensor.projected and tensor.tensor is not None:
+            with HELD:
+                seen = project(delta, tensor.tensor, values_wanted or PROJECTED_VALUES)
+            return MeasuredDelta(tensor, delta, seen.values.tolist(), seen.norm, seen.complete)
         found = delta.singular_values()
         values: list[float] = [] if found is None else found.tolist()
         norm = math.sqrt(math.fsum(v * v for v in values)) if values else delta.norm()
@@ -115,6 +131,8 @@ def _stable_rank(measured: MeasuredDelta) -> float:
 
 
 def _effective_rank(measured: MeasuredDelta) -> float:
+    if not measured.complete:
+        return math.nan
     total = math.fsum(measured.singular_values)
     portions = [value / total for value in measured.singular_values if value > 0]
     return math.exp(-math.fsum(p * math.log(p) for p in portions)) if portions else math.nan

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from labkit.gradients.gradient import Gradient
 from labkit.machine import in_parallel
 from labkit.merging.recipe import as_gradient, pattern_matches
-from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.full_model import open_source
+from labkit.models.source import Source
 from labkit.surveys.adding_up import totals
 from labkit.surveys.base_norms import base_norms
 from labkit.surveys.columns import MeasuredDelta, columns_that_need, derive
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def survey(
     base: Checkpoint | str | Path | None,
-    adapter: Adapter | str | Path,
+    adapter: Source | Checkpoint | str | Path,
     weights: Gradient | str | None = None,
     *,
     rest: float | None = None,
@@ -31,7 +32,7 @@ def survey(
     exact: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    r"""Measure what an adapter changes: one row for each layer and module.
+    r"""Measure what an adapter or a full model changes: one row for each layer and module.
 
     All columns about `ΔW` come from its factors and open no tensor of the base. `σ_i` are the
     singular values of `ΔW`, from QR of `s·B` and `Aᵀ` and an r × r SVD (Golub and Van Loan, Matrix
@@ -66,13 +67,17 @@ def survey(
     | `weighted_share` | `‖wΔW‖_F²` / sum over all rows |
     | `changed`, `lost`, … | with a base: what survives rounding, as `labkit.survival` gives it |
 
+    Of a full model `ΔW = W_model − W` is read from both, in bounded memory, and `σ_1` is found by
+    random projection (`labkit.deltas.projection`). It has no rank and no scaling, and an effective
+    rank only where a matrix is so small that all its singular values are known.
+
     A ΔW that is 0 has no stable and no effective rank: both are NaN. So are all columns about rank
     and singular values for a change that is no product of factors.
 
     Args:
         base: the base model, opened or as a reference; None for the columns that need none. Then
             the layers are told from the modules' names.
-        adapter: the adapter, opened or as a reference.
+        adapter: the adapter or the full model, opened or as a reference; a model needs a base.
         weights: a gradient, to see what it leaves of the adapter.
         rest: the weight of what lies outside the layers; None leaves those rows' weight missing.
         dtype: of the merged model, for what survives rounding; "auto" keeps each tensor's own.
@@ -85,7 +90,7 @@ def survey(
     import pandas as pd
 
     checkpoint = None if base is None else Checkpoint.open(base)
-    opened = Adapter.open(adapter)
+    opened = open_source(adapter)
     gradient = None if weights is None else as_gradient(weights)
     tensors = tensors_to_survey(checkpoint, opened)
     if gradient is not None:
@@ -122,7 +127,9 @@ def survey(
     return table
 
 
-def spectra(base: Checkpoint | str | Path | None, adapter: Adapter | str | Path) -> pd.DataFrame:
+def spectra(
+    base: Checkpoint | str | Path | None, adapter: Source | Checkpoint | str | Path, k: int = 64
+) -> pd.DataFrame:
     """Give every singular value of every delta, largest first: one row for each.
 
     Columns: `layer`, `module`, `name`, `index` from 1, `value` (`σ_i`), and `relative`
@@ -130,13 +137,16 @@ def spectra(base: Checkpoint | str | Path | None, adapter: Adapter | str | Path)
 
     Args:
         base: the base model, for its names and layers; None tells them from the adapter's names.
-        adapter: the adapter, opened or as a reference.
+        adapter: the adapter or the full model, opened or as a reference.
+        k: of a full model's large matrix the `k` largest are given, found by random projection.
     """
     import pandas as pd
 
-    opened = Adapter.open(adapter)
+    opened = open_source(adapter)
     tensors = tensors_to_survey(None if base is None else Checkpoint.open(base), opened)
-    with in_parallel(lambda tensor: MeasuredDelta.of(tensor).singular_values, tensors) as measured:
+    with in_parallel(
+        lambda tensor: MeasuredDelta.of(tensor, k).singular_values, tensors
+    ) as measured:
         rows = [
             {
                 "layer": tensor.layer,
@@ -156,7 +166,7 @@ def spectra(base: Checkpoint | str | Path | None, adapter: Adapter | str | Path)
 
 
 def layer_norms(
-    base: Checkpoint | str | Path, adapter: Adapter | str | Path, pattern: str = ""
+    base: Checkpoint | str | Path, adapter: Source | Checkpoint | str | Path, pattern: str = ""
 ) -> list[float]:
     """Measure how much an adapter changes each layer: `‖ΔW‖ / ‖W‖` over the modules it changes.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
+from labkit.deltas.delta import Delta
 from labkit.deltas.low_rank import LowRank
+from labkit.deltas.passes import near_blocks
+from labkit.deltas.projection import project
 from labkit.errors import LabkitError
+from labkit.files.tensor_file import StoredTensor
 from labkit.machine import in_parallel
-from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.surveys.columns import OVERLAP
+from labkit.models.full_model import open_source
+from labkit.models.source import Source
+from labkit.surveys.columns import HELD, OVERLAP, PROJECTED_VALUES
 from labkit.surveys.surveyed_tensors import SurveyedTensor, table_order, tensors_to_survey
 
 if TYPE_CHECKING:
@@ -30,12 +36,15 @@ NO_NUMBERS = {column.name: math.nan for column in OVERLAP}
 
 
 def overlap(
-    adapters: Sequence[Adapter | str | Path],
+    adapters: Sequence[Source | Checkpoint | str | Path],
     base: Checkpoint | str | Path | None = None,
     *,
     k: int | None = None,
 ) -> pd.DataFrame:
     """Compare adapters: one row for each pair of them, layer and module, all from the factors.
+
+    A full model can stand among them, with a base: of its matrices the differences are read, and
+    their largest singular vectors found by random projection.
 
     | column | formula |
     |---|---|
@@ -59,8 +68,9 @@ def overlap(
     Args:
         adapters: two or more, opened or as references.
         base: the base model, to match names by; None compares modules of the same name.
-        k: how many singular vectors; the smaller rank of the two, if left out. Directions with no
-            part in ΔW (singular values below 1e-12 of the largest) never count.
+        k: how many singular vectors; the smaller rank of the two, if left out, and of full models'
+            large matrices 16. Directions with no part in ΔW (singular values below 1e-12 of the
+            largest) never count.
 
     Raises:
         LabkitError: fewer than two adapters, a k below 1, or adapters of different shapes.
@@ -71,7 +81,7 @@ def overlap(
         raise LabkitError(f"an overlap needs two adapters or more, found {len(adapters)}")
     if k is not None and k < 1:
         raise LabkitError(f"an overlap compares k ≥ 1 singular vectors, found k={k}")
-    opened = [Adapter.open(adapter) for adapter in adapters]
+    opened = [open_source(adapter) for adapter in adapters]
     checkpoint = None if base is None else Checkpoint.open(base)
     names = _different_names(opened)
     listed = [
@@ -97,7 +107,7 @@ def overlap(
     return table
 
 
-def _different_names(adapters: Sequence[Adapter]) -> list[str]:
+def _different_names(adapters: Sequence[Source]) -> list[str]:
     names: list[str] = []
     for adapter in adapters:
         name, count = adapter.name, 2
@@ -118,30 +128,72 @@ def _compare(
     if first is None or second is None:
         return row | {"meeting": f"only {a if first else b}", **NO_NUMBERS}
     x, y = first.delta(), second.delta()
-    if not (isinstance(x, LowRank) and isinstance(y, LowRank)):
+    if first.projected or second.projected:
+        spectra = [_spectrum(each, delta, k) for each, delta in ((first, x), (second, y))]
+    elif isinstance(x, LowRank) and isinstance(y, LowRank):
+        spectra = [_of_factors(x), _of_factors(y)]
+    else:
         return row | {"meeting": "no factors", **NO_NUMBERS}
-    if x.shape != y.shape:
+    if spectra[0].shape != spectra[1].shape:
+        shapes = [f"{rows} × {columns}" for rows, columns in (each.shape for each in spectra)]
         raise LabkitError(
-            f"{a} changes {one.name} as {x.shape[0]} × {x.shape[1]} and {b} as "
-            f"{y.shape[0]} × {y.shape[1]}; adapters of one base are compared"
+            f"{a} changes {one.name} as {shapes[0]} and {b} as {shapes[1]}; adapters of one base "
+            "are compared"
         )
-    return row | _numbers(x, y, k, (a, b))
+    inner = None
+    if first.tensor is not None and (first.projected or second.projected):
+        inner = _inner(x, y, first.tensor)
+    return row | _numbers(spectra[0], spectra[1], inner, k, (a, b))
 
 
-def _numbers(x: LowRank, y: LowRank, k: int | None, names: tuple[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Spectrum:
+    """The norm of a delta, and the singular values and vectors that are known."""
+
+    shape: tuple[int, int]
+    norm: float
+    left: np.ndarray
+    values: np.ndarray
+    right: np.ndarray
+
+
+def _of_factors(delta: LowRank) -> _Spectrum:
+    left, values, right = delta.svd()
+    return _Spectrum(delta.shape, float(np.linalg.norm(values)), left, values, right)
+
+
+def _spectrum(tensor: SurveyedTensor, delta: Delta, k: int | None) -> _Spectrum:
+    if isinstance(delta, LowRank):
+        return _of_factors(delta)
+    assert tensor.tensor is not None  # noqa: S101 - beside a full model there is a base
+    with HELD:
+        seen = project(delta, tensor.tensor, k or PROJECTED_VALUES)
+    return _Spectrum(tensor.tensor.matrix_shape, seen.norm, seen.left, seen.values, seen.right)
+
+
+def _inner(x: Delta, y: Delta, base: StoredTensor) -> float:
+    """`⟨ΔA, ΔB⟩_F`, of rows that are read from both."""
+    return math.fsum(
+        float(np.dot(one.values.reshape(-1), other.values.reshape(-1)))
+        for one, other in zip(near_blocks(x, base), near_blocks(y, base), strict=True)
+    )
+
+
+def _numbers(
+    x: _Spectrum, y: _Spectrum, inner: float | None, k: int | None, names: tuple[str, str]
+) -> dict[str, Any]:
     rows, columns = x.shape
-    left_x, values_x, right_x = x.svd()
-    left_y, values_y, right_y = y.svd()
-    sizes = [_size(values_x), _size(values_y)]
+    sizes = [_size(x.values), _size(y.values)]
     if 0 in sizes:
         both = sizes == [0, 0]
         meeting = "do not meet" if both else f"only {names[0] if sizes[0] else names[1]}"
         return {**NO_NUMBERS, "meeting": meeting}
     top = min(*sizes, k or min(sizes))
     # ⟨ΔA, ΔB⟩ = Σ_ij σ_i τ_j (u_i·x_j)(v_i·y_j), so nothing but the spans' angles is needed.
-    left, right = left_x.T @ left_y, right_x.T @ right_y
-    inner = float(values_x @ (left * right) @ values_y)
-    cosine = inner / float(np.linalg.norm(values_x) * np.linalg.norm(values_y))
+    left, right = x.left.T @ y.left, x.right.T @ y.right
+    if inner is None:
+        inner = float(x.values @ (left * right) @ y.values)
+    cosine = inner / (x.norm * y.norm)
     # Rounding alone may leave [-1, 1].
     cosine = min(1.0, max(-1.0, cosine))
     left_cosines, right_cosines = _cosines(left[:top, :top]), _cosines(right[:top, :top])
@@ -164,7 +216,7 @@ def _numbers(x: LowRank, y: LowRank, k: int | None, names: tuple[str, str]) -> d
 
 def _size(values: Float64[np.ndarray, " values"]) -> int:
     """How many singular values are not 0 but for rounding."""
-    return int((values > 1e-12 * values[0]).sum()) if values[0] > 0 else 0
+    return int((values > 1e-12 * values[0]).sum()) if len(values) and values[0] > 0 else 0
 
 
 def _cosines(products: Float64[np.ndarray, "k k"]) -> Float64[np.ndarray, " k"]:

@@ -21,8 +21,9 @@ from labkit.machine import in_parallel
 from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import Recipe, Term, as_gradient
 from labkit.merging.rounding import BlockMerger
-from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.full_model import open_source
+from labkit.models.source import Source
 from labkit.surveys.adding_up import totals
 from labkit.surveys.surveyed_tensors import short_names, table_order
 
@@ -38,7 +39,7 @@ MUCH_LOST = 0.1
 
 def survival(
     base: Checkpoint | Plan | str | Path,
-    adapter: Adapter | str | Path | None = None,
+    adapter: Source | Checkpoint | str | Path | None = None,
     weights: Gradient | str | None = None,
     dtype: str = "auto",
     *,
@@ -70,7 +71,7 @@ def survival(
 
     Args:
         base: the base model, opened or as a reference; or a plan, then alone.
-        adapter: the adapter, opened or as a reference.
+        adapter: the adapter or the full model, opened or as a reference.
         weights: the gradient.
         dtype: of the merged model; "auto" keeps each tensor's own.
         rest: the weight of what lies outside the layers.
@@ -92,15 +93,11 @@ def survival(
     elif adapter is None or weights is None:
         raise LabkitError("survival needs a plan, or a base, an adapter and its layer weights")
     else:
-        term = Term(Adapter.open(adapter), as_gradient(weights))
+        term = Term(open_source(adapter), as_gradient(weights))
         resolved = plan(Recipe(Checkpoint.open(base), [term], rest, dtype))
-    # A head that is tied to the embedding is not in the base's files, and changes as that does.
-    there = resolved.base.tensors
-    names = {
-        row.base_tensor: row.layer
-        for row in resolved.ledger
-        if row.base_tensor and row.base_tensor in there
-    }
+    # A head that is tied to the embedding is no tensor of its own, unless the merge unties it.
+    tensors = {**resolved.base.tensors, **{tensor.name: tensor for tensor in resolved.added}}
+    names = {row.base_tensor: row.layer for row in resolved.ledger if row.base_tensor in tensors}
     short = short_names((name.removesuffix(".weight"), layer) for name, layer in names.items())
     ordered = sorted(
         names, key=lambda name: table_order(names[name], short[name.removesuffix(".weight")])
@@ -108,7 +105,7 @@ def survival(
 
     def measure(name: str) -> _Survived:
         change = resolved.changes.get(name)
-        tensor = resolved.base.tensors[name]
+        tensor = tensors[name]
         output_dtype = resolved.output_dtype(tensor)
         if change is None and output_dtype == tensor.dtype:  # the merge keeps the base's bytes
             return _Survived(0.0, tensor.matrix_shape[0], 0.0, 0.0, math.nan, math.nan)
@@ -122,7 +119,7 @@ def survival(
     ):
         for name, survived in zip(ordered, measured, strict=True):
             change = resolved.changes.get(name)
-            tensor = resolved.base.tensors[name]
+            tensor = tensors[name]
             table.append(
                 {
                     "layer": names[name],

@@ -18,6 +18,7 @@ from labkit.merging.recipe import Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.kinds.lora import LoraModule
+from labkit.models.source import Source
 
 if TYPE_CHECKING:
     from labkit.deltas.delta import Delta
@@ -42,6 +43,8 @@ class SurveyedTensor:
         scaling: `s` in `ΔW = s·B·A`; NaN for a change of another form.
         tensor: the base's tensor, where a base is known.
         delta: reads what is added to it, in the orientation of the base's tensor.
+        projected: it is a matrix of a full model, whose difference has no factors: its largest
+            singular values are found by projection.
     """
 
     name: str
@@ -50,10 +53,11 @@ class SurveyedTensor:
     scaling: float
     tensor: StoredTensor | None
     delta: Callable[[], Delta]
+    projected: bool = False
 
 
-def tensors_to_survey(base: Checkpoint | None, adapter: Adapter) -> list[SurveyedTensor]:
-    """List what an adapter changes, layer by layer, then what lies outside the layers.
+def tensors_to_survey(base: Checkpoint | None, adapter: Source) -> list[SurveyedTensor]:
+    """List what an adapter or a full model changes, layer by layer, then outside the layers.
 
     Raises:
         LabkitError: with a base, whatever a plan refuses; without one, an adapter of which the
@@ -75,6 +79,11 @@ def tensors_to_survey(base: Checkpoint | None, adapter: Adapter) -> list[Surveye
             )
             for change in resolved.changes.values()
         ]
+    elif not isinstance(adapter, Adapter):
+        raise LabkitError(
+            f"{shown(adapter.name)} is a full model, and what it changes is told from its base "
+            "alone; name the base"
+        )
     else:
         selected = [module for module in adapter.modules.values() if adapter.targets(module.name)]
         if not selected:
@@ -95,7 +104,17 @@ def tensors_to_survey(base: Checkpoint | None, adapter: Adapter) -> list[Surveye
         ]
     short = short_names((name, layer) for name, layer, *_ in found)
     listed = [
-        SurveyedTensor(name, layer, short[name], scaling, tensor, delta)
+        SurveyedTensor(
+            name,
+            layer,
+            short[name],
+            scaling,
+            tensor,
+            delta,
+            projected=adapter.kind == "model"
+            and tensor is not None
+            and min(tensor.matrix_shape) > 1,
+        )
         for name, layer, scaling, tensor, delta in found
     ]
     return sorted(listed, key=lambda tensor: table_order(tensor.layer, tensor.module))

@@ -11,7 +11,7 @@ import pytest
 
 import labkit as lk
 from labkit.cli.inspection import BLOCKS, WIDTH_WITHOUT_TERMINAL, bar, inspect
-from tests.tiny import make_adapter, make_base
+from tests.tiny import make_adapter, make_another_model, make_base
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,14 @@ def test_the_command_prints_table_ledger_and_forecast(tmp_path, tiny_base, tiny_
     assert "56 adapter tensors matched, 0 skipped, 0 unmatched" in found.stdout
     assert "forecast reads" in found.stdout
     assert "rest" not in found.stdout
+
+
+def test_a_full_model(tiny_base, tmp_path, capsys):
+    inspect(tiny_base, make_another_model(tmp_path / "model", tiny_base), "0,0.5,1,1")
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines()]
+    assert [line[0] for line in lines[3:8]] == ["0", "1", "2", "3", "outside"]
+    assert "model tensors matched, 0 skipped, 0 unmatched" in printed
 
 
 def test_weights_and_every_way_to_add_up(tiny_base, tiny_adapter, capsys, monkeypatch):

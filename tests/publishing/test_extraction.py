@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from labkit import Adapter, Checkpoint, LabkitError, Recipe, Term, extract, plan
-from labkit.publishing.extraction import largest_values
+from labkit.deltas.projection import largest_values
 from tests.tiny import ALL_LINEAR, load_file_of, make_adapter, make_base, merged_by_peft
 
 WIDE = {"hidden_size": 192, "intermediate_size": 256, "layers": 2, "shard": "5GB"}

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
+from labkit.deltas import projection
+from labkit.surveys import columns
 from labkit.surveys.delta_survey import layer_norms
 from tests.oracle import load, merged, train
-from tests.tiny import make_adapter, make_base
+from tests.tiny import load_file_of, make_adapter, make_another_model, make_base
 
 
 @pytest.fixture(autouse=True)
@@ -257,3 +259,58 @@ def test_layer_norms_agree_with_the_dense_matrices(tmp_path, tiny_base):
     found = layer_norms(tiny_base, adapter, "mlp")
     assert found == [0, *(pytest.approx(expected(n, both[1:])) if n != 2 else 0 for n in (1, 2, 3))]
     assert layer_norms(base, adapter, "nothing") == [0, 0, 0, 0]
+
+
+def test_a_full_model_against_dense_matrices(tiny_base, tmp_path):
+    model = make_another_model(tmp_path / "model", tiny_base)
+    old, new = load_file_of(tiny_base), load_file_of(model)
+    table = lk.survey(tiny_base, model, "0,0.5,1,1", rest=0.25, exact=True, progress=False)
+    adapters = lk.survey(tiny_base, make_adapter(tmp_path / "lora", tiny_base), "1x4", rest=0.25,
+                         progress=False)  # fmt: skip
+    assert list(table) == list(adapters)
+    assert len(table) == len(old)
+    total = math.fsum((new[n].double() - old[n].double()).square().sum().item() for n in old)
+    for row in rows(table):
+        name = f"{row.name}.weight"
+        delta = (new[name].double() - old[name].double()).numpy()
+        norm = np.linalg.norm(delta)
+        assert row.norm == pytest.approx(norm, rel=1e-12)
+        assert row.base_norm == pytest.approx(float(old[name].double().norm()))
+        assert row.share == pytest.approx(norm**2 / total)
+        weight = 0.25 if pd.isna(row.layer) else (0, 0.5, 1, 1)[row.layer]
+        assert row.weighted_norm == pytest.approx(weight * norm)
+        if delta.ndim == 1 or norm == 0:
+            assert math.isnan(row.stable_rank)
+            assert math.isnan(row.effective_rank)
+        else:
+            values = np.linalg.svd(delta, compute_uv=False)
+            assert row.spectral_norm == pytest.approx(values[0], rel=1e-6)
+            assert row.stable_rank == pytest.approx((norm / values[0]) ** 2, rel=1e-5)
+            portions = values / values.sum()
+            assert row.effective_rank == pytest.approx(
+                np.exp(-(portions * np.log(portions)).sum()), rel=1e-5
+            )
+        exact = old[name].double() + weight * torch.from_numpy(delta)
+        change = exact.to(torch.bfloat16).double() - old[name].double()
+        if weight and norm:
+            lost = (change - weight * torch.from_numpy(delta)).norm() / (weight * norm)
+            assert row.lost == pytest.approx(float(lost), rel=1e-6)
+            assert row.changed == pytest.approx((change != 0).double().mean().item())
+    spectra = lk.spectra(tiny_base, model)
+    name = "model.layers.2.mlp.up_proj"
+    delta = new[f"{name}.weight"].double() - old[f"{name}.weight"].double()
+    found = spectra[spectra["name"] == name]["value"]
+    np.testing.assert_allclose(found, torch.linalg.svdvals(delta), rtol=1e-5)
+    with pytest.raises(lk.LabkitError, match="model is a full model, and what it changes is told"):
+        lk.survey(None, model)
+
+
+def test_of_a_large_model_the_effective_rank_is_not_known(tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(projection, "OVERSAMPLING", 2)
+    monkeypatch.setattr(columns, "PROJECTED_VALUES", 3)
+    model = make_another_model(tmp_path / "model", tiny_base)
+    table = lk.survey(tiny_base, model, progress=False)
+    assert table["effective_rank"].isna().all()
+    assert len(lk.spectra(tiny_base, model, k=5).query("module == 'q_proj' and layer == 0")) == 5
+    matrices = table["module"].str.endswith("proj")
+    assert table[matrices]["stable_rank"].notna().all()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import labkit as lk
 from tests.oracle import train
-from tests.tiny import make_adapter
+from tests.tiny import load_file_of, make_adapter, make_another_model
 
 
 def another(folder, tiny_base, change, **settings):
@@ -161,3 +161,31 @@ def test_changes_without_factors_are_listed(tmp_path, tiny_base, tiny_adapter):
     (up,) = {row.meeting for row in table.itertuples() if row.module == "up_proj"}
     assert up == "no factors"
     assert table["cosine"].isna().all()
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_full_models_and_an_adapter_against_dense_matrices(tiny_base, tiny_adapter, tmp_path, k):
+    models = [
+        make_another_model(tmp_path / f"model{seed}", tiny_base, seed=seed) for seed in (3, 4)
+    ]
+    old, first, second = map(load_file_of, (tiny_base, *models))
+    table = lk.overlap([*models, tiny_adapter], base=tiny_base, k=k)
+    name = "model.layers.1.self_attn.k_proj"
+    deltas = [(new[f"{name}.weight"].double() - old[f"{name}.weight"].double()).numpy()
+              for new in (first, second)]  # fmt: skip
+    factors = load_file(tiny_adapter / "adapter_model.safetensors")
+    b, a = (factors[f"base_model.model.{name}.lora_{part}.weight"].double() for part in "BA")
+    deltas.append(2 * (b @ a).numpy())
+    names = ["model3", "model4", "tiny-lora"]
+    for one, other, ranks in ((0, 1, 16), (0, 2, 4), (1, 2, 4)):
+        x, y = deltas[one], deltas[other]
+        [row] = table[(table.a == names[one]) & (table.b == names[other]) & (table.name == name)
+                      ].to_dict("records")  # fmt: skip
+        cosine = (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
+        assert row["cosine"] == pytest.approx(cosine, rel=1e-6)
+        top = k or ranks
+        assert row["k"] == top
+        left = np.linalg.svd(x)[0][:, :top].T @ np.linalg.svd(y)[0][:, :top]
+        assert row["left_overlap"] == pytest.approx((left**2).sum() / top, rel=1e-4)
+    same = table[table["name"] == "model.layers.1.input_layernorm"]
+    assert set(same["meeting"]) <= {"no factors", "only model3", "only model4"}
