@@ -29,6 +29,7 @@ TEXTS = (
     "labkit/demonstration/README.md",
     "labkit/demonstration/data/README.md",
     "labkit/demonstration/adapters/*/README.md",
+    "labkit/teaching/*.yaml",
     "notebooks/README.md",
     "docs/*.md",
     "docs/images/*",

@@ -124,14 +124,15 @@ def dot(point: dict[str, Any], weights: lk.Gradient, best: str) -> dict[str, Any
     constant = len(set(weights)) == 1
     color = colors.get(name, MINE if fitted else UNSURE if constant else OTHER_COLOR)
     marked = name in (*LABELLED, best) or fitted
+    whisker = marked and name not in ("base", "full LoRA")  # a dot without one has its name above
     label = f"best constant ({name.split()[0]})" if name == best else name if marked else ""
     said = f"{name}: NLL {change:+.2f} [{low:+.2f}, {high:+.2f}], KL {point['kl'][0]:.2f}"
     return {
         "name": name,
         "x": point["kl"][0],
         "y": change,
-        "low": low if marked and name != "base" else None,
-        "high": high if marked and name != "base" else None,
+        "low": low if whisker else None,
+        "high": high if whisker else None,
         "label": label,
         "said": f"{said}, mean weight {weights.mean:.2f}".replace("-0", "\u22120"),
         "color": color,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -25,7 +26,8 @@ def block(translator: Any, node: nodes.math_block) -> None:
 
 def _drawn(node: nodes.Element, display: bool) -> str:
     try:
-        return str(tex2mathml(node.astext(), as_block=display))
+        text = re.sub(r"\\dots(?![a-zA-Z])", r"\\ldots", node.astext())  # which docutils knows
+        return str(tex2mathml(text, as_block=display))
     except MathError as error:
         # A warning fails the build, which is strict.
         log.warning("a formula that cannot be drawn: %s: %s", node.astext(), error, location=node)

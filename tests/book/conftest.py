@@ -20,7 +20,8 @@ def small_book(tmp_path_factory):
     write_live_parts(folder / "sources")
     write_reference(folder / "sources" / "reference")
     (folder / "sources" / "index.md").write_text(
-        "# Front\n\nA formula: $\\Delta W = s B A$.\n\n```{toctree}\ntry_it\nreference/index\n```\n"
+        "# Front\n\nA formula: $\\Delta W = s B A, \\dots$.\n\n"
+        "```{toctree}\ntry_it\nreference/index\n```\n"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Sphinx looks at what others have given up
