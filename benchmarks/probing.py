@@ -73,14 +73,23 @@ def strengths(dtype: str) -> None:
     )  # fmt: skip
     for strength, sentence in found.sentences.items():
         print(f"    strength {strength:g}: {sentence}")
+    print(f"    the first 8 evaluations: {found.history['seconds'][:EVALUATIONS].sum():.1f} s")
     print(f"    {len(found.history)} evaluations; with all else {found.seconds:.0f} s")
+
+
+def more_text(dtype: str) -> None:
+    """`kjv` at strength 0.3, searched on all passages that are not held out."""
+    model, texts = demo_model(dtype, "kjv"), lk.demo_texts()
+    every = {"passages": 32, "evaluations": MORE, "rivals": (), "progress": False}
+    show(lk.fit(model, texts["scripture"], texts["modern prose"], **every))
 
 
 def two_loras(dtype: str) -> None:
     """`kjv` and `stepwise` at once, against the best two constants."""
     model, texts = demo_model(dtype, "kjv", "stepwise"), lk.demo_texts()
     targets = [texts["scripture"], texts["numbered steps"]]
-    show(lk.fit(model, targets, texts["modern prose"], 0.5, rivals=(), progress=False))
+    few = {"passages": 8, "rivals": (), "progress": False}
+    show(lk.fit(model, targets, texts["modern prose"], 0.5, **few))
 
 
 def null_loras(dtype: str, done: Path | None = None) -> None:
@@ -138,6 +147,7 @@ def drawn(values, dice):
 FIGURES: dict[str, Callable[..., None]] = {
     "one_lora": one_lora,
     "strengths": strengths,
+    "more_text": more_text,
     "two_loras": two_loras,
     "null_loras": null_loras,
 }

@@ -47,7 +47,7 @@ MOST_PICTURES = 4
 PASSAGES = 12
 TOKENS = 48
 SMOOTH = 0.01
-"""Weak: 0.1 took away half of what a list gains on text that was not searched
+"""Weak: 0.1 takes from what a list gains on text that was not searched, where much was searched
 (benchmarks/README.md)."""
 RIVALS: tuple[Family, ...] = ("ramp", "step")
 RIVAL_EVALUATIONS = 2
