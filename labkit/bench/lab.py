@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +26,13 @@ from labkit.bench.panel import Panel
 from labkit.bench.passages import TEXTS
 from labkit.bench.remembering import remember, remembered, runs_file, terms_in
 from labkit.bench.runs import Question, Run, Runs, Turn, mix_of, terms_of
+from labkit.bench.saving import Saving
 from labkit.bench.strength_fit import EVALUATIONS, TOKENS, StrengthFit, Worth
 from labkit.bench.text_choice import TextChoice
 from labkit.bench.trail import Trail
 from labkit.errors import LabkitError, shown
-from labkit.figures import picture_html, recipe_picture, save_picture
+from labkit.figures import picture_html, recipe_picture
 from labkit.figures.gradient_figure import described
-from labkit.files.atomic_folder import RECEIPT
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import LiveModel, Mix, live
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES, formats, formatted
@@ -66,10 +66,6 @@ EARLIER = "Of an earlier gradient; it is measured again when your hand rests. "
 
 _labs: dict[str, Lab] = {}
 """The lab that each notebook cell shows, so that running the cell again ends the old one."""
-
-
-class _CancelledError(Exception):
-    """Ends a merge that the user called off."""
 
 
 class Lab:
@@ -136,7 +132,6 @@ class Lab:
         if len(known) < 2:
             raise LabkitError(f"the lab probes two texts, found {len(known)}")
         self.texts = dict(list(known.items())[:2])
-        self.receipt: Receipt | None = None
         self.error: BaseException | None = None
         self._recipe = recipe
         self._heard_on: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
@@ -144,10 +139,8 @@ class Lab:
         self._about = ""
         self._loading = threading.RLock()
         self._answers: Answers | None = None
-        self._cancel = threading.Event()
         self._switching = False
-        self._wanted: Callable[[], None] = lambda: None
-        self._work, self._writer = Latest(self._failed), Latest(self._not_saved)
+        self._work = Latest(self._failed)
         self._matters, self._fitter = Latest(self._not_measured), Latest(self._not_fitted)
         self._heard: tuple[Question, Heard] | None = None
         self._fit: StrengthFit | None = None
@@ -172,7 +165,7 @@ class Lab:
             self.panel.settings[name].value = value
         self._restore(terms=restored)
         self._trail = Trail(
-            Runs(runs_file(recipe)), recipe.terms, self._recall, self.panel.show_compared
+            Runs(runs_file(recipe, quantize)), recipe.terms, self._recall, self.panel.show_compared
         )
         runs = self._trail.runs
         self._choice = TextChoice({**TEXTS, **known}, list(self.texts), self._use_texts)
@@ -180,6 +173,7 @@ class Lab:
         self._listening = BlindListening(
             self._trail.choices, self._question, self._ask_two, runs.votes, runs.vote
         )
+        self._saving = Saving(self.panel, lambda: self._recipe, lambda: self.runs)
         self._many = ManyPrompts(lambda: self.model, self._starred_mixes, self._question)
         self._trail.shown = self._listening.refresh
         self._trail.begin(self._recipe.terms, self.texts, self._question())
@@ -244,6 +238,15 @@ class Lab:
     def votes(self) -> pd.DataFrame:
         """The votes of blind listening: see `labkit.bench.blind_listening.votes_frame`."""
         return votes_frame(self._trail.runs.votes)
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """The receipt of the last merge that the lab wrote."""
+        return self._saving.receipt
+
+    def write(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the merge in the background. After `wait`, `receipt` holds its receipt."""
+        self._saving.write(folder, overwrite)
 
     def use(self, terms: Sequence[Term]) -> None:
         """Draw what the terms of another recipe say, for every adapter and kind of module.
@@ -328,20 +331,20 @@ class Lab:
         Raises:
             LabkitError: it takes longer than `seconds`.
         """
-        asking = self._listening, self._many
-        workers = self._writer, self._fitter, self._work, self._matters
-        for worker in (*workers, *(fold.worker for fold in asking)):
+        others = self._saving, self._listening, self._many
+        workers = self._fitter, self._work, self._matters
+        for worker in (*workers, *(one.worker for one in others)):
             if not worker.wait(seconds):
                 raise LabkitError(f"the lab is still at work after {seconds} s")
-        for error in (self.error, *(fold.error for fold in asking)):
+        for error in (self.error, *(one.error for one in others)):
             if error is not None:
                 raise error
 
     def close(self) -> None:
         """Stop all work and take the lab off the screen."""
-        self._cancel.set()
+        self._saving.cancel.set()
         self._work.close()
-        self._writer.close()
+        self._saving.worker.close()
         self._matters.close()
         self._fitter.close()
         self._listening.worker.close()
@@ -366,14 +369,6 @@ class Lab:
         panel.fit.on_click(lambda _: self._ask_for_a_fit())
         panel.strength.observe(lambda _: self._strength_moved(), "value")
         panel.answer.on_click(lambda _: self._changed(answer=True))
-        panel.cancel.on_click(lambda _: self._cancel.set())
-        panel.write.on_click(lambda _: self._save("", self.write))
-        panel.bake.on_click(lambda _: self._save("-adapter", self._bake))
-        panel.save_recipe.on_click(lambda _: self._save(".yaml", self._save_recipe))
-        panel.save_picture.on_click(lambda _: self._save(".png", self._save_picture))
-        panel.export.on_click(lambda _: self._save("-runs.csv", self._save_runs))
-        panel.replace.on_click(lambda _: self._wanted())
-        panel.folder.observe(lambda _: panel.tell(""), "value")
 
     def _scopes(self) -> list[str]:
         """The kinds of modules that can have a gradient of their own: `self_attn`, `mlp`."""
@@ -773,83 +768,6 @@ class Lab:
     def _not_measured(self, error: BaseException) -> None:
         self.editor.evidence_note = ""
         self._failed(error)
-
-    # Files
-
-    def _save(self, ending: str, save: Callable[[Path, bool], None], replace: bool = False) -> None:
-        """Save under the name in the panel, if there is a name, and nothing has it already."""
-        name = self.panel.folder.value.strip()
-        path = Path(f"{name}{ending}")
-        self._wanted = lambda: self._save(ending, save, replace=True)
-        if not name:
-            self.panel.tell(view.problem("write a name into the field “folder” first"))
-        elif path.exists() and not replace:
-            said = f"{shown(path)} is there already; replace it, or write another name"
-            self.panel.tell(view.problem(said), replaceable=True)
-        else:
-            self.panel.tell("")
-            try:
-                save(path, replace)
-            except (LabkitError, OSError) as error:
-                self._not_saved(error)
-
-    def _not_saved(self, error: BaseException) -> None:
-        self.error = error
-        self.panel.tell(view.problem(error))
-
-    def write(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the merge in the background. After `wait`, `receipt` holds its receipt."""
-        recipe = self._recipe
-        self._cancel.clear()
-
-        def tell(done: int, total: int) -> None:
-            if self._cancel.is_set():
-                raise _CancelledError
-            self.panel.progress.value = done / max(total, 1)
-
-        def job(_: threading.Event) -> None:
-            self.error = None
-            self.panel.tell("")
-            self.panel.writing(True)
-            try:
-                # What the last press wrote and this one would write again is taken over.
-                last = self.receipt.folder if self.receipt else None
-                there = last if last and (last / RECEIPT).is_file() else None
-                options: Any = {"overwrite": overwrite, "reuse": there, "progress": tell}
-                self.receipt = plan(recipe).write(folder, **options)
-                self.panel.show("receipt", self.receipt._repr_html_())
-            except _CancelledError:
-                self.panel.tell(view.done("cancelled; nothing was written"))
-            finally:
-                self.panel.writing(False)
-
-        self._writer.submit(job)
-
-    def _bake(self, path: Path, overwrite: bool) -> None:
-        """Write the adapter that is shown, with its gradient inside it, in the background."""
-        from labkit.publishing.baking import bake
-
-        term, rest = self._recipe.terms[self.panel.selected[0]], self._recipe.rest
-
-        def job(_: threading.Event) -> None:
-            self.error = None
-            own = {"weights_for": term.weights_for, "rest": rest, "overwrite": overwrite}
-            bake(term.adapter, term.weights, path, **own)  # type: ignore[arg-type]
-            self.panel.tell(view.done(f"saved {shown(path)}"))
-
-        self._writer.submit(job)
-
-    def _save_recipe(self, path: Path, _: bool) -> None:
-        self._recipe.save(path)
-        self.panel.tell(view.done(f"saved {shown(path)}"))
-
-    def _save_runs(self, path: Path, _: bool) -> None:
-        self.runs.to_csv(path, index=False)
-        self.panel.tell(view.done(f"saved {shown(path)}"))
-
-    def _save_picture(self, path: Path, _: bool) -> None:
-        save_picture(recipe_picture(self._recipe, dark=False), path)
-        self.panel.tell(view.done(f"saved {shown(path)}"))
 
     def _failed(self, error: BaseException) -> None:
         self.error = error

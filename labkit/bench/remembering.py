@@ -18,10 +18,16 @@ def state_file(recipe: Recipe) -> Path:
     return _folder() / f"{_name(recipe)}.json"
 
 
-def runs_file(recipe: Recipe) -> Path:
-    """Where the runs of a base and its adapters are kept, for one weight outside the layers."""
+def runs_file(recipe: Recipe, quantize: str | None = None) -> Path:
+    """Where the runs of a base and its adapters are kept.
+
+    Args:
+        recipe: base, adapters, and the weight outside the layers, which the answers depend on.
+        quantize: to what the model that is heard is quantised; likewise.
+    """
     rest = "" if recipe.rest is None else f"-rest-{recipe.rest:g}"
-    return _folder() / f"{_name(recipe)}{rest}-runs.jsonl"
+    heard = f"-{quantize}" if quantize else ""
+    return _folder() / f"{_name(recipe)}{rest}{heard}-runs.jsonl"
 
 
 def remember(recipe: Recipe, chosen: Mapping[str, Any], said: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -184,9 +184,13 @@ class Runs:
                 continue
             with suppress(LabkitError, KeyError, TypeError, ValueError, AttributeError):
                 run = _read_run(entry)
+                # Two labs at a time can have given one name twice.
+                names = {one.name for one in self._runs.values() if one.key != run.key}
+                while run.name in names:
+                    run = replace(run, name=f"{run.name}\u2032")
                 self._runs[run.key] = run
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Run]:
         with self._lock:
             return iter(list(self._runs.values()))
 

@@ -61,6 +61,7 @@ class Trail:
         self.shown: Callable[[], None] = lambda: None
         self.plane: TextPlane | None = None
         self._now: _Tried | None = None
+        self._rows: dict[str, tuple[Run, Any, dict[str, Any]]] = {}
         self._texts: tuple[tuple[str, str], ...] = (("", ""), ("", ""))
         actions: dict[str, Callable[..., None]] = {
             "recall": self.recall, "rename": self._rename, "star": self._star,
@@ -191,6 +192,13 @@ class Trail:
         return self.runs.always["base"].readings is not None
 
     def _row(self, run: Run) -> dict[str, Any]:
+        """A run's row, which is made anew only where the run or the texts are others."""
+        known = self._rows.get(run.key)
+        if known is None or known[0] is not run or known[1] is not self._texts:
+            known = self._rows[run.key] = run, self._texts, self._new_row(run)
+        return known[2]
+
+    def _new_row(self, run: Run) -> dict[str, Any]:
         readings: Sequence[Reading | None] = run.readings or (None, None)
         here = [
             reading if run.texts[axis] == self._texts[axis] else None

@@ -328,4 +328,5 @@ def _nll(logits: Tensor, batch: Batch) -> Tensor:
 def _by_row(values: Tensor, batch: Batch) -> Tensor:
     """Sum numbers of tokens that count over each row."""
     rows = batch.counted.nonzero()[:, 0].to(values.device)
-    return torch.zeros(len(batch.tokens), device=values.device).index_add(0, rows, values)
+    # Of the values' dtype: the usual one is another while a second thread loads a model.
+    return values.new_zeros(len(batch.tokens)).index_add(0, rows, values)

@@ -257,7 +257,7 @@ def test_an_error_is_a_red_line_and_is_raised_by_wait(lab, tmp_path):
 
 
 def test_a_cancelled_merge_leaves_nothing(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(lab._cancel, "clear", lab._cancel.set)
+    monkeypatch.setattr(lab._saving.cancel, "clear", lab._saving.cancel.set)
     lab.write(tmp_path / "ended")
     lab.wait(60)
     assert "cancelled" in lab.panel.saved.value
@@ -888,6 +888,8 @@ def test_runs_are_a_table_and_come_back_with_the_lab(lab, words, tiny_adapter, t
     other = Lab(words, tiny_adapter, rest=0.5, prompt="In the", device="cpu")
     assert len(other._trail.runs) == 0
     other.close()
+    files = [runs_file(lab.recipe), runs_file(other.recipe), runs_file(lab.recipe, "nf4")]
+    assert len(set(files)) == 3
     lab.panel.folder.value = str(tmp_path / "mine")
     lab.panel.export.click()
     assert f"saved {tmp_path}/mine-runs.csv" in lab.panel.saved.value

@@ -118,6 +118,13 @@ def test_everything_survives_the_kernel(kept, path):
     assert again[odd.key].starred
 
 
+def test_a_name_that_two_labs_gave_is_made_two(path):
+    labs = [Runs(path), Runs(path)]
+    for lab, weights in zip(labs, ("0x4", "1x4"), strict=True):
+        lab.heard(((weights, ()),), TEXTS, ASKED, "so", 1.0)
+    assert [run.name for run in Runs(path)] == ["run 1", "run 1\u2032"]
+
+
 def test_of_what_is_damaged_the_rest_is_read(kept, path):
     kept.measured(HALF, TEXTS, readings())
     run = kept.heard((("1x4", ()),), TEXTS, ASKED, "so", 1.5)
