@@ -9,7 +9,7 @@ from labkit import Gradient
 from labkit.inference.live_model import Mix, free, live
 from labkit.probing.scores import Reader
 from labkit.probing.texts import Texts
-from tests.inference.helpers import made, source_of  # noqa: F401 - a fixture
+from tests.inference.helpers import source_of
 
 KINDS = (
     ("llama", "dora"), ("llama", "modules_to_save"), ("llama", "embedding saved"),
@@ -20,7 +20,7 @@ STEP = 0.02
 
 
 @pytest.fixture
-def slopes(made, tmp_path, request):  # noqa: F811
+def slopes(made, tmp_path, request):
     architecture, kind = request.param
     base = made(architecture)
     yield live(base, source_of(kind, base, tmp_path / "source"), rest=0.4, device="cpu")
