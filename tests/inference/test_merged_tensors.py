@@ -15,6 +15,7 @@ from labkit.inference import live_model
 from labkit.inference.live_model import free, live
 from labkit.inference.merged_tensors import MergedTensor
 from labkit.merging.rounding import BlockMerger
+from tests.inference.helpers import source_of
 from tests.oracle import quiet
 from tests.tiny import make_adapter, make_base, make_letters
 

@@ -25,7 +25,7 @@ def broad(tmp_path_factory):
     return make_letters(base), make_adapter(folder / "lora", base, scale=0.2)
 
 
-@pytest.fixture(params=["nf4", "int8"])
+@pytest.fixture(scope="module", params=["nf4", "int8"])
 def quantised(broad, request):
     pytest.importorskip("bitsandbytes")
     yield live(*broad, device="cpu", quantize=request.param)
