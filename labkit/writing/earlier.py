@@ -150,7 +150,9 @@ class Earlier:
             name
             for name, made in wanted.items()
             # Of a base with NaN or infinity the new receipt shall count them again.
-            if self.made_of.tensors.get(name) == made and self.tensors[name].is_finite
+            if self.made_of.tensors.get(name) == made
+            and name in self.tensors
+            and self.tensors[name].is_finite
         }
         changed = plan.changes.keys() | self.made_of.tensors.keys()
         return [self._offered(file, same, changed - same) for file in files]

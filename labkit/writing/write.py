@@ -100,11 +100,11 @@ def write(
     _check_target(plan, out, overwrite)
     sums = Sums()
     files = output_files(plan, chosen)
-    if earlier is not None:
-        files = earlier.offer(plan, files, sums)
     beside = side_files(plan)
     began = time.time()
     try:
+        if earlier is not None:
+            files = earlier.offer(plan, files, sums)
         with building(out) as made, _drawing(plan) as picture:
             folder = made.folder
             with bar_of(sum(file.size for file in files), progress) as bar:

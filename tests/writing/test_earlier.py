@@ -376,6 +376,16 @@ def test_what_cannot_be_taken_over(plan, earlier, tmp_path, sources):
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_tensor_that_the_receipt_does_not_describe_is_computed(plan, earlier, tmp_path):
+    receipt = json.loads((earlier / "receipt.json").read_text())
+    gone = receipt["tensors"].pop(0)["name"]
+    (earlier / "receipt.json").write_text(json.dumps(receipt))
+    mine = write(plan, tmp_path / "merged", reuse=earlier)
+    assert gone not in mine.taken_over.tensors
+    assert len(mine.taken_over.tensors) == 5
+    lk.verify(tmp_path / "merged", progress=False)
+
+
 def test_another_dtype_takes_nothing_over(earlier, sources, tmp_path):
     base, plain, *_ = sources
     other = lk.plan(base, plain, [1, 0.5, 0.25, 1], dtype="float16")
