@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli.options import WEIGHTS_HELP, AdapterName, Base, Stretch, Weights
+from labkit.cli.options import LIST_HELP, WEIGHTS_HELP, AdapterName, Base, Stretch
 from labkit.errors import LabkitError, shown
 
 
@@ -49,14 +49,24 @@ def inspect(
 
 
 def picture(
-    weights: Weights,
     out: Annotated[Path, typer.Option(help="The file to write: .png or .svg.")],
+    weights: Annotated[str | None, typer.Option(help=LIST_HELP)] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe, of which every LoRA is drawn.")
+    ] = None,
     base_name: Annotated[str, typer.Option(help="The base model's name.")] = "base model",
     adapter_name: Annotated[str, typer.Option(help="The LoRA's name.")] = "LoRA",
 ) -> None:
-    """Draw the picture of a gradient."""
-    from labkit.figures import gradient_picture, save_picture
+    """Draw the picture of a gradient, or of a recipe."""
+    from labkit.figures import gradient_picture, recipe_picture, save_picture
     from labkit.gradients.gradient import Gradient
+    from labkit.merging.recipe import Recipe
 
-    figure = gradient_picture(Gradient.parse(weights), base_name, adapter_name)
+    if (weights is None) == (recipe is None):
+        raise LabkitError("give either --weights, or --recipe")
+    figure = (
+        recipe_picture(Recipe.load(recipe))
+        if recipe
+        else gradient_picture(Gradient.parse(weights or ""), base_name, adapter_name)
+    )
     typer.echo(save_picture(figure, out))

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 Base = Annotated[str, typer.Argument(help="Base model: a folder, or owner/name from the hub.")]
 AdapterName = Annotated[str, typer.Argument(help="LoRA: a folder, or owner/name from the hub.")]
-Weights = Annotated[
-    str, typer.Option(help="One weight for each layer: 0,0,0.5,1 or with runs 0x2,0.5,1.")
-]
+LIST_HELP = "One weight for each layer: 0,0,0.5,1 or with runs 0x2,0.5,1."
+Weights = Annotated[str, typer.Option(help=LIST_HELP)]
 Stretch = Annotated[
     bool, typer.Option("--stretch", help="Stretch weights of another length over the layers.")
 ]

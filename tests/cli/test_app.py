@@ -80,6 +80,19 @@ def test_picture(tmp_path):
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
 
 
+def test_the_picture_of_a_recipe_has_every_lora(tiny_base, tiny_adapter, tmp_path):
+    base, lora = lk.Checkpoint(tiny_base), lk.Adapter(tiny_adapter)
+    terms = [lk.Term(lora, "0,0,1,1"), lk.Term(lora, "0,1,0,0", {"mlp": "0.5x4"})]
+    lk.Recipe(base, terms).save(tmp_path / "recipe.yaml")
+    picture = tmp_path / "both.svg"
+    assert labkit("picture", "--recipe", tmp_path / "recipe.yaml", "--out", picture).stdout
+    drawn = picture.read_text()
+    assert drawn.count("tiny-lora") >= 2
+    both = ("--weights", "0,1", "--recipe", "recipe.yaml", "--out", picture)
+    for given in (both, ("--out", picture)):
+        assert "give either --weights, or --recipe" in error_of("picture", *given)
+
+
 def test_errors_are_one_line(tiny_base, tiny_adapter, tmp_path):
     pair = (tiny_base, tiny_adapter)
     out = ("--out", tmp_path / "x")
