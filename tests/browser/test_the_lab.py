@@ -74,7 +74,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(pages: Pages, jupyter: Jupyter) -> Bench:
     shutil.copyfile(NOTEBOOK, jupyter.folder / "lab.ipynb")
-    page = pages.notebook("lab.ipynb", viewport={"width": 1280, "height": 1500})
+    page = pages.notebook("lab.ipynb", viewport={"width": 1280, "height": 2100})
     page.locator(".labkit-editor .base").wait_for(timeout=SLOW)
     opened = Bench(page, jupyter.folder)
     opened.lab.get_by_label("tokens").fill("12")
@@ -96,6 +96,7 @@ def test_the_three_columns_answer_and_change_with_the_gradient(bench: Bench) -> 
 def test_painting_with_the_mouse_asks_the_model_again(bench: Bench) -> None:
     bench.draw("0x30")
     before = bench.lab.locator("table", has_text="next token").inner_text()
+    bench.lab.locator(".labkit-editor .stage").scroll_into_view_if_needed()
     paper = bench.lab.locator(".labkit-editor .base").bounding_box()
     mouse = bench.page.mouse
     mouse.move(paper["x"] + paper["width"] * 0.4, paper["y"] + 3)
