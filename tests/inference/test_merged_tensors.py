@@ -30,6 +30,12 @@ KINDS = (
 """An architecture, a kind of change, and how many modules are turned; the others are merged."""
 
 
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch):
+    """Drawing it takes longer than the rest of a tiny merge."""
+    monkeypatch.setattr("labkit.writing.write.picture_of", lambda resolved: b"")
+
+
 def numbers_of(model):
     """A live model's own tensors, by the names that transformers gave them."""
     return {
