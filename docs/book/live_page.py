@@ -18,6 +18,7 @@ import labkit as lk
 from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, MARK, MINE, UNSURE
 from labkit.gradients.presets import SHAPES
 from labkit.widgets.front_picker import FrontPicker
+from labkit.widgets.styles import styled
 
 HERE = Path(__file__).parent
 WIDGETS = HERE.parents[1] / "labkit" / "widgets"
@@ -43,8 +44,8 @@ def write_live_parts(folder: Path) -> None:
     """
     static = folder / "_static"
     shutil.copytree(HERE / "static", static)
-    css = [(WIDGETS / f"{name}.css").read_text(encoding="utf-8") for name in MODULES]
-    (static / "widgets.css").write_text("\n".join(css), encoding="utf-8")
+    css = styled(*(f"{name}.css" for name in MODULES))
+    (static / "widgets.css").write_text(css, encoding="utf-8")
     found = measured()
     modules = {name: (WIDGETS / f"{name}.js").read_text(encoding="utf-8") for name in MODULES}
     counts = range(1, found["about"]["layers"] + 1)

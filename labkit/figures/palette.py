@@ -1,6 +1,6 @@
 """The colours of labkit, on paper and on screen.
 
-`editor.css` has its own copy of those that the editor shows, which a test compares with these.
+`colors.css` has its own copy of those that the widgets show, which a test compares with these.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import traitlets
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.gradients.presets import SHAPES, preset
+from labkit.widgets.styles import styled
 
 HERE = Path(__file__).parent
 MOST_EVIDENCE = 2
@@ -52,7 +53,7 @@ class GradientEditor(anywidget.AnyWidget):
     """
 
     _esm = HERE / "editor.js"
-    _css = HERE / "editor.css"
+    _css = styled("editor.css")
 
     weights = traitlets.List(traitlets.Float()).tag(sync=True)
     start = traitlets.List(traitlets.Float()).tag(sync=True)

@@ -16,6 +16,7 @@ import traitlets
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
+from labkit.widgets.styles import styled
 
 HERE = Path(__file__).parent
 
@@ -41,7 +42,7 @@ class Matrix(anywidget.AnyWidget):
     """
 
     _esm = HERE / "matrix.js"
-    _css = "".join((HERE / name).read_text("utf-8") for name in ("editor.css", "matrix.css"))
+    _css = styled("editor.css", "matrix.css")
 
     rows = traitlets.List(traitlets.Unicode()).tag(sync=True)
     cells = traitlets.List(traitlets.List(traitlets.Float())).tag(sync=True)

@@ -14,6 +14,7 @@ import anywidget
 import traitlets
 
 from labkit.errors import LabkitError
+from labkit.widgets.styles import styled
 
 HERE = Path(__file__).parent
 
@@ -26,7 +27,7 @@ class RunsPlane(anywidget.AnyWidget):
     """
 
     _esm = HERE / "runs_plane.js"
-    _css = HERE / "runs.css"
+    _css = styled("runs.css")
 
     points = traitlets.List(traitlets.Dict()).tag(sync=True)
     """For each point its `key`; its `kind`: "run", "base", "full" or "best"; where it lies, `x` and

@@ -14,6 +14,7 @@ import anywidget
 import traitlets
 
 from labkit.errors import LabkitError, shown
+from labkit.widgets.styles import styled
 
 HERE = Path(__file__).parent
 MOST_COMPARED = 2
@@ -28,7 +29,7 @@ class RunsTable(anywidget.AnyWidget):
     """
 
     _esm = HERE / "runs_table.js"
-    _css = HERE / "runs.css"
+    _css = styled("runs.css")
 
     rows = traitlets.List(traitlets.Dict()).tag(sync=True)
     """For each run its `key`, `name`, whether it is `fixed` (always there) and `starred`; `said`,

@@ -23,10 +23,10 @@ EDITOR = {
 }
 
 
-def test_the_editor_has_these_colours():
-    css = (LABKIT / "widgets" / "editor.css").read_text()
+def test_the_widgets_have_these_colours():
+    css = (LABKIT / "widgets" / "colors.css").read_text()
     light = css[: css.index("}")]
-    assert light.lstrip("/* ").count(".labkit-editor {") == 1
+    assert light.lstrip("/* ").count(":is(.labkit-editor, .labkit-runs, .labkit-plane) {") == 1
     found = dict(re.findall(r"--labkit-(\w+): (?:var\(.*?, )?(#[0-9a-f]{6})", light))
     assert {name: found[name] for name in EDITOR} == EDITOR
     assert f"--labkit-focus: {palette.MARK}" in css.split('light="false"', 1)[1]
@@ -36,7 +36,7 @@ def test_the_editor_has_these_colours():
 def test_no_other_file_repeats_them(color):
     files = [path for kind in ("py", "js", "css") for path in LABKIT.rglob(f"*.{kind}")]
     having = {path.name for path in files if color in path.read_text().lower()}
-    assert having == {"palette.py", "editor.css"}
+    assert having == {"palette.py", "colors.css"}
 
 
 def test_the_colours_are_the_published_ones():
