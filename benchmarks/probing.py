@@ -77,18 +77,11 @@ def strengths(dtype: str) -> None:
     print(f"    {len(found.history)} evaluations; with all else {found.seconds:.0f} s")
 
 
-def more_text(dtype: str) -> None:
-    """`kjv` at strength 0.3, searched on all passages that are not held out."""
-    model, texts = demo_model(dtype, "kjv"), lk.demo_texts()
-    every = {"passages": 32, "evaluations": MORE, "rivals": (), "progress": False}
-    show(lk.fit(model, texts["scripture"], texts["modern prose"], **every))
-
-
 def two_loras(dtype: str) -> None:
     """`kjv` and `stepwise` at once, against the best two constants."""
     model, texts = demo_model(dtype, "kjv", "stepwise"), lk.demo_texts()
     targets = [texts["scripture"], texts["numbered steps"]]
-    few = {"passages": 8, "rivals": (), "progress": False}
+    few = {"passages": 8, "tokens": 48, "rivals": (), "progress": False}
     show(lk.fit(model, targets, texts["modern prose"], 0.5, **few))
 
 
@@ -147,7 +140,6 @@ def drawn(values, dice):
 FIGURES: dict[str, Callable[..., None]] = {
     "one_lora": one_lora,
     "strengths": strengths,
-    "more_text": more_text,
     "two_loras": two_loras,
     "null_loras": null_loras,
 }

@@ -93,7 +93,7 @@ def main() -> None:
     )
     measured = cut(target_held), cut(keep_held)
     gradients = without_doubles(shapes(base.layers))
-    search = {"smooth": 0.1, "evaluations": 6, "passages": 8, "progress": False}
+    search = {"smooth": 0.1, "evaluations": 6, "passages": 8, "tokens": 48, "progress": False}
     front = lk.pareto(model, target, keep, STRENGTHS, held_out=measured, **search)
     said("fitted")
     for strength in STRENGTHS:

@@ -151,6 +151,7 @@ class Lab:
             names=(recipe.base.name, first_term.source.name),
             picture_id=secrets.token_hex(6),
             others_can_be_chosen=True,
+            subject=_subject(0, ""),
         )
         self.painting = Painting(self._painted)
         names = [term.source.name for term in recipe.terms]
@@ -466,6 +467,7 @@ class Lab:
             # One message: the browser knows the origin when the weights arrive.
             with self.editor.hold_sync():
                 self.editor.origin = origin
+                self.editor.subject = _subject(index, scope)
                 self.editor.gradient = term.weights_for.get(scope, term.weights)
         finally:
             self._switching = False
@@ -840,6 +842,11 @@ class Lab:
             for name, value in state["chosen"].items():
                 if state["said"][name] == self._said[name]:
                     self.panel.settings[name].value = value
+
+
+def _subject(adapter: int, pattern: str) -> str:
+    """The editor's name for a gradient, which has its own undo there."""
+    return f"{adapter} {pattern}"
 
 
 def in_force_of(recipe: Recipe) -> dict[tuple[int, str], Gradient]:

@@ -51,6 +51,8 @@ function createStore(model) {
   let weights = [...model.get("weights")];
   let past = [];
   let future = [];
+  let subject = model.get("subject");
+  const histories = new Map(); // of the other gradients that were drawn here
   let held = null; // a pointer is down: what Python says meanwhile waits, and the axis stays
   // Key presses on one layer in quick succession are one step of history, and so are weights from
   // Python of one origin: a slider's.
@@ -113,7 +115,21 @@ function createStore(model) {
     tell();
   }
 
+  // Another gradient is drawn from now on: its own history, and no step of it.
+  function follow() {
+    const next = model.get("subject");
+    if (held || next === subject) return;
+    histories.set(subject, { past, future });
+    ({ past, future } = histories.get(next) ?? { past: [], future: [] });
+    subject = next;
+    lastKey = null;
+    waiting = false; // what was not sent yet was drawn for the other
+    weights = [...model.get("weights")];
+    tell();
+  }
+
   function receive() {
+    follow();
     const next = model.get("weights");
     if (held || waiting || sameList(next, weights)) return;
     remember(model.get("origin") || null, Infinity);
@@ -121,6 +137,7 @@ function createStore(model) {
     tell();
   }
   model.on("change:weights", receive);
+  model.on("change:subject", follow);
 
   return {
     get weights() {
@@ -172,6 +189,7 @@ function createStore(model) {
     stop() {
       flush();
       model.off("change:weights", receive);
+      model.off("change:subject", follow);
     },
   };
 }

@@ -75,6 +75,10 @@ class GradientEditor(anywidget.AnyWidget):
     """What sets the weights in Python: all that one origin sets, until somebody draws, is one step
     of undo. Without an origin each change is a step."""
 
+    subject = traitlets.Unicode("").tag(sync=True)
+    """Which of several gradients is drawn: each has its own history of undo. Set it together with
+    the weights, under `hold_sync`."""
+
     others_can_be_chosen = traitlets.Bool(False).tag(sync=True)
     """A press on another gradient, or on its name, asks for it: its name is then in `chosen`."""
     chosen = traitlets.Unicode("").tag(sync=True)

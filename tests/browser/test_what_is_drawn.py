@@ -22,8 +22,9 @@ const told = {{}};
 window.model = {{
   get: (name) => traits[name],
   set(name, value) {{
-    traits[name] = value;
-    (told[`change:${{name}}`] ?? []).forEach((one) => one());
+    const given = typeof name === "string" ? {{ [name]: value }} : name;
+    Object.assign(traits, given);
+    for (const one of Object.keys(given)) (told[`change:${{one}}`] ?? []).forEach((on) => on());
   }},
   save_changes() {{}},
   sent: [],
@@ -77,6 +78,36 @@ EVIDENCE = {
 
 def boxes(page: Any, selector: str) -> list[dict[str, float]]:
     return [one.bounding_box() for one in page.locator(selector).all()]
+
+
+def test_each_gradient_that_is_drawn_has_its_own_undo(draw: Draw) -> None:
+    page = draw(gradient=[0, 0, 0, 0])
+    undo, redo = page.get_by_label("undo"), page.get_by_label("redo")
+
+    def other(subject: str, weights: list[float]) -> None:
+        page.evaluate("given => model.set(given)", {"subject": subject, "weights": weights})
+
+    def weights() -> list[float]:
+        page.wait_for_timeout(80)
+        return page.evaluate("model.get('weights')")
+
+    page.locator(".layer").first.press("PageUp")
+    first = weights()
+    assert first[0] > 0
+    other("1 ", [1, 1, 1, 1])
+    assert undo.is_disabled()
+    page.locator(".layer").last.press("PageDown")
+    assert weights()[3] < 1
+    undo.click()
+    assert weights() == [1, 1, 1, 1]
+    assert undo.is_disabled()
+    other("", first)
+    assert redo.is_disabled()
+    undo.click()
+    assert weights() == [0, 0, 0, 0]
+    other("1 ", [1, 1, 1, 1])
+    redo.click()
+    assert weights()[3] < 1
 
 
 def test_evidence_stands_in_place_of_the_norms(draw: Draw) -> None:
