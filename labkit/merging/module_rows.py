@@ -202,7 +202,8 @@ def _covering(
         allowed = [
             pattern
             for pattern in (*names, *words)
-            if not any(_selects(pattern, kind) for kind in written)
+            if any(_selects(pattern, kind) for kind in left)
+            and not any(_selects(pattern, kind) for kind in written)
         ] or names[:1]
         # Of one kind alone its name says more than that of its block.
         best = max(
@@ -210,7 +211,7 @@ def _covering(
             key=lambda one: (sum(_selects(one, kind) for kind in left), one in names, -len(one)),
         )
         patterns.append(best)
-        left = [kind for kind in left if not _selects(best, kind)]
+        left = [kind for kind in left if kind.name != best and not _selects(best, kind)]
     return patterns
 
 

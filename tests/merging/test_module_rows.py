@@ -68,6 +68,14 @@ def test_a_matrix_comes_back_from_its_patterns(data):
         assert len(weights_for) <= sum(one != weights for one in rows.values())
 
 
+def test_a_kind_whose_name_ends_another_written_before_it():
+    kinds = kinds_of(MAMBA)
+    ones, zeros = lk.Gradient.constant(3, 1), lk.Gradient.constant(3, 0)
+    rows = {"in_proj": zeros, "mixer.norm": ones, "norm": zeros}
+    written = {"in_proj": zeros, "norm": zeros, "mixer.norm": ones}
+    assert patterns_of(kinds, rows, ones) == (ones, written)
+
+
 @given(st.lists(st.lists(VALUES, min_size=4, max_size=4).map(lk.Gradient), min_size=7, max_size=7))
 @settings(max_examples=25)
 def test_a_plan_has_exactly_the_weights_of_the_matrix(tiny_base, tiny_adapter, matrix):
