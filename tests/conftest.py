@@ -10,6 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A kernel that answers in the background would otherwise spin on every core while it waits, and
 # tests of 10 seconds would take minutes on a machine of two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Where tests run side by side, threads of their own would only take each other's cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
