@@ -77,7 +77,7 @@ def test_much_lost_is_said_with_the_way_out(tmp_path, tiny_base, capsys):
     inspect(tiny_base, adapter)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("rounding to bfloat16 loses ")
-    assert last.endswith("--dtype float32 keeps it")
+    assert last.endswith("; dtype float32 keeps it")
 
 
 def test_bad_input_is_said(tmp_path, tiny_base, tiny_adapter):

@@ -172,7 +172,7 @@ def test_it_is_a_value():
 
 def test_a_cell_shows_the_picture_the_mean_and_the_list():
     shown_as = lk.Gradient.parse("0x3,1")._repr_mimebundle_()
-    assert shown_as["text/html"].count("data:image/png;base64,") == 1
+    assert shown_as["text/html"].count("data:image/png;base64,") == 2  # for light and dark
     assert "mean weight 0.25" in shown_as["text/html"]
     assert "0,0,0,1" in shown_as["text/html"]
     assert "0x3,1" in shown_as["text/plain"]

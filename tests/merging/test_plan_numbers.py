@@ -211,5 +211,6 @@ def test_what_counts_where_nothing_is_said():
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     assert given == {
-        "device": "auto", "link": False, "overwrite": False, "hashes": True, "progress": True,
+        "device": "auto", "link": False, "overwrite": False, "hashes": True, "reuse": None,
+        "progress": True,
     }  # fmt: skip

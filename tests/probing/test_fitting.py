@@ -33,7 +33,7 @@ def early(quiet):
 
 
 def test_the_weights_that_wrote_a_text_are_found(quiet, early):
-    options = {**QUICK, "rivals": ("ramp", "step"), "beside": {"own": "1,1,0,0"}}
+    options = {**QUICK, "tokens": 48, "rivals": ("ramp", "step"), "beside": {"own": "1,1,0,0"}}
     found = lk.fit(quiet, early, KEEP, strength=0.0, **options)
     assert np.abs(np.array(list(found.gradient)) - [1, 1, 0, 0]).max() < 0.35
     assert found.better

@@ -175,7 +175,9 @@ def test_a_pickled_file_cannot_be_scaled(plain_adapter, tmp_path):
     tensors = load_file(folder / "adapter_model.safetensors")
     (folder / "adapter_model.safetensors").unlink()
     torch.save(tensors, folder / "adapter_model.bin")
-    with pytest.raises(lk.LabkitError, match=r"convert it first, or let the config .*--alpha-pat"):
+    with pytest.raises(
+        lk.LabkitError, match=r"convert it first, or let the config .*alpha_pattern=True"
+    ):
         lk.bake(folder, MIXED, tmp_path / "baked")
     lk.bake(folder, MIXED, tmp_path / "baked", alpha_pattern=True)
 
