@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # Modules without a test file of their own: the test that covers them -> why there, and which.
 TESTED_ELSEWHERE = {
-    "tests/figures/test_palette.py": ("one palette for pictures and widgets", "widgets/styles"),
+    "tests/figures/test_palette.py": ("one palette for pictures and widgets", "widgets/sources"),
     "tests/bench/test_lab.py": (
         "pieces of the lab, seen through it",
         "bench/conversation bench/many_prompts bench/panel bench/passages bench/remembering "

@@ -18,11 +18,10 @@ import labkit as lk
 from labkit.figures.palette import ADAPTER_COLOR, BASE_COLOR, MARK, MINE, UNSURE
 from labkit.gradients.presets import SHAPES
 from labkit.widgets.front_picker import FrontPicker
-from labkit.widgets.styles import styled
+from labkit.widgets.sources import styled
 
 HERE = Path(__file__).parent
-WIDGETS = HERE.parents[1] / "labkit" / "widgets"
-MODULES = ("editor", "front_picker")
+WIDGETS = {"editor": lk.GradientEditor, "front_picker": FrontPicker}
 LABELLED = ("base", "full LoRA", "early half", "late half")
 EDITOR = "labkit.widgets.editor.GradientEditor"
 OTHER_COLOR = "#ffffff"
@@ -44,10 +43,10 @@ def write_live_parts(folder: Path) -> None:
     """
     static = folder / "_static"
     shutil.copytree(HERE / "static", static)
-    css = styled(*(f"{name}.css" for name in MODULES))
+    css = styled(*(f"{name}.css" for name in WIDGETS))
     (static / "widgets.css").write_text(css, encoding="utf-8")
     found = measured()
-    modules = {name: (WIDGETS / f"{name}.js").read_text(encoding="utf-8") for name in MODULES}
+    modules = {name: str(widget._esm) for name, widget in WIDGETS.items()}
     counts = range(1, found["about"]["layers"] + 1)
     shapes = {name: [list(shape(count)) for count in counts] for name, shape in SHAPES.items()}
     lines = [

@@ -1,20 +1,14 @@
-// ChoiceSlider in the browser: an anywidget module, served as it is written here.
+// ChoiceSlider in the browser: an anywidget module, served behind elements.js.
 // The browser's own slider, over the places of a list of numbers.
 
-// JupyterLab looks for its shortcuts before any widget sees a key; see editor.js.
-const OWN_KEYS = "data-lm-suppress-shortcuts";
 let count = 0;
 
 function render({ model, el }) {
   const options = model.get("options");
   const id = `labkit-choice-${++count}`;
-  const label = document.createElement("label");
-  const slider = document.createElement("input");
-  const said = document.createElement("output");
-  label.textContent = model.get("description");
-  label.htmlFor = said.htmlFor = slider.id = id;
-  Object.assign(slider, { type: "range", min: 0, max: options.length - 1, step: 1 });
-  slider.setAttribute(OWN_KEYS, "true");
+  const label = make("label", { for: id }, model.get("description"));
+  const slider = make("input", { id, type: "range", min: 0, max: options.length - 1, step: 1 });
+  const said = make("output", { for: id });
 
   function show() {
     const value = model.get("value");

@@ -6,13 +6,12 @@ The sliders of ipywidgets have a handle without a name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-HERE = Path(__file__).parent
+from labkit.widgets.sources import HERE, scripted
 
 
 class ChoiceSlider(anywidget.AnyWidget):
@@ -24,7 +23,7 @@ class ChoiceSlider(anywidget.AnyWidget):
         description: what it is called.
     """
 
-    _esm = HERE / "choice_slider.js"
+    _esm = scripted("choice_slider.js")
     _css = HERE / "choice_slider.css"
 
     options = traitlets.List(traitlets.Float()).tag(sync=True)

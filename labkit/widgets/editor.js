@@ -1,4 +1,4 @@
-// GradientEditor in the browser: an anywidget module, served as it is written here.
+// GradientEditor in the browser: an anywidget module, served behind elements.js and painting.js.
 //
 //   createStore     the weights, undo and redo, and how they reach Python
 //   createPlot      the SVG picture: bars, norms or evidence, axes, and a slider for each layer
@@ -10,108 +10,51 @@
 //
 // Python decides what a list or a preset means (labkit/widgets/editor.py); this file draws and paints.
 
-const SVG = "http://www.w3.org/2000/svg";
-const SEND_EVERY = 50; // ms between two messages to Python while a hand is moving
-const LONGEST_HISTORY = 300;
 const SAVED_KEY = "labkit.saved-gradients";
 const MOST_SAVED = 5;
 
-const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-const meanOf = (weights) => weights.reduce((sum, weight) => sum + weight, 0) / weights.length;
-const plain = (number) => String(number === 0 ? 0 : number);
 const sameList = (a, b) => a.length === b.length && a.every((value, i) => value === b[i]);
-
-// JupyterLab looks for its shortcuts before any widget sees a key, from the focused element up.
-// This attribute, on that very element, is how a widget says that keys typed there are its own.
-const OWN_KEYS = "data-lm-suppress-shortcuts";
-const TAKES_KEYS = new Set(["button", "input", "select", "summary"]);
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  if (TAKES_KEYS.has(tag)) node.setAttribute(OWN_KEYS, "true");
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function draw(tag, attributes = {}, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  set(node, attributes);
-  node.append(...children);
-  return node;
-}
-
-function set(node, attributes) {
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-}
 
 // --- the weights ----------------------------------------------------------------------------
 
 function createStore(model) {
   let weights = [...model.get("weights")];
-  let past = [];
-  let future = [];
   let subject = model.get("subject");
+  let history = createHistory();
   const histories = new Map(); // of the other gradients that were drawn here
   let held = null; // a pointer is down: what Python says meanwhile waits, and the axis stays
   // Key presses on one layer in quick succession are one step of history, and so are weights from
   // Python of one origin: a slider's.
   let lastKey = null;
   let lastKeyTime = 0;
-  let timer = null;
-  let waiting = false;
-  let lastSent = -Infinity;
   const listeners = new Set();
   const tell = () => listeners.forEach((listener) => listener());
 
-  function send() {
-    waiting = false;
-    lastSent = performance.now();
+  const sender = createSender(() => {
     model.set("weights", [...weights]);
     model.save_changes();
-  }
-
-  // The first change goes at once, later ones at most every SEND_EVERY ms, the last one always.
-  function queue() {
-    waiting = true;
-    if (timer !== null) return;
-    const wait = Math.max(0, lastSent + SEND_EVERY - performance.now());
-    timer = setTimeout(() => {
-      timer = null;
-      if (waiting) send();
-    }, wait);
-  }
-
-  function flush() {
-    clearTimeout(timer);
-    timer = null;
-    if (waiting) send();
-  }
+  });
 
   function remember(key = null, within = 800) {
     const now = performance.now();
     const continued = key !== null && key === lastKey && now - lastKeyTime < within;
     lastKey = key;
     lastKeyTime = now;
-    if (continued) return;
-    past.push([...weights]);
-    if (past.length > LONGEST_HISTORY) past.shift();
-    future = [];
+    if (!continued) history.add([...weights]);
   }
 
   function replace(next) {
     if (sameList(next, weights)) return;
     weights = next;
-    queue();
+    sender.queue();
     tell();
   }
 
-  function travel(from, to) {
-    if (!from.length) return;
-    to.push(weights);
+  function travel(found) {
+    if (!found) return;
     lastKey = null;
-    replace(from.pop());
-    flush();
+    replace(found);
+    sender.flush();
     tell();
   }
 
@@ -119,11 +62,11 @@ function createStore(model) {
   function follow() {
     const next = model.get("subject");
     if (held || next === subject) return;
-    histories.set(subject, { past, future });
-    ({ past, future } = histories.get(next) ?? { past: [], future: [] });
+    histories.set(subject, history);
+    history = histories.get(next) ?? createHistory();
     subject = next;
     lastKey = null;
-    waiting = false; // what was not sent yet was drawn for the other
+    sender.forget(); // what was not sent yet was drawn for the other
     weights = [...model.get("weights")];
     tell();
   }
@@ -131,7 +74,7 @@ function createStore(model) {
   function receive() {
     follow();
     const next = model.get("weights");
-    if (held || waiting || sameList(next, weights)) return;
+    if (held || sender.waiting || sameList(next, weights)) return;
     remember(model.get("origin") || null, Infinity);
     weights = [...next];
     tell();
@@ -147,15 +90,15 @@ function createStore(model) {
       return held ?? model.get("bounds");
     },
     get canUndo() {
-      return past.length > 0;
+      return history.canUndo;
     },
     get canRedo() {
-      return future.length > 0;
+      return history.canRedo;
     },
     listen: (listener) => listeners.add(listener),
     remember,
     replace,
-    flush,
+    flush: sender.flush,
     hold() {
       held = [...model.get("bounds")];
       remember();
@@ -163,23 +106,23 @@ function createStore(model) {
     release() {
       held = null;
       // A click that changed nothing is no step of history.
-      if (past.length && sameList(past.at(-1), weights)) past.pop();
-      if (waiting) flush();
+      history.forgetLast((before) => sameList(before, weights));
+      if (sender.waiting) sender.flush();
       else receive();
       tell();
     },
     // Back to before a click that turned out to be the first half of a double click.
     rewind(snapshot, depth) {
       replace([...snapshot]);
-      past.length = Math.min(past.length, depth);
-      flush();
+      history.cut(depth);
+      sender.flush();
       tell();
     },
     get depth() {
-      return past.length;
+      return history.depth;
     },
-    undo: () => travel(past, future),
-    redo: () => travel(future, past),
+    undo: () => travel(history.undo(weights)),
+    redo: () => travel(history.redo(weights)),
     snap(value) {
       const step = model.get("step");
       const [low, high] = held ?? model.get("bounds");
@@ -187,7 +130,7 @@ function createStore(model) {
       return clamp(Number((Math.round(value / step) * step).toFixed(digits)), low, high);
     },
     stop() {
-      flush();
+      sender.flush();
       model.off("change:weights", receive);
       model.off("change:subject", follow);
     },
@@ -492,18 +435,6 @@ const signed = (value) => {
   return value < 0 ? `\u2212${digits}` : value > 0 ? `+${digits}` : "0";
 };
 
-// Three to six round numbers from low to high, 0 among them.
-function roundNumbers(low, high) {
-  const rough = (high - low || 1) / 5;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
-  const numbers = [];
-  for (let i = Math.ceil(low / step); i * step <= high; i++) numbers.push(i * step);
-  return numbers;
-}
-
-const percent = (share) => `${Number((share * 100).toPrecision(2))} %`;
-
 // --- typing one value -----------------------------------------------------------------------
 
 function createEntry(plot, store) {
@@ -784,12 +715,6 @@ function createPanel(model, plot, store) {
     model.save_changes();
   }
 
-  function button(label, title, action) {
-    const made = make("button", { type: "button", title, "aria-label": title }, label);
-    made.addEventListener("click", action);
-    return made;
-  }
-
   function savedLists() {
     try {
       const found = JSON.parse(localStorage.getItem(SAVED_KEY) ?? "[]");
@@ -848,14 +773,14 @@ function createPanel(model, plot, store) {
     }
   }
 
-  const undo = button("↶", "undo", () => store.undo());
-  const redo = button("↷", "redo", () => store.redo());
+  const undo = createButton("↶", "undo", () => store.undo());
+  const redo = createButton("↷", "redo", () => store.redo());
   const bar = make(
     "div", { class: "bar", role: "toolbar", "aria-label": "gradient tools" },
     shapes, undo, redo,
-    button("0.00", "round to 2 decimals", () => ask({ kind: "round" })),
-    button("save", "save to presets", save),
-    button("copy", "copy the list", copy),
+    createButton("0.00", "round to 2 decimals", () => ask({ kind: "round" })),
+    createButton("save", "save to presets", save),
+    createButton("copy", "copy the list", copy),
     mean, status,
   );
 
@@ -897,7 +822,7 @@ function createPanel(model, plot, store) {
     if (message.found) {
       const label = `stretch ${message.found} to ${store.weights.length} layers`;
       const stretch = () => ask({ kind: "stretch", text: list.value });
-      problem.append(" ", button(label, label, stretch));
+      problem.append(" ", createButton(label, label, stretch));
     }
   }
   model.on("msg:custom", answer);
@@ -910,22 +835,17 @@ function createPanel(model, plot, store) {
     if (!editing) list.value = weights.map(plain).join(",");
   }
 
-  const keys = (...pairs) => make("dl", {}, ...pairs.flatMap(([key, what]) => [
-    make("dt", {}, key), make("dd", {}, what),
-  ]));
-  const help = make(
-    "details", { class: "help" }, make("summary", {}, "How to draw"),
-    keys(
-      ["drag", "paint the layers you pass over"],
-      ["Shift + drag", "a straight line"],
-      ["Alt + click", "the layer's first weight again"],
-      ["drag on the layer numbers", "select a range, which then moves as one; a click there ends it"],
-      ["double click, Enter, a digit", "type a weight"],
-      ["← → ↑ ↓", "another layer; its weight up and down (Shift: ten times as far)"],
-      ["Home, End", "lowest and highest weight"],
-      ["Ctrl + Shift + ← →", "select a range; Escape ends it"],
-      ["Ctrl + Z, Ctrl + Shift + Z", "undo and redo"],
-    ),
+  const help = createHelp(
+    "How to draw",
+    ["drag", "paint the layers you pass over"],
+    ["Shift + drag", "a straight line"],
+    ["Alt + click", "the layer's first weight again"],
+    ["drag on the layer numbers", "select a range, which then moves as one; a click there ends it"],
+    ["double click, Enter, a digit", "type a weight"],
+    ["← → ↑ ↓", "another layer; its weight up and down (Shift: ten times as far)"],
+    ["Home, End", "lowest and highest weight"],
+    ["Ctrl + Shift + ← →", "select a range; Escape ends it"],
+    ["Ctrl + Z, Ctrl + Shift + Z", "undo and redo"],
   );
 
   fillShapes();
@@ -949,26 +869,9 @@ function render({ model, el }) {
     "div", { class: "labkit-editor" },
     panel.bar, stage, legend, note, panel.list, panel.problem, panel.help,
   );
-  // OWN_KEYS takes Ctrl+S and its like away as well, so they are handed to the cell around us.
-  root.addEventListener("keydown", (event) => {
-    const command = (event.ctrlKey || event.metaKey) && !/^[zyacvx]$/i.test(event.key);
-    const cell = root.closest(".jp-Cell");
-    if (!cell || !command || event.defaultPrevented || event.key.length > 1) return;
-    event.preventDefault();
-    event.stopPropagation();
-    cell.dispatchEvent(new KeyboardEvent("keydown", event));
-  });
+  handKeysToCell(root);
   const lost = make("div", { class: "lost", role: "alert" });
-  // The widgets of a kernel that ended stay on the page, and another kernel knows nothing of them.
-  const ends = new Set(["restarting", "autorestarting", "terminating", "dead"]);
-  function kernelChanged(_, status) {
-    if (!ends.has(status)) return;
-    lost.textContent =
-      "Not connected: the kernel ended. What you draw here goes nowhere; run the cell again.";
-    root.classList.add("cut-off");
-  }
-  const kernel = model.widget_manager?.kernel;
-  kernel?.statusChanged?.connect(kernelChanged);
+  const stopWatching = watchKernel(model, root, lost, "draw");
   const style = make("style");
 
   function drawNames() {
@@ -1044,7 +947,7 @@ function render({ model, el }) {
     observer.disconnect();
     store.stop();
     panel.stop();
-    kernel?.statusChanged?.disconnect(kernelChanged);
+    stopWatching();
     for (const [name, act] of Object.entries(watched)) model.off(`change:${name}`, act);
   };
 }

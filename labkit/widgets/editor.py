@@ -1,16 +1,16 @@
 """GradientEditor: draw the layer weights of a merge with mouse, pen, finger or keyboard.
 
-The widget is one Python class, one JavaScript file and one style sheet (`editor.js`, `editor.css`),
-served as they are written; nothing is fetched from a network. The browser paints and sends weights,
-at most one message every 50 ms and always the last one. What a list of numbers means, what a preset
-is and how to round is decided here, by `Gradient`, so that Python and the screen cannot disagree.
+The widget is one Python class, its JavaScript and its style sheet (`editor.js`, `editor.css`),
+served as they are written, behind the pieces that widgets share (`sources.py`); nothing is fetched
+from a network. The browser paints and sends weights, at most one message every 50 ms and always the
+last one. What a list of numbers means, what a preset is and how to round is decided here, by
+`Gradient`, so that Python and the screen cannot disagree.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -19,9 +19,8 @@ import traitlets
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.gradients.presets import SHAPES, preset
-from labkit.widgets.styles import styled
+from labkit.widgets.sources import scripted, styled
 
-HERE = Path(__file__).parent
 MOST_EVIDENCE = 2
 """Texts whose evidence is shown at once: each has its place in a layer's column."""
 REVERSED = "reversed"
@@ -52,7 +51,7 @@ class GradientEditor(anywidget.AnyWidget):
         traitlets.TraitError: a bad value for one of the others.
     """
 
-    _esm = HERE / "editor.js"
+    _esm = scripted("painting.js", "editor.js")
     _css = styled("editor.css")
 
     weights = traitlets.List(traitlets.Float()).tag(sync=True)

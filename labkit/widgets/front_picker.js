@@ -1,66 +1,24 @@
-// FrontPicker in the browser: an anywidget module, served as it is written here.
+// FrontPicker in the browser: an anywidget module, served behind elements.js and axes.js.
 // It draws the dots, and tells Python which one was pressed (labkit/widgets/front_picker.py).
 
-const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 640;
 const HEIGHT = 380;
 const ROOM = { left: 58, right: 20, top: 14, bottom: 44 };
-// JupyterLab looks for its shortcuts before any widget sees a key; see editor.js.
-const OWN_KEYS = "data-lm-suppress-shortcuts";
 
-function draw(tag, attributes = {}, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function scale(values, from, to) {
-  const [least, most] = [Math.min(...values), Math.max(...values)];
-  const margin = (most - least || 1) * 0.06;
-  const [low, high] = [least - margin, most + margin];
-  return { low, high, at: (value) => from + ((value - low) / (high - low)) * (to - from) };
-}
-
-function roundNumbers(low, high) {
-  const rough = (high - low) / 5;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
-  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high; at += step) found.push([at, at.toFixed(digits).replace(/^-(0\.?0*)$/, "$1")]);
-  return found;
-}
+const margin = (width) => (width || 1) * 0.06;
 
 function render({ model, el }) {
   const dots = model.get("dots");
   const curve = model.get("curve");
   const [across, upward] = model.get("axes");
   const x = scale([...dots, ...curve.map(([value]) => ({ x: value }))].map((one) => one.x),
-    ROOM.left, WIDTH - ROOM.right);
+    ROOM.left, WIDTH - ROOM.right, margin);
   const heights = dots.flatMap((dot) => [dot.y, dot.low ?? dot.y, dot.high ?? dot.y]);
-  const y = scale([...heights, ...curve.map(([, value]) => value)], HEIGHT - ROOM.bottom, ROOM.top);
+  const y = scale([...heights, ...curve.map(([, value]) => value)], HEIGHT - ROOM.bottom, ROOM.top, margin);
   const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "front" });
 
-  for (const [value, text] of roundNumbers(x.low, x.high)) {
-    svg.append(
-      draw("path", { class: "grid", d: `M${x.at(value)} ${ROOM.top}V${HEIGHT - ROOM.bottom}` }),
-      draw("text", { x: x.at(value), y: HEIGHT - ROOM.bottom + 16, "text-anchor": "middle" }, text),
-    );
-  }
-  for (const [value, text] of roundNumbers(y.low, y.high)) {
-    svg.append(
-      draw("path", { class: "grid", d: `M${ROOM.left} ${y.at(value)}H${WIDTH - ROOM.right}` }),
-      draw("text", { x: ROOM.left - 6, y: y.at(value) + 4, "text-anchor": "end" }, text),
-    );
-  }
+  const sides = { ...ROOM, right: WIDTH - ROOM.right, bottom: HEIGHT - ROOM.bottom };
+  svg.append(...drawGrid(x, y, sides, { below: 16, beside: 6 }));
   const middle = (HEIGHT - ROOM.bottom + ROOM.top) / 2;
   svg.append(
     draw("path", { class: "curve", d: `M${curve.map(([a, b]) => `${x.at(a)} ${y.at(b)}`).join("L")}` }),

@@ -7,15 +7,13 @@ what then happens is decided in Python.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
 from labkit.errors import LabkitError, shown
-
-HERE = Path(__file__).parent
+from labkit.widgets.sources import scripted, styled
 
 
 class FrontPicker(anywidget.AnyWidget):
@@ -30,8 +28,8 @@ class FrontPicker(anywidget.AnyWidget):
         pick: called with the name of a dot that was pressed. A `LabkitError` from it is shown.
     """
 
-    _esm = HERE / "front_picker.js"
-    _css = HERE / "front_picker.css"
+    _esm = scripted("axes.js", "front_picker.js")
+    _css = styled("front_picker.css")
 
     dots = traitlets.List(traitlets.Dict()).tag(sync=True)
     curve = traitlets.List(traitlets.List(traitlets.Float())).tag(sync=True)

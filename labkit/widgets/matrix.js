@@ -1,4 +1,4 @@
-// Matrix in the browser: an anywidget module, served as it is written here.
+// Matrix in the browser: an anywidget module, served behind elements.js and painting.js.
 //
 //   createStore     the cells, undo and redo, and how they reach Python
 //   createGrid      the table: heads, cells, and which of them has the focus
@@ -7,26 +7,11 @@
 //   createBar       the brush and the buttons
 //   render          puts them together, and returns the function that takes them apart
 
-const SEND_EVERY = 50; // ms between two messages to Python while a hand is moving
-const LONGEST_HISTORY = 300;
-// JupyterLab looks for its shortcuts before any widget sees a key, from the focused element up.
-// This attribute, on that very element, is how a widget says that keys typed there are its own.
-const OWN_KEYS = "data-lm-suppress-shortcuts";
 const HEAD = -1; // the number of the row of heads, and of the column of heads
 
-const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-const plain = (number) => String(number === 0 ? 0 : number);
-const meanOf = (weights) => weights.reduce((sum, weight) => sum + weight, 0) / weights.length;
 const sameCells = (a, b) =>
   a.length === b.length &&
   a.every((row, i) => row.length === b[i].length && row.every((weight, j) => weight === b[i][j]));
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
 
 // The colour of a weight: a share of the LoRA's colour, or the mark of a weight beyond 0 and 1.
 function paintNode(node, weight) {
@@ -40,63 +25,34 @@ function paintNode(node, weight) {
 function createStore(model) {
   const copied = () => model.get("cells").map((row) => [...row]);
   let cells = copied();
-  let past = [];
-  let future = [];
+  let history = createHistory();
   let held = false; // a pointer is down: what Python says meanwhile waits
-  let timer = null;
-  let waiting = false;
-  let lastSent = -Infinity;
   const listeners = new Set();
   const tell = () => listeners.forEach((listener) => listener());
 
-  function send() {
-    waiting = false;
-    lastSent = performance.now();
+  const sender = createSender(() => {
     model.set("cells", cells);
     model.save_changes();
-  }
-
-  // The first change goes at once, later ones at most every SEND_EVERY ms, the last one always.
-  function queue() {
-    waiting = true;
-    if (timer !== null) return;
-    timer = setTimeout(() => {
-      timer = null;
-      if (waiting) send();
-    }, Math.max(0, lastSent + SEND_EVERY - performance.now()));
-  }
-
-  function flush() {
-    clearTimeout(timer);
-    timer = null;
-    if (waiting) send();
-  }
-
-  function remember() {
-    past.push(cells);
-    if (past.length > LONGEST_HISTORY) past.shift();
-    future = [];
-  }
+  });
 
   function replace(next) {
     if (sameCells(next, cells)) return;
     cells = next;
-    queue();
+    sender.queue();
     tell();
   }
 
-  function travel(from, to) {
-    if (!from.length) return;
-    to.push(cells);
-    replace(from.pop());
-    flush();
+  function travel(found) {
+    if (!found) return;
+    replace(found);
+    sender.flush();
     tell();
   }
 
   function receive() {
     const next = copied();
-    if (held || waiting || sameCells(next, cells)) return;
-    if (next.length === cells.length) remember();
+    if (held || sender.waiting || sameCells(next, cells)) return;
+    if (next.length === cells.length) history.add(cells);
     cells = next;
     tell();
   }
@@ -107,21 +63,21 @@ function createStore(model) {
       return cells;
     },
     get canUndo() {
-      return past.length > 0;
+      return history.canUndo;
     },
     get canRedo() {
-      return future.length > 0;
+      return history.canRedo;
     },
     listen: (listener) => listeners.add(listener),
     // What is painted from here on is one step of history.
     hold() {
       held = true;
-      remember();
+      history.add(cells);
     },
     release() {
       held = false;
-      if (past.length && sameCells(past.at(-1), cells)) past.pop();
-      if (waiting) flush();
+      history.forgetLast((before) => sameCells(before, cells));
+      if (sender.waiting) sender.flush();
       else receive();
       tell();
     },
@@ -130,17 +86,16 @@ function createStore(model) {
       for (const [row, layer] of places) next[row][layer] = weight;
       replace(next);
     },
-    undo: () => travel(past, future),
-    redo: () => travel(future, past),
+    undo: () => travel(history.undo(cells)),
+    redo: () => travel(history.redo(cells)),
     startAgain() {
       cells = copied();
-      past = [];
-      future = [];
-      waiting = false;
+      history = createHistory();
+      sender.forget();
       tell();
     },
     stop() {
-      flush();
+      sender.flush();
       model.off("change:cells", receive);
     },
   };
@@ -307,8 +262,6 @@ function createGrid(model, store) {
   };
 }
 
-const percent = (share) => `${Number((share * 100).toPrecision(2))} %`;
-
 // --- mouse, pen and touch -------------------------------------------------------------------
 
 function attachPointer(grid, store, brush) {
@@ -427,9 +380,9 @@ function attachKeyboard(grid, store, brush) {
 // --- the brush and the buttons --------------------------------------------------------------
 
 function createBrush(model) {
-  const slider = make("input", { type: "range", "aria-label": "brush", [OWN_KEYS]: "true" });
+  const slider = make("input", { type: "range", "aria-label": "brush" });
   const field = make("input", {
-    type: "number", step: "any", "aria-label": "weight of the brush", [OWN_KEYS]: "true",
+    type: "number", step: "any", "aria-label": "weight of the brush",
   });
   const swatch = make("span", { class: "swatch", "aria-hidden": "true" });
   const root = make("label", { class: "brush" }, "brush", slider, field, swatch);
@@ -492,13 +445,8 @@ function createBrush(model) {
 }
 
 function createBar(store, grid, brush) {
-  function button(label, title, action) {
-    const made = make("button", { type: "button", title, "aria-label": title, [OWN_KEYS]: "true" }, label);
-    made.addEventListener("click", action);
-    return made;
-  }
-  const undo = button("↶", "undo", () => store.undo());
-  const redo = button("↷", "redo", () => store.redo());
+  const undo = createButton("↶", "undo", () => store.undo());
+  const redo = createButton("↷", "redo", () => store.redo());
   return {
     root: make(
       "div", { class: "bar", role: "toolbar", "aria-label": "painting tools" },
@@ -511,26 +459,19 @@ function createBar(store, grid, brush) {
   };
 }
 
-function createHelp() {
-  const keys = (...pairs) => make("dl", {}, ...pairs.flatMap(([key, what]) => [
-    make("dt", {}, key), make("dd", {}, what),
-  ]));
-  return make(
-    "details", { class: "help" }, make("summary", { [OWN_KEYS]: "true" }, "How to paint"),
-    keys(
-      ["drag", "paint the cells you pass over with the brush's weight"],
-      ["press on a module's name", "paint its row; drag along the names for more rows"],
-      ["press on a layer's number", "paint its column; drag along the numbers for more columns"],
-      ["press in the corner", "paint everything"],
-      ["Alt + click, P", "take the cell's weight as the brush"],
-      ["← → ↑ ↓", "another cell, and the heads (Shift: paint it, too)"],
-      ["Enter, space", "paint the cell; on a head its row or column"],
-      ["Page up, Page down", "a heavier or a lighter brush"],
-      ["a digit", "type the brush's weight; Enter goes back"],
-      ["Ctrl + Z, Ctrl + Shift + Z", "undo and redo"],
-    ),
-  );
-}
+const help = () => createHelp(
+  "How to paint",
+  ["drag", "paint the cells you pass over with the brush's weight"],
+  ["press on a module's name", "paint its row; drag along the names for more rows"],
+  ["press on a layer's number", "paint its column; drag along the numbers for more columns"],
+  ["press in the corner", "paint everything"],
+  ["Alt + click, P", "take the cell's weight as the brush"],
+  ["← → ↑ ↓", "another cell, and the heads (Shift: paint it, too)"],
+  ["Enter, space", "paint the cell; on a head its row or column"],
+  ["Page up, Page down", "a heavier or a lighter brush"],
+  ["a digit", "type the brush's weight; Enter goes back"],
+  ["Ctrl + Z, Ctrl + Shift + Z", "undo and redo"],
+);
 
 // --- all together ---------------------------------------------------------------------------
 
@@ -547,26 +488,10 @@ function render({ model, el }) {
   const lost = make("div", { class: "lost", role: "alert" });
   const stage = make("div", { class: "table" }, grid.root);
   const root = make(
-    "div", { class: "labkit-editor labkit-matrix" }, lost, bar.root, stage, legend, createHelp(),
+    "div", { class: "labkit-editor labkit-matrix" }, lost, bar.root, stage, legend, help(),
   );
-  // OWN_KEYS takes Ctrl+S and its like away as well, so they are handed to the cell around us.
-  root.addEventListener("keydown", (event) => {
-    const command = (event.ctrlKey || event.metaKey) && !/^[zyacvx]$/i.test(event.key);
-    const cell = root.closest(".jp-Cell");
-    if (!cell || !command || event.defaultPrevented || event.key.length > 1) return;
-    event.preventDefault();
-    event.stopPropagation();
-    cell.dispatchEvent(new KeyboardEvent("keydown", event));
-  });
-  // The widgets of a kernel that ended stay on the page, and another kernel knows nothing of them.
-  const ends = new Set(["restarting", "autorestarting", "terminating", "dead"]);
-  function kernelChanged(_, status) {
-    if (!ends.has(status)) return;
-    lost.textContent =
-      "Not connected: the kernel ended. What you paint here goes nowhere; run the cell again.";
-  }
-  const kernel = model.widget_manager?.kernel;
-  kernel?.statusChanged?.connect(kernelChanged);
+  handKeysToCell(root);
+  const stopWatching = watchKernel(model, root, lost, "paint");
 
   function drawLegend() {
     const [base, adapter] = model.get("names");
@@ -617,7 +542,7 @@ function render({ model, el }) {
   return () => {
     observer.disconnect();
     store.stop();
-    kernel?.statusChanged?.disconnect(kernelChanged);
+    stopWatching();
     for (const [name, act] of Object.entries(watched)) model.off(`change:${name}`, act);
   };
 }

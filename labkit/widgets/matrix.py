@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -16,9 +15,7 @@ import traitlets
 
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
-from labkit.widgets.styles import styled
-
-HERE = Path(__file__).parent
+from labkit.widgets.sources import scripted, styled
 
 
 class Matrix(anywidget.AnyWidget):
@@ -41,7 +38,7 @@ class Matrix(anywidget.AnyWidget):
         traitlets.TraitError: a bad value for one of the others.
     """
 
-    _esm = HERE / "matrix.js"
+    _esm = scripted("painting.js", "matrix.js")
     _css = styled("editor.css", "matrix.css")
 
     rows = traitlets.List(traitlets.Unicode()).tag(sync=True)

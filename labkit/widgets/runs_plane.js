@@ -1,45 +1,12 @@
-// RunsPlane in the browser: an anywidget module, served as it is written here.
+// RunsPlane in the browser: an anywidget module, served behind elements.js and axes.js.
 // It draws the points, and tells Python which one was pressed (labkit/widgets/runs_plane.py).
 
-const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 440;
 const HEIGHT = 290;
 const ROOM = { left: 52, right: 12, top: 10, bottom: 38 };
 const LONGEST_TRAIL = 12;
-// JupyterLab looks for its shortcuts before any widget sees a key; see editor.js.
-const OWN_KEYS = "data-lm-suppress-shortcuts";
+const margin = (width) => Math.max(width * 0.1, 0.01);
 const HINT = "Lower is better. A click on a point, or Enter, brings its run back. The dashed line is one weight for all layers; whiskers are 95 % intervals of the difference to the base.";
-
-function draw(tag, attributes = {}, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function scale(values, from, to) {
-  const [least, most] = [Math.min(...values), Math.max(...values)];
-  const margin = Math.max((most - least) * 0.1, 0.01);
-  const [low, high] = [least - margin, most + margin];
-  return { low, high, at: (value) => from + ((value - low) / (high - low)) * (to - from) };
-}
-
-function roundNumbers(low, high) {
-  const rough = (high - low) / 5;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
-  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high; at += step) found.push([at, at.toFixed(digits)]);
-  return found;
-}
 
 // How much of two boxes (left, top, width, height) covers the other: an area.
 function meet(one, other) {
@@ -68,9 +35,9 @@ function render({ model, el }) {
     if (!points.some((one) => one.key === active)) active = points[points.length - 1].key;
     const line = model.get("line");
     const x = scale([...points.map((one) => one.x), ...line.map((one) => one[0])],
-      ROOM.left, WIDTH - ROOM.right);
+      ROOM.left, WIDTH - ROOM.right, margin);
     const y = scale([...points.map((one) => one.y), ...line.map((one) => one[1])],
-      HEIGHT - ROOM.bottom, ROOM.top);
+      HEIGHT - ROOM.bottom, ROOM.top, margin);
     const [across, upward] = model.get("texts").map((name) => `NLL on ${name}`);
     const svg = draw("svg", {
       viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": `${across}, and ${upward}`,
@@ -83,18 +50,8 @@ function render({ model, el }) {
       draw("clipPath", { id: clip }, draw("rect", paper)),
       draw("rect", { class: "paper", ...paper }),
     );
-    for (const [value, text] of roundNumbers(x.low, x.high)) {
-      svg.append(
-        draw("path", { class: "grid", d: `M${x.at(value)} ${ROOM.top}V${HEIGHT - ROOM.bottom}` }),
-        draw("text", { x: x.at(value), y: HEIGHT - ROOM.bottom + 14, "text-anchor": "middle" }, text),
-      );
-    }
-    for (const [value, text] of roundNumbers(y.low, y.high)) {
-      svg.append(
-        draw("path", { class: "grid", d: `M${ROOM.left} ${y.at(value)}H${WIDTH - ROOM.right}` }),
-        draw("text", { x: ROOM.left - 5, y: y.at(value) + 4, "text-anchor": "end" }, text),
-      );
-    }
+    const sides = { ...ROOM, right: WIDTH - ROOM.right, bottom: HEIGHT - ROOM.bottom };
+    svg.append(...drawGrid(x, y, sides, { below: 14, beside: 5 }));
     const way = points.filter((one) => one.kind === "run").slice(-LONGEST_TRAIL);
     const path = (pairs) => pairs.map(([a, b]) => `${x.at(a)},${y.at(b)}`).join(" ");
     svg.append(

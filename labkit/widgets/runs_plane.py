@@ -7,16 +7,13 @@ then happens is decided in Python.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
 from labkit.errors import LabkitError
-from labkit.widgets.styles import styled
-
-HERE = Path(__file__).parent
+from labkit.widgets.sources import scripted, styled
 
 
 class RunsPlane(anywidget.AnyWidget):
@@ -26,7 +23,7 @@ class RunsPlane(anywidget.AnyWidget):
         recall: called with the key of a point that was pressed. A `LabkitError` from it is shown.
     """
 
-    _esm = HERE / "runs_plane.js"
+    _esm = scripted("axes.js", "runs_plane.js")
     _css = styled("runs.css")
 
     points = traitlets.List(traitlets.Dict()).tag(sync=True)

@@ -1,26 +1,9 @@
-// RunsTable in the browser: an anywidget module, served as it is written here.
+// RunsTable in the browser: an anywidget module, served behind elements.js.
 // It draws the rows, and tells Python what was pressed (labkit/widgets/runs_table.py).
 
-const SVG = "http://www.w3.org/2000/svg";
 const SHAPE = { width: 78, height: 20 };
 const MOST_SHAPES = 3;
-// JupyterLab looks for its shortcuts before any widget sees a key; see editor.js.
-const OWN_KEYS = "data-lm-suppress-shortcuts";
 const HINT = "A press on a run brings it back. Mark two to compare them; a run with a star is never forgotten.";
-
-function draw(tag, attributes = {}, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
 
 const signed = (value) => (value < 0 ? `\u2212${(-value).toFixed(2)}` : `+${value.toFixed(2)}`);
 const number = (value, digits) => (value === null ? "\u2013" : value.toFixed(digits));

@@ -7,16 +7,14 @@ happens is decided in Python.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
 from labkit.errors import LabkitError, shown
-from labkit.widgets.styles import styled
+from labkit.widgets.sources import scripted, styled
 
-HERE = Path(__file__).parent
 MOST_COMPARED = 2
 
 
@@ -28,7 +26,7 @@ class RunsTable(anywidget.AnyWidget):
             whether), "compare" (keys). A `LabkitError` from one is shown below the table.
     """
 
-    _esm = HERE / "runs_table.js"
+    _esm = scripted("runs_table.js")
     _css = styled("runs.css")
 
     rows = traitlets.List(traitlets.Dict()).tag(sync=True)

@@ -26,7 +26,12 @@ EDITOR = {
 def test_the_widgets_have_these_colours():
     css = (LABKIT / "widgets" / "colors.css").read_text()
     light = css[: css.index("}")]
-    assert light.lstrip("/* ").count(":is(.labkit-editor, .labkit-runs, .labkit-plane) {") == 1
+    assert (
+        light.lstrip("/* ").count(
+            ":is(.labkit-editor, .labkit-runs, .labkit-plane, .labkit-front) {"
+        )
+        == 1
+    )
     found = dict(re.findall(r"--labkit-(\w+): (?:var\(.*?, )?(#[0-9a-f]{6})", light))
     assert {name: found[name] for name in EDITOR} == EDITOR
     assert f"--labkit-focus: {palette.MARK}" in css.split('light="false"', 1)[1]

@@ -10,7 +10,8 @@ import traitlets
 import labkit as lk
 from labkit.errors import LabkitError
 from labkit.figures import palette
-from labkit.widgets.matrix import HERE, Matrix
+from labkit.widgets.matrix import Matrix
+from labkit.widgets.sources import HERE
 
 ROWS = {"q_proj": [0, 0.5, 1], "mlp": lk.Gradient([1, 1, -1])}
 
