@@ -40,7 +40,7 @@ from labkit.inference.loading import (
 from labkit.inference.merged_slopes import flowing
 from labkit.inference.merged_tensors import MergedTensors
 from labkit.inference.places import Places
-from labkit.inference.quantising import PASSAGES, quiet_bitsandbytes, require_kind
+from labkit.inference.quantising import PASSAGES, require_kind
 from labkit.machine import choose_device, free_memory
 from labkit.merging.planning import Change, plan
 from labkit.merging.recipe import Recipe, Term, as_gradient
@@ -48,6 +48,7 @@ from labkit.models.checkpoint import Checkpoint
 from labkit.models.full_model import open_source
 from labkit.models.names import without_wrappers
 from labkit.models.source import Source
+from labkit.quiet import quiet
 
 Weights = Gradient | str | Sequence[float]
 
@@ -351,7 +352,7 @@ class LiveModel:
         model = self._loaded()
         self._merged.put(mixes[0].weights)
         self._turn(mixes)
-        with quiet_bitsandbytes():
+        with quiet("bitsandbytes"):
             return model(input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True)
 
     @property
@@ -420,7 +421,7 @@ class LiveModel:
                     module.scaling[adapter_name] = weight.to(model.dtype).view(-1, 1, 1)
             if weights.requires_grad and self._merged.tensors:
                 stack.enter_context(flowing(model, self._merged, weights, columns))
-            stack.enter_context(quiet_bitsandbytes())
+            stack.enter_context(quiet("bitsandbytes"))
             stack.enter_context(around or nullcontext())
             found = model(
                 input_ids=tokens.to(self.device),
@@ -458,7 +459,7 @@ class LiveModel:
             self._merged.put(mix.weights)
             self._turn([mix])
             try:
-                with quiet_bitsandbytes():
+                with quiet("bitsandbytes"):
                     yield model
             finally:
                 self._turn([self._mix])

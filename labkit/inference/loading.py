@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from labkit.errors import LabkitError, shown
-from labkit.inference.quantising import quantised_by, quiet_bitsandbytes, require_sizes
+from labkit.inference.quantising import quantised_by, require_sizes
 from labkit.machine import free_memory
 from labkit.merging.planning import Change
 from labkit.models.adapter import Adapter
@@ -21,6 +21,7 @@ from labkit.models.kinds.lora import LoraModule
 from labkit.models.model_files import is_of_tokenizer
 from labkit.models.names import canonical
 from labkit.models.source import Source
+from labkit.quiet import quiet
 
 
 def load_model(base: Checkpoint, dtype: str, device: str, quantize: str | None = None) -> Any:
@@ -181,7 +182,7 @@ def attach(
     Raises:
         LabkitError: PEFT does not attach all of them.
     """
-    with quiet_bitsandbytes():
+    with quiet("bitsandbytes"):
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import LoraLayer
 

@@ -6,12 +6,10 @@ Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, arXiv 23
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from labkit.errors import LabkitError, shown
+from labkit.quiet import quiet
 
 KINDS = {"nf4": "4 bits", "int8": "8 bits"}
 """How linear modules can be quantised, and bits for each of their weights."""
@@ -53,7 +51,7 @@ def quantised_by(quantize: str, dtype: Any) -> Any:
         LabkitError: bitsandbytes is not installed.
     """
     try:
-        with quiet_bitsandbytes():
+        with quiet("bitsandbytes"):
             import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise LabkitError(
@@ -84,15 +82,3 @@ def require_sizes(model: Any, device: str) -> None:
                 f"inputs and of 32 outputs, and {shown(name)!r} has {module.in_features} and "
                 f"{module.out_features}; choose int8"
             )
-
-
-@contextmanager
-def quiet_bitsandbytes() -> Iterator[None]:
-    """Keep back what bitsandbytes logs of kernels that could be quicker, and of its own casts."""
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

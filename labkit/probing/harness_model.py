@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from labkit.inference.loading import load_tokenizer
 from labkit.merging.recipe import as_gradient
 from labkit.probing.evaluation import BASE, FULL
 from labkit.probing.intervals import LEVEL, Bootstrap, Estimate
+from labkit.quiet import quiet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +88,7 @@ def harness(
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     if not names:
         raise LabkitError("no tasks to measure; name one, such as stepwise")
-    with _quiet():
+    with quiet("lm_eval"):
         lm_eval = _lm_eval()
         manager = _manager(names, folder)
         found = {}
@@ -231,15 +230,3 @@ def _manager(names: Sequence[str], folder: str | Path | None) -> Any:
                 "labkit adds stepwise and stepwise_answers"
             )
     return manager
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what the harness logs of its settings; its bars stay."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
