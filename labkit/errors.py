@@ -39,6 +39,11 @@ def spelled(python: str, shell: str) -> str:
     return shell if _in_shell else python
 
 
+def with_kind(error: BaseException) -> str:
+    """An error's text; before it its kind, where labkit did not raise it on purpose."""
+    return str(error) if isinstance(error, LabkitError) else f"{type(error).__name__}: {error}"
+
+
 def shown(text: object, longest: int = LONGEST_SHOWN) -> str:
     """Text from a file or a user, safe to print: one line, no control characters, not too long.
 

@@ -21,8 +21,9 @@ import ipywidgets
 from labkit.bench import view
 from labkit.bench.background import Latest
 from labkit.bench.journal import Entry
+from labkit.bench.panel import row
 from labkit.bench.runs import VOTE_COLUMNS, Question, Run
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, with_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,13 +180,12 @@ class BlindListening:
             button.on_click(lambda _, letter=letter: self.vote(letter))
         for chooser in (self.first, self.second):
             chooser.observe(lambda _: self._chosen(), "value")
-        row = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
         self.widget = ipywidgets.VBox(
             [
-                ipywidgets.Box([self.first, self.second], layout=row),
+                row(self.first, self.second),
                 self.prompts,
                 self.pair,
-                ipywidgets.Box([self.draw, *self.vote_buttons.values(), self.reveal], layout=row),
+                row(self.draw, *self.vote_buttons.values(), self.reveal),
                 self.said,
                 self.count,
             ]
@@ -295,8 +295,7 @@ class BlindListening:
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
-        kind = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
-        self.said.value = view.problem(f"{kind}{error}")
+        self.said.value = view.problem(with_kind(error))
 
     def _chosen(self) -> None:
         if not self._refreshing:

@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets
 
 from labkit.bench import view
+from labkit.bench.panel import row
 from labkit.bench.runs import Turn
 from labkit.inference.prompts import CHAT, formatted
 
@@ -41,8 +42,8 @@ class Conversation:
         self.said = ipywidgets.HTML()
         self.more.on_click(lambda _: self._continue())
         self.afresh.on_click(lambda _: self.set(()))
-        layout = {"display": "none", "flex_flow": "row wrap", "align_items": "center"}
-        self.widget = ipywidgets.Box([self.more, self.afresh, self.said], layout=layout)
+        self.widget = row(self.more, self.afresh, self.said)
+        self.show("")
 
     def show(self, kind: str) -> None:
         """Show the buttons where the format has turns."""

@@ -30,7 +30,7 @@ from labkit.bench.saving import Saving
 from labkit.bench.strength_fit import EVALUATIONS, TOKENS, StrengthFit, Worth
 from labkit.bench.text_choice import TextChoice
 from labkit.bench.trail import Trail
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, with_kind
 from labkit.figures import picture_html, recipe_picture
 from labkit.figures.gradient_figure import described
 from labkit.gradients.gradient import Gradient
@@ -745,8 +745,7 @@ class Lab:
 
     def _not_fitted(self, error: BaseException) -> None:
         self.error = error
-        kind = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
-        self.panel.fit_said.value = view.problem(f"{kind}{error}")
+        self.panel.fit_said.value = view.problem(with_kind(error))
 
     def _rounding(self, resolved: Plan, stopped: threading.Event) -> str:
         """What rounding will lose of the merge: as HTML, empty if nothing is merged."""
@@ -774,9 +773,8 @@ class Lab:
     def _failed(self, error: BaseException) -> None:
         self.error = error
         self.panel.say("")
-        kind = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
         self.panel.problem.value = view.problem(
-            f"{kind}{error} — change the gradient or the prompt, or run the cell again"
+            f"{with_kind(error)} — change the gradient or the prompt, or run the cell again"
         )
 
     # The picture that stays when the kernel is gone, and the state that comes back

@@ -10,8 +10,9 @@ import ipywidgets
 
 from labkit.bench import view
 from labkit.bench.background import Latest
+from labkit.bench.panel import row
 from labkit.bench.runs import Question
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, with_kind
 from labkit.inference.live_model import LiveModel, Mix
 from labkit.probing.prompt_grid import answer_each, prompts_of
 
@@ -62,7 +63,6 @@ class ManyPrompts:
         self.said = ipywidgets.HTML()
         self.answer.on_click(lambda _: self._begin())
         self.stop.on_click(lambda _: self.worker.stop())
-        row = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
         said = (
             "Base, full LoRA and the runs with a star answer (without a star, what is drawn), with "
             "the format, tokens, temperature and seed above. Saved beside the file, as its name "
@@ -70,7 +70,7 @@ class ManyPrompts:
         )
         self.widget = ipywidgets.VBox(
             [
-                ipywidgets.Box([self.path, self.answer, self.stop, self.progress], layout=row),
+                row(self.path, self.answer, self.stop, self.progress),
                 self.said,
                 ipywidgets.HTML(view.remark(said)),
             ]
@@ -78,8 +78,7 @@ class ManyPrompts:
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
-        kind = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
-        self.said.value = view.problem(f"{kind}{error}")
+        self.said.value = view.problem(with_kind(error))
 
     def _begin(self) -> None:
         self.error = None
@@ -103,8 +102,8 @@ class ManyPrompts:
             mixes = self._mixes(model)
             rows = []
             settings = question.tokens, question.temperature, question.seed, question.format
-            for row in answer_each(model, prompts, mixes, *settings):
-                rows.append(row)
+            for answered in answer_each(model, prompts, mixes, *settings):
+                rows.append(answered)
                 self.progress.value = len(rows) / (len(prompts) * len(mixes))
                 if stopped.is_set():
                     break

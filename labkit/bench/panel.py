@@ -39,7 +39,7 @@ class Panel:
         self._painting = painting
         self._adapters = list(adapters)
         self._buttons: dict[tuple[int, str], ipywidgets.Button] = {}
-        self._own, self._own_said = _row(), ipywidgets.HTML()
+        self._own, self._own_said = row(), ipywidgets.HTML()
         self.matters = ipywidgets.ToggleButton(
             False,
             description="What matters",
@@ -265,7 +265,7 @@ class Panel:
         shown = self._shown
         fit = ipywidgets.VBox(
             [
-                _row(self.fit, self.stop_fit, self.fit_progress, self.fit_status),
+                row(self.fit, self.stop_fit, self.fit_progress, self.fit_status),
                 self.strength,
                 self.fit_said,
             ]
@@ -277,13 +277,13 @@ class Panel:
         made = ipywidgets.VBox(
             [
                 ipywidgets.HTML(view.STYLE, layout={"display": "none"}),
-                _row(*choosers, self._painting.toggle, self.matters),
+                row(*choosers, self._painting.toggle, self.matters),
                 self._own,
                 editor,
                 self._painting.box,
                 ipywidgets.Accordion([fit], titles=("Fit",)),
                 self.prompt,
-                _row(
+                row(
                     *(self.kind, self.length, self.temperature, self.seed, self.again),
                     *(self.live, self.answer, self.stop),
                 ),
@@ -291,14 +291,14 @@ class Panel:
                 self.problem,
                 shown["columns"],
                 self.status,
-                _row(shown["next"], plane, gap="8px 20px"),
+                row(shown["next"], plane, gap="8px 20px"),
                 shown["rounding"],
                 details,
-                _row(
+                row(
                     *(self.folder, self.write, self.cancel, self.progress),
                     *(self.bake, self.save_recipe, self.save_picture, self.export),
                 ),
-                _row(self.saved, self.replace),
+                row(self.saved, self.replace),
                 shown["receipt"],
             ]
         )
@@ -310,7 +310,8 @@ def _press(clear: Callable[[int, str], None], adapter: int, pattern: str, _: Any
     clear(adapter, pattern)
 
 
-def _row(*children: Any, gap: str = "4px") -> ipywidgets.Box:
+def row(*children: Any, gap: str = "4px") -> ipywidgets.Box:
+    """Widgets beside each other, on as many lines as they need."""
     layout = ipywidgets.Layout(display="flex", flex_flow="row wrap", align_items="center")
     layout.grid_gap = gap
     return ipywidgets.Box(children, layout=layout)

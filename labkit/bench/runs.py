@@ -212,7 +212,7 @@ class Runs:
         self, weights: Weights, texts: tuple[tuple[str, str], ...], question: Question | None
     ) -> Run | None:
         """The run of these gradients, texts and this question; or of these, without a question."""
-        alike = [one for one in self if (one.weights, one.texts) == (weights, texts)]
+        alike = self._alike(weights, texts)
         asked = [one for one in alike if one.question == question]
         return next(iter([*asked, *(one for one in alike if one.question is None)]), None)
 

@@ -94,28 +94,27 @@ class _Axis:
     """The fields of one text."""
 
     def __init__(self, title: str, known: Sequence[str], name: str) -> None:
-        wide = {"description_width": "initial"}
+        whole = {"style": {"description_width": "initial"}}  # the description is never cut
+        one_line = whole | {"layout": {"width": "auto", "max_width": "520px"}}
         self.choice = ipywidgets.Dropdown(
             options=[*((shown(one, 60), one) for one in known), (FILE, FILE), (OWN, OWN)],
             value=name,
             description=title,
-            style=wide,
-            layout={"width": "auto", "max_width": "520px"},
+            **one_line,
         )
         self.path = ipywidgets.Text(
             description="file",
             placeholder="passages.txt or passages.jsonl, then Enter",
             continuous_update=False,
-            style=wide,
-            layout={"width": "auto", "max_width": "520px"},
+            **one_line,
         )
         self.own = ipywidgets.Textarea(
             description="text",
             placeholder="passages, with a blank line between them; read when you leave the field",
             continuous_update=False,
             rows=4,
-            style=wide,
             layout={"width": "auto"},
+            **whole,
         )
         self.problem = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([self.choice, self.path, self.own, self.problem])

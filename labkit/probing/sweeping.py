@@ -9,7 +9,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, as_comp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, with_kind
 from labkit.probing.grid_points import ERROR, Key, Point, checked_points, key_of, said
 from labkit.probing.sweep_file import Rows, columns_of, opened
 
@@ -147,8 +147,7 @@ def _measured(measure: Callable[[Point], Any], point: Point) -> Any:
 
 
 def _text(error: BaseException) -> str:
-    kind = "" if isinstance(error, LabkitError) else f"{type(error).__name__}: "
-    return kind + shown(error, 1000)
+    return shown(with_kind(error), 1000)
 
 
 def _checked(found: Any, point: Point) -> Rows:
