@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +35,7 @@ from labkit.errors import LabkitError, shown, with_kind
 from labkit.figures import picture_html, recipe_picture
 from labkit.figures.gradient_figure import described
 from labkit.gradients.gradient import Gradient
-from labkit.inference.live_model import LiveModel, Mix, live
+from labkit.inference.live_model import LiveModel, Mix, live, whole_answers
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES, formats, formatted
 from labkit.merging.module_rows import gradients_in_force
 from labkit.merging.planning import Plan, plan
@@ -570,14 +571,10 @@ class Lab:
         model, terms = self.model, self._recipe.terms
         prompt = formatted(question.prompt, question.format, model.tokenizer)
         mixes = [mix_of(run, model, terms) for run in (first, second)]
-        found: tuple[list[int], list[int]] = ([], [])
         steps = model.stream(prompt, mixes, question.tokens, question.temperature, question.seed)
-        for step in steps:
-            for row, token in zip(found, step, strict=True):
-                if token is not None:
-                    row.append(token)
-            if stopped.is_set():
-                return None
+        found = whole_answers(takewhile(lambda _: not stopped.is_set(), steps), len(mixes))
+        if stopped.is_set():
+            return None
         one, other = (str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in found)
         return one, other
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,27 @@ def read_text(path: Path, what: str, largest: int = LARGEST_TEXT) -> str:
     except UnicodeDecodeError as error:
         raise LabkitError(f"{shown(path)} is no text in UTF-8; a {what} is") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def json_lines(text: str, path: Path) -> Iterator[tuple[int, str, Any]]:
+    """The lines of a file of JSON lines: number from 1, text and value; empty lines are none.
+
+    Args:
+        text: what `read_text` read.
+        path: the file, to name in the error.
+
+    Raises:
+        LabkitError: a line that is not JSON.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise LabkitError(
+                    f"{shown(path)}, line {number}: not JSON: {shown(error)}"
+                ) from error
+            yield number, line, value
 
 
 def read_json(path: Path) -> dict[str, Any]:

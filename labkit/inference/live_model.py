@@ -17,7 +17,7 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,6 +146,16 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def whole_answers(steps: Iterable[Sequence[int | None]], rows: int) -> list[list[int]]:
+    """The tokens of each row, out of what `LiveModel.stream` gives step by step."""
+    found: list[list[int]] = [[] for _ in range(rows)]
+    for step in steps:
+        for row, token in zip(found, step, strict=True):
+            if token is not None:
+                row.append(token)
+    return found
 
 
 class LiveModel:

@@ -82,9 +82,7 @@ def evaluate(
     mixes: dict[str, Mix] = {BASE: model.mix(0.0), FULL: model.mix(1.0)}
     for name, weights in gradients.items():
         if name in (BASE, FULL, BEST) or name.startswith("constant "):
-            raise LabkitError(
-                f"the name {shown(name)!r} is that of a row which is always there; choose another"
-            )
+            raise name_taken(name)
         terms = [weight for weight in weights if isinstance(weight, Term)]
         mixes[name] = model.mix(terms or as_gradient(cast("Weights", weights)))
     if against not in (*mixes, BEST):
@@ -152,3 +150,10 @@ def draws_of(reader: Reader, metric: str, seed: int) -> Bootstrap:
     """The draws for a metric's intervals: a mean over tokens, or over answers."""
     counts = np.ones(len(reader.texts)) if metric == "exact_match" else reader.counts
     return Bootstrap([one.document for one in reader.texts], counts, seed)
+
+
+def name_taken(name: str) -> LabkitError:
+    """The error for a gradient that is called as base, full LoRA or another row of every table."""
+    return LabkitError(
+        f"the name {shown(name)!r} is that of a row which is always there; choose another"
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from labkit.errors import LabkitError, shown
-from labkit.inference.live_model import LiveModel, Mix
+from labkit.inference.live_model import LiveModel, Mix, whole_answers
 from labkit.probing.scores import prompt_of
 from labkit.probing.texts import Texts
 
@@ -43,12 +43,8 @@ def exact_matches(
     for number, passage in enumerate(texts):
         length = len(model.tokenizer(passage.text, add_special_tokens=False).input_ids)
         longest = length + length // 2 + SPARE_TOKENS
-        answers: list[list[int]] = [[] for _ in mixes]
-        for step in model.stream(prompt_of(model, passage), mixes, longest):
-            for answer, token in zip(answers, step, strict=True):
-                if token is not None:
-                    answer.append(token)
-        for column, answer in enumerate(answers):
+        steps = model.stream(prompt_of(model, passage), mixes, longest)
+        for column, answer in enumerate(whole_answers(steps, len(mixes))):
             said = model.tokenizer.decode(answer, skip_special_tokens=True)
             found[number, column] = final_line(said) == final_line(passage.text)
     return found

@@ -15,7 +15,7 @@ from labkit.files.paths import user_path
 from labkit.inference.live_model import LiveModel, Mix, Weights
 from labkit.inference.loading import load_tokenizer
 from labkit.merging.recipe import as_gradient
-from labkit.probing.evaluation import BASE, FULL
+from labkit.probing.evaluation import BASE, FULL, name_taken
 from labkit.probing.intervals import LEVEL, Bootstrap, Estimate
 from labkit.quiet import quiet
 
@@ -81,9 +81,7 @@ def harness(
     mixes: dict[str, Mix] = {BASE: model.mix(0.0), FULL: model.mix(1.0)}
     for name, weights in gradients.items():
         if name in (BASE, FULL):
-            raise LabkitError(
-                f"the name {shown(name)!r} is that of a row which is always there; choose another"
-            )
+            raise name_taken(name)
         mixes[name] = model.mix(as_gradient(weights))
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     if not names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ import torch
 
 from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
-from labkit.files.small_files import read_text
-from labkit.inference.live_model import LiveModel, Mix, Weights
+from labkit.files.small_files import json_lines, read_text
+from labkit.inference.live_model import LiveModel, Mix, Weights, whole_answers
 from labkit.inference.prompts import PLAIN, formatted
 from labkit.merging.recipe import Recipe, as_gradient
-from labkit.probing.evaluation import BASE, FULL
+from labkit.probing.evaluation import BASE, FULL, name_taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,9 +64,7 @@ def answers(
     mixes = {BASE: model.mix(0.0), FULL: model.mix(1.0)}
     for name, given in gradients.items():
         if name in mixes:
-            raise LabkitError(
-                f"the name {shown(name)!r} is that of a row which is always there; choose another"
-            )
+            raise name_taken(name)
         mixes[name] = model.mix(given.terms if isinstance(given, Recipe) else as_gradient(given))
     rows = answer_each(model, listed, mixes, tokens, temperature, seed, format)
     columns = ["prompt", "gradient", "answer", "tokens", "kl"]
@@ -89,12 +86,8 @@ def answer_each(
         asked = formatted(prompt, format, model.tokenizer)
         for start in range(0, len(named), ROWS):
             some = named[start : start + ROWS]
-            found: list[list[int]] = [[] for _ in some]
             steps = model.stream(asked, [mix for _, mix in some], tokens, temperature, seed)
-            for step in steps:
-                for row, token in zip(found, step, strict=True):
-                    if token is not None:
-                        row.append(token)
+            found = whole_answers(steps, len(some))
             for (name, mix), answer in zip(some, found, strict=True):
                 yield {
                     "prompt": prompt,
@@ -116,12 +109,14 @@ def prompts_of(given: Sequence[str] | str | Path) -> list[str]:
     else:
         path = user_path(given)
         where = shown(path)
-        lines = read_text(path, "file of prompts", LARGEST_FILE).splitlines()
-        full = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        text = read_text(path, "file of prompts", LARGEST_FILE)
         if path.suffix == ".jsonl":
-            listed = [_in_line(line, where, number) for number, line in full]
+            listed = [
+                _in_line(entry, line, f"{where}, line {number}")
+                for number, line, entry in json_lines(text, path)
+            ]
         elif path.suffix == ".txt":
-            listed = [line for _, line in full]
+            listed = [line for line in text.splitlines() if line.strip()]
         else:
             raise LabkitError(f"{where} is no file of prompts; expected .txt or .jsonl")
     for number, prompt in enumerate(listed):
@@ -132,16 +127,11 @@ def prompts_of(given: Sequence[str] | str | Path) -> list[str]:
     return listed
 
 
-def _in_line(line: str, where: str, number: int) -> str:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise LabkitError(f"{where}, line {number}: not JSON: {shown(error)}") from error
+def _in_line(entry: Any, line: str, where: str) -> str:
     found = entry.get("prompt") if isinstance(entry, dict) else entry
     if not isinstance(found, str):
         raise LabkitError(
-            f"{where}, line {number}: expected a text, or an object with a prompt, found "
-            f"{shown(line)}"
+            f"{where}: expected a text, or an object with a prompt, found {shown(line)}"
         )
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
-from labkit.files.small_files import read_text
+from labkit.files.small_files import json_lines, read_text
 
 LONGEST_FILE = 50_000_000
 SEARCHED_SHARE = 0.5
@@ -193,13 +193,7 @@ def _of_file(file: Path) -> Iterator[Passage]:
         return
     if file.suffix != ".jsonl":
         raise LabkitError(f"{shown(file)} is no file of texts; expected .txt or .jsonl")
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise LabkitError(f"{shown(file)}, line {number}: not JSON: {shown(error)}") from error
+    for number, line, entry in json_lines(text, file):
         found = entry if isinstance(entry, dict) else {}
         answer, prompt = found.get("text", found.get("answer")), found.get("prompt", "")
         if not isinstance(answer, str) or not isinstance(prompt, str):
