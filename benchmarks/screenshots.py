@@ -98,8 +98,15 @@ def save_gif(frames: list[Image.Image], path: Path) -> None:
 
 
 def save_png(page: Any, path: Path) -> None:
-    """The whole lab, with the colours that it needs and no more."""
-    picture = Image.open(io.BytesIO(page.locator(".labkit-lab").first.screenshot()))
+    """The lab down to its plane, with the colours that it needs and no more."""
+    lab = page.locator(".labkit-lab").first
+    picture = Image.open(io.BytesIO(lab.screenshot()))
+    end = page.locator(".labkit-plane").bounding_box()
+    high = end["y"] + end["height"] - lab.bounding_box()["y"] + 8
+    _save(picture.crop((0, 0, picture.width, round(high))), path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
     picture.convert("RGB").quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -113,7 +120,7 @@ def main() -> None:
     ):
         browser = runner.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
         pages = Pages(browser, jupyter)
-        size = {"width": 1240, "height": 1500}
+        size = {"width": 1400, "height": 2200}
         page = pages.notebook([CELL.format(prompt=PROMPT)], viewport=size)
         page.locator(".labkit-editor .base").wait_for(timeout=SLOW)
         answered(page)
@@ -125,6 +132,8 @@ def main() -> None:
         page.mouse.move(0, 0)
         page.locator(".labkit-editor .layer").nth(0).evaluate("one => one.blur()")
         save_png(page, OUT / "lab.png")
+        runs = page.locator(".labkit-runs").screenshot()
+        _save(Image.open(io.BytesIO(runs)), OUT / "runs.png")
         theme(page, "JupyterLab Dark")
         page.wait_for_timeout(800)
         save_png(page, OUT / "lab-dark.png")
