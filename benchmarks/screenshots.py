@@ -102,7 +102,7 @@ def save_png(page: Any, path: Path) -> None:
     lab = page.locator(".labkit-lab").first
     picture = Image.open(io.BytesIO(lab.screenshot()))
     end = page.locator(".labkit-plane").bounding_box()
-    high = end["y"] + end["height"] - lab.bounding_box()["y"] + 8
+    high = end["y"] + end["height"] - lab.bounding_box()["y"]
     _save(picture.crop((0, 0, picture.width, round(high))), path)
 
 
