@@ -73,7 +73,7 @@ def test_an_interrupt_leaves_no_answer_for_the_next_one():
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         rendered(
-            "{% for i in range(9999) %}{% for j in range(999) %}{% endfor %}{% endfor %}", "", {}
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "", {}
         )
     assert rendered("new", "", {}) == "new"
 
