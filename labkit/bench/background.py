@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 Job = Callable[[threading.Event], None]
+REST = 0.5
+"""Seconds without a change after which the hand is at rest, and what takes longer is measured."""
 
 
 class Latest:

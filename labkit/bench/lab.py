@@ -16,11 +16,12 @@ from traitlets import TraitError
 
 from labkit.bench import view
 from labkit.bench.answering import Answers, Heard
-from labkit.bench.background import Latest
+from labkit.bench.background import REST, Latest
 from labkit.bench.blind_listening import BlindListening, votes_frame
 from labkit.bench.conversation import Conversation, asked
 from labkit.bench.evidence import TOKENS as EVIDENCE_TOKENS
 from labkit.bench.evidence import evidence, quick_copy, said_of
+from labkit.bench.fit_fold import FitFold
 from labkit.bench.many_prompts import ManyPrompts
 from labkit.bench.painting import Painting
 from labkit.bench.panel import Panel
@@ -28,7 +29,6 @@ from labkit.bench.passages import TEXTS
 from labkit.bench.remembering import remember, remembered, runs_file, terms_in
 from labkit.bench.runs import Question, Run, Runs, Turn, mix_of, terms_of
 from labkit.bench.saving import Saving
-from labkit.bench.strength_fit import EVALUATIONS, TOKENS, StrengthFit, Worth
 from labkit.bench.text_choice import TextChoice
 from labkit.bench.trail import Trail
 from labkit.errors import LabkitError, shown, with_kind
@@ -44,7 +44,6 @@ from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.full_model import open_source
 from labkit.models.source import Source
-from labkit.probing.families import Cells
 from labkit.probing.text_plane import Given, as_texts, excerpt
 from labkit.surveys.delta_survey import layer_norms
 from labkit.surveys.rounding_loss import rounding_sentence, survival
@@ -60,8 +59,6 @@ ROUNDING_ROWS = 16
 """Rows of each tensor on which it is measured for larger bases."""
 DELAY = 0.15
 """Seconds without a change after which the model is asked again."""
-REST = 0.5
-"""Seconds without a change after which it is measured what matters."""
 FORMATS = (PLAIN, CHAT, *TEMPLATES)
 EARLIER = "Of an earlier gradient; it is measured again when your hand rests. "
 
@@ -142,9 +139,8 @@ class Lab:
         self._answers: Answers | None = None
         self._switching = False
         self._work = Latest(self._failed)
-        self._matters, self._fitter = Latest(self._not_measured), Latest(self._not_fitted)
+        self._matters = Latest(self._not_measured)
         self._heard: tuple[Question, Heard] | None = None
-        self._fit: StrengthFit | None = None
         self._pictures: list[Any] = []
         first_term = recipe.terms[0]
         self.editor = GradientEditor(
@@ -174,6 +170,13 @@ class Lab:
         self._conversation = Conversation(self._turn, self._changed)
         self._listening = BlindListening(
             self._trail.choices, self._question, self._ask_two, runs.votes, runs.vote
+        )
+        self._fitting = FitFold(
+            self.panel,
+            lambda: self._recipe,
+            self._draw_terms,
+            lambda: self.model,
+            lambda: self.texts,
         )
         self._saving = Saving(self.panel, lambda: self._recipe, lambda: self.runs)
         self._many = ManyPrompts(lambda: self.model, self._starred_mixes, self._question)
@@ -334,11 +337,12 @@ class Lab:
             LabkitError: it takes longer than `seconds`.
         """
         others = self._saving, self._listening, self._many
-        workers = self._fitter, self._work, self._matters
+        # A fit draws, and what is drawn is heard and measured.
+        workers = self._fitting.worker, self._work, self._matters
         for worker in (*workers, *(one.worker for one in others)):
             if not worker.wait(seconds):
                 raise LabkitError(f"the lab is still at work after {seconds} s")
-        for error in (self.error, *(one.error for one in others)):
+        for error in (self.error, *(one.error for one in (self._fitting, *others))):
             if error is not None:
                 raise error
 
@@ -348,7 +352,7 @@ class Lab:
         self._work.close()
         self._saving.worker.close()
         self._matters.close()
-        self._fitter.close()
+        self._fitting.worker.close()
         self._listening.worker.close()
         self._many.worker.close()
         self.widget.close()
@@ -368,8 +372,6 @@ class Lab:
         panel.again.on_click(lambda _: self._roll_again())
         panel.matters.observe(lambda _: self._ask_what_matters(0.0), "value")
         panel.stop.on_click(lambda _: self._stop())
-        panel.fit.on_click(lambda _: self._ask_for_a_fit())
-        panel.strength.observe(lambda _: self._strength_moved(), "value")
         panel.answer.on_click(lambda _: self._changed(answer=True))
 
     def _scopes(self) -> list[str]:
@@ -619,130 +621,6 @@ class Lab:
         of = f" of {self.panel.name_of(index, scope)}" if len(in_force_of(recipe)) > 1 else ""
         gradient_said = f"the gradient {gradient.runs()}{of}"
         self.editor.evidence_note = said_of(read, len(gradient), gradient_said)
-
-    # The fit
-
-    def _ask_for_a_fit(self) -> None:
-        if self._has_own_gradients():
-            return
-        recipe, strength = self._recipe, float(self.panel.strength.value)
-        self._fitter.submit(lambda stopped: self._search(recipe, strength, stopped))
-
-    def _has_own_gradients(self) -> bool:
-        """Whether some modules have a gradient of their own, which a fit would take away."""
-        own = [
-            self.panel.name_of(number, pattern)
-            for number, term in enumerate(self._recipe.terms)
-            for pattern in term.weights_for
-        ]
-        if own:
-            self.panel.fit_said.value = view.problem(
-                f"a fit draws one gradient for all modules; clear that of {' and '.join(own)} first"
-            )
-        return bool(own)
-
-    def _search(self, recipe: Recipe, strength: float, stopped: threading.Event) -> None:
-        """Search, and draw the best unless something else has been drawn meanwhile."""
-        panel = self.panel
-        self.error = None
-        panel.fitting(True)
-
-        def tell(made: int, said: str) -> None:
-            panel.tell_fit(f"evaluation {made} of {EVALUATIONS}: {said}", made / EVALUATIONS)
-
-        def stop(_: Any) -> None:
-            self._fitter.submit(lambda later: self._draw_best(recipe, strength, later))
-
-        panel.stop_fit.on_click(stop)
-        try:
-            panel.tell_fit("looking for the best constant …")
-            self._fit = self._fit_of_these_texts()
-            self._fit.search(strength, stopped, tell)
-        finally:
-            panel.stop_fit.on_click(stop, remove=True)
-            panel.fitting(False)
-        if not stopped.is_set():
-            self._draw_best(recipe, strength, stopped)
-
-    def _fit_of_these_texts(self) -> StrengthFit:
-        """What was evaluated of this model and these texts before; else a new one."""
-        model, known = quick_copy(self.model), self._fit
-        if known is not None and known.model is model and known.texts == self.texts:
-            return known
-        return StrengthFit(model, self.texts)
-
-    def _draw_best(self, recipe: Recipe, strength: float, stopped: threading.Event) -> None:
-        cells = None if self._fit is None else self._fit.best(strength)
-        if cells is None:
-            self.panel.fit_said.value = view.done("stopped; nothing was evaluated yet")
-        elif self._recipe is not recipe:
-            self.panel.fit_said.value = view.done(
-                "found; you have drawn meanwhile, so it is drawn when you move the slider"
-            )
-        else:
-            self._measure_fit(cells, strength, self._draw_fit(cells, strength), stopped)
-
-    def _strength_moved(self) -> None:
-        """Draw what the evaluations so far say of this strength, and measure it when it rests."""
-        if self._fit is None or not self._fit.evaluations or self._has_own_gradients():
-            return
-        strength = float(self.panel.strength.value)
-        cells = self._fit.proposed(strength)
-        recipe = self._draw_fit(cells, strength)
-        self._fitter.submit(
-            lambda stopped: self._measure_fit(cells, strength, recipe, stopped), REST
-        )
-
-    def _draw_fit(self, cells: Cells, strength: float) -> Recipe:
-        """Draw layer weights as predicted; returns the recipe that has them."""
-        fit = self._fit
-        assert fit is not None  # noqa: S101 - what is drawn was found by it
-        self._draw_terms(fit.terms(cells), origin="fit")
-        self._say_fit(strength, fit.predicted(cells))
-        return self._recipe
-
-    def _measure_fit(
-        self, cells: Cells, strength: float, recipe: Recipe, stopped: threading.Event
-    ) -> None:
-        fit = self._fit
-        if fit is None or self._recipe is not recipe:
-            return
-        self.error = None
-        predicted = fit.predicted(cells)
-        measured = fit.measured(cells, strength, stopped)
-        if measured is None or stopped.is_set():
-            return
-        constant = fit.constant(fit.best_constant(strength))
-        if self._recipe is recipe and not stopped.is_set():
-            self._say_fit(strength, predicted, measured, constant)
-
-    def _say_fit(
-        self,
-        strength: float,
-        predicted: Worth,
-        measured: Worth | None = None,
-        constant: Worth | None = None,
-    ) -> None:
-        fit = self._fit
-        assert fit is not None  # noqa: S101
-        several = len(self._recipe.terms) > 1
-        of_all = " for all adapters" if several else ""
-        rows = {
-            "predicted": predicted,
-            "measured": measured,
-            f"best constant{of_all}, {fit.best_constant(strength):g}": constant,
-        }
-        said = (
-            f"In nats per token, of the first {TOKENS} tokens of {fit.read[0]} and {fit.read[1]} "
-            f"passages, on which it was searched: {fit.evaluations} evaluations. lk.fit measures "
-            "on other passages, too."
-            + (" Undo brings back the gradient on the screen, not those of the others." * several)
-        )
-        self.panel.fit_said.value = view.fitted(strength, list(fit.texts), rows, said)
-
-    def _not_fitted(self, error: BaseException) -> None:
-        self.error = error
-        self.panel.fit_said.value = view.problem(with_kind(error))
 
     def _rounding(self, resolved: Plan, stopped: threading.Event) -> str:
         """What rounding will lose of the merge: as HTML, empty if nothing is merged."""
