@@ -12,7 +12,7 @@ from typing import Any
 from labkit.bench import view
 from labkit.bench.runs import Turn
 from labkit.inference.live_model import LiveModel, Mix
-from labkit.probing.next_token import compare_next_token
+from labkit.probing.next_token import compare_next_token, expected_next
 
 DRAW_EVERY = 0.1
 """Seconds between two drawings of a streaming answer."""
@@ -43,13 +43,18 @@ class Answers:
         self.model, self._show = model, show
         self._asked: tuple[Any, ...] = ()
         self._kept: list[list[str]] | None = None
+        # The last prompt, and what base and full LoRA expect after it.
+        self._ends: tuple[str, Any] | None = None
         # What the columns show: the question, the merge's weights, and how they were drawn.
         self._complete = False
         self._shown: tuple[tuple[Any, ...], Any, tuple[Any, ...]] | None = None
 
     def measure(self, prompt: str, merge: Mix) -> None:
         """Show the next tokens after a prompt."""
-        expected = compare_next_token(self.model, prompt, merge)
+        if self._ends is None or self._ends[0] != prompt:
+            both = [self.model.mix(0), self.model.mix(1)]
+            self._ends = prompt, expected_next(self.model, prompt, both)
+        expected = compare_next_token(self.model, prompt, merge, self._ends[1])
         self._show(
             "next", view.next_tokens(expected.rows, (expected.from_base, expected.from_full))
         )
@@ -134,8 +139,14 @@ class Answers:
             for prompt, mix in zip(prompts, mixes, strict=True)
         ]
         over: list[int | None] = [None]
-        for steps in zip_longest(*streams, fillvalue=over):
-            yield [token for step in steps for token in step]
+        if self.model.merged_alike(mixes):
+            for steps in zip_longest(*streams, fillvalue=over):
+                yield [token for step in steps for token in step]
+            return
+        # One after the other, since they take turns in the model's memory.
+        for row, stream in enumerate(streams):
+            for (token,) in stream:
+                yield [token if one == row else None for one in range(len(streams))]
 
     def show_turns(self, weights: str, turns: Sequence[Turn]) -> None:
         """Show what was said so far, while the next prompt is written."""

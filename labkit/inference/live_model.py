@@ -317,6 +317,10 @@ class LiveModel:
             groups.setdefault(self._merged.key(mix.weights), []).append(row)
         return list(groups.values())
 
+    def merged_alike(self, mixes: Sequence[Mix]) -> bool:
+        """Whether mixtures can take turns for every token, as nothing is merged between them."""
+        return len(self._together(mixes)) < 2
+
     def alone(self) -> AbstractContextManager[Any]:
         """Entered while nothing else may run the model: other threads wait.
 

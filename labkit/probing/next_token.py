@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,20 +32,41 @@ class NextToken:
     from_full: float
 
 
-def compare_next_token(model: LiveModel, prompt: str, merge: Mix) -> NextToken:
-    """Compare what base, merge and full LoRA expect after a prompt, in one pass of the model.
+def expected_next(model: LiveModel, prompt: str, mixes: Sequence[Mix]) -> Tensor:
+    """What mixtures expect after a prompt.
+
+    Args:
+        model: the live model.
+        prompt: the text before the token.
+        mixes: the mixtures.
+
+    Returns:
+        natural logarithms of the probabilities, of shape mixtures × vocabulary, in float64.
+
+    Raises:
+        LabkitError: an empty prompt, or a model that was freed.
+    """
+    logits = model.forward(model.tokens(prompt).expand(len(mixes), -1), mixes).logits[:, -1]
+    return logits.double().log_softmax(-1).cpu()
+
+
+def compare_next_token(
+    model: LiveModel, prompt: str, merge: Mix, ends: Tensor | None = None
+) -> NextToken:
+    """Compare what base, merge and full LoRA expect after a prompt.
 
     Args:
         model: the live model.
         prompt: the text before the token.
         merge: the merge's mixture.
+        ends: what base and full LoRA expect, as `expected_next` gives it, where that is known.
 
     Raises:
         LabkitError: an empty prompt, or a model that was freed.
     """
-    mixes = [model.mix(0), merge, model.mix(1)]
-    logits = model.forward(model.tokens(prompt).expand(3, -1), mixes).logits[:, -1]
-    logs = logits.double().log_softmax(-1).cpu()
+    if ends is None:
+        ends = expected_next(model, prompt, [model.mix(0), model.mix(1)])
+    logs = torch.stack([ends[0], expected_next(model, prompt, [merge])[0], ends[1]])
     # The tokens that any of the three finds most probable, the merge's first.
     found = [
         logs[row].topk(min(MOST_PROBABLE, logs.shape[1])).indices.tolist() for row in (1, 0, 2)

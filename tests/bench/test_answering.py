@@ -12,7 +12,9 @@ from transformers import AutoTokenizer
 
 from labkit.bench.answering import Answers, pieces
 from labkit.gradients.gradient import Gradient
-from tests.tiny import make_letters
+from labkit.inference.live_model import free, live
+from labkit.inference.merged_tensors import MergedTensors
+from tests.tiny import make_adapter, make_letters
 
 PROMPT = "In the"
 MERGE = "0,0.5,1,-0.5"  # that of `plain_models`
@@ -95,6 +97,48 @@ def test_another_seed_is_another_answer(answers, shown, loud):
         found.append(written(shown["columns"]))
     assert found[0] != found[1]
     assert found[0] == found[2]
+
+
+@pytest.fixture
+def merges(words, tmp_path, monkeypatch):
+    """A model whose DoRA is merged in memory, and the mixtures that it was merged to."""
+    model = live(words, make_adapter(tmp_path / "dora", words, use_dora=True), device="cpu")
+    put, seen = MergedTensors.put, []
+
+    def counted(merged, weights):
+        if weights is not merged._in_force:
+            seen.append(weights)
+        put(merged, weights)
+
+    monkeypatch.setattr(MergedTensors, "put", counted)
+    yield model, seen
+    free()
+
+
+def test_what_is_drawn_is_merged_once(merges, shown):
+    model, seen = merges
+    answers = Answers(model, shown.__setitem__)
+    for weights in ("0,0.5,1,1", "0,0,1,1"):
+        seen.clear()
+        merge = model.mix(Gradient.parse(weights))
+        answers.measure(PROMPT, merge)
+        answers.write(PROMPT, merge, 4, 0.0, 0, "", threading.Event())
+        compared = shown["next"]
+    assert seen == [merge.weights]
+    Answers(model, shown.__setitem__).measure(PROMPT, merge)
+    assert shown["next"] == compared
+
+
+def test_where_they_are_merged_they_answer_prompts_of_their_own_in_turn(merges, shown):
+    model, seen = merges
+    prompts = ("In the", "Out of", "light")
+    mixes = [model.mix(0), model.mix(Gradient.parse("0,0.5,1,1")), model.mix(1)]
+    answers = Answers(model, shown.__setitem__)
+    heard = answers.write(prompts, mixes[1], 5, 0.0, 0, "", threading.Event())
+    assert len(seen) <= 3
+    for prompt, mix, text in zip(prompts, mixes, heard.texts, strict=True):
+        alone = [step[0] for step in model.stream(prompt, [mix], 5)]
+        assert text == model.tokenizer.decode(alone, skip_special_tokens=True)
 
 
 def test_an_answer_that_is_stopped_says_so_and_is_not_kept(answers, shown, loud):
