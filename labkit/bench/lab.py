@@ -121,7 +121,7 @@ class Lab:
             raise LabkitError(
                 f"the lab turns layer weights while the model runs, and the method "
                 f"{recipe.method.name} is no sum of what each adapter adds; merge it instead "
-                "(labkit merge)"
+                "(lk.plan)"
             )
         known: dict[str, Given] = {
             name: given if isinstance(given, str) else as_texts(name, given)

@@ -214,7 +214,7 @@ def attach(
             raise LabkitError(
                 f"PEFT attached {len(loras[-1])} of {len(mine)} modules (such as "
                 f"{shown(min(mine))!r}); this version of PEFT does not know the model: merge "
-                "instead (labkit merge)"
+                "instead (lk.plan)"
             )
     for module in model.modules():
         if isinstance(module, LoraLayer):

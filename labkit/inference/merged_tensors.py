@@ -150,7 +150,7 @@ class MergedTensors:
                     f"{shown(self._sources[change.contributions[0].term].name)} changes the number "
                     f"of tokens from {change.tensor.shape[0]} to {change.shape[0]}, which a live "
                     "model keeps; leave what is outside the layers out (rest=0), or merge it "
-                    "instead (labkit merge)"
+                    "instead (lk.plan)"
                 )
             stored = change.tensor.read_bytes()
             require_equal(values, as_torch(stored, change.tensor), change.tensor)

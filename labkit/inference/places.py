@@ -68,7 +68,7 @@ class Places:
             raise LabkitError(
                 f"the model is quantised in memory, where plain LoRA alone can be turned, and "
                 f"{shown(tensor.name)!r} would have to be merged; leave out quantize, or merge it "
-                "(labkit merge)"
+                "(lk.plan)"
             )
         if values.shape != tensor.shape:
             raise LabkitError(_another_form(tensor, f"has the shape {tuple(values.shape)} there"))
@@ -134,5 +134,5 @@ def _another_form(tensor: StoredTensor, why: str) -> str:
     return (
         f"transformers holds {shown(tensor.name)!r} of {shown(tensor.file.parent.name)} in another "
         f"form than the file does: its model {why}; a live model cannot merge there, so merge it "
-        "instead (labkit merge)"
+        "instead (lk.plan)"
     )

@@ -464,7 +464,7 @@ def test_modules_that_peft_does_not_attach_are_not_passed_over(words, tiny_adapt
         live(words, tiny_adapter, device="cpu")
     assert str(caught.value) == (
         "PEFT attached 0 of 28 modules (such as 'model.layers.0.mlp.down_proj'); this version of "
-        "PEFT does not know the model: merge instead (labkit merge)"
+        "PEFT does not know the model: merge instead (lk.plan)"
     )
 
 

@@ -249,7 +249,7 @@ def test_another_number_of_tokens_is_refused(words, tmp_path):
         live(base, larger, rest=1.0, device="cpu")
     assert str(caught.value) == (
         "larger changes the number of tokens from 128 to 160, which a live model keeps; leave what "
-        "is outside the layers out (rest=0), or merge it instead (labkit merge)"
+        "is outside the layers out (rest=0), or merge it instead (lk.plan)"
     )
     model = live(base, larger, rest=0.0, device="cpu")
     assert model.mix(1).weights[0]["model.layers.0.mlp.up_proj"] == 1
@@ -276,7 +276,7 @@ def test_a_model_that_is_not_as_its_file_is_refused(words, dora, monkeypatch):
             "its model "
         )
         assert said.endswith(
-            "; a live model cannot merge there, so merge it instead (labkit merge)"
+            "; a live model cannot merge there, so merge it instead (lk.plan)"
         )
         return said.split("its model ")[1].split(";")[0]
 

@@ -103,7 +103,7 @@ def test_what_is_merged_in_memory_cannot_be_quantised(words, tmp_path):
     assert str(caught.value) == (
         "the model is quantised in memory, where plain LoRA alone can be turned, and "
         "'model.layers.0.self_attn.q_proj.weight' would have to be merged; leave out quantize, or "
-        "merge it (labkit merge)"
+        "merge it (lk.plan)"
     )
 
 
