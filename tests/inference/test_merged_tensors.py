@@ -275,9 +275,7 @@ def test_a_model_that_is_not_as_its_file_is_refused(words, dora, monkeypatch):
             f"transformers holds '{name}.weight' of tiny-llama in another form than the file does: "
             "its model "
         )
-        assert said.endswith(
-            "; a live model cannot merge there, so merge it instead (lk.plan)"
-        )
+        assert said.endswith("; a live model cannot merge there, so merge it instead (lk.plan)")
         return said.split("its model ")[1].split(";")[0]
 
     assert told(lambda module: module.weight.data.mul_(2)) == "has other numbers there"

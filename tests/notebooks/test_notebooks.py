@@ -17,6 +17,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from transformers import AutoTokenizer
 
@@ -60,14 +62,19 @@ def above_the_curve(name):
 """
 
 
-def _execute(notebook, folder):
+def _execute(notebook, folder, kernel=None):
     client = NotebookClient(
         notebook,
+        km=kernel,
         timeout=600,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    try:
+        client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    finally:
+        if kernel is not None:  # which goes on for the next one, without this client
+            client.kc.stop_channels()
 
 
 def _name_of(path):
@@ -164,10 +171,23 @@ def others(tmp_path_factory):
     return {"base": base, "lora": folder / "one", "other": folder / "two"}
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """One kernel for all notebooks: to import everything takes longer than a notebook's tiny base.
+
+    That each runs in a kernel of its own, the test from top to bottom says.
+    """
+    manager = AsyncKernelManager(kernel_name="python3")
+    yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_with_any_base_and_adapter(path, others, tmp_path):
+def test_runs_with_any_base_and_adapter(path, others, kernel, tmp_path):
     notebook = nbformat.read(path, as_version=4)
+    begin = f"%reset -f\n%cd -q {tmp_path}\nimport labkit as lk\nlk.free()\ndel lk"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
     replaced = 0
     for cell in notebook.cells:
         for start, made in (
@@ -179,7 +199,7 @@ def test_runs_with_any_base_and_adapter(path, others, tmp_path):
             cell.source, count = re.subn(pattern, lambda _, made=made: made, cell.source)
             replaced += count
     assert replaced == (3 if _name_of(path) in ("02b", "07") else 2)
-    _execute(notebook, tmp_path)
+    _execute(notebook, tmp_path, kernel)
 
 
 @pytest.mark.parametrize("path", WITH_QUESTIONS, ids=lambda path: path.stem)
