@@ -137,12 +137,17 @@ def live(
 def free() -> None:
     """Free the memory of every live model, and of the last traceback, which can hold one."""
     for model in list(_open.values()):
-        model.free()
+        model.let_go()
     _open.clear()
     # A failed cell's traceback keeps its frames, and with them their tensors.
     for name in ("last_traceback", "last_value", "last_exc"):
         if getattr(sys, name, None) is not None:
             setattr(sys, name, None)
+    _collect()
+
+
+def _collect() -> None:
+    """Take back the memory of what was let go; it takes a second where much is imported."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -676,6 +681,11 @@ class LiveModel:
 
         Whoever still holds transformers' model has the base then.
         """
+        self.let_go()
+        _collect()
+
+    def let_go(self) -> None:
+        """What `free` does, but for collecting the memory."""
         with self._lock:
             if self._model is not None:
                 base = self.mix(0.0)
@@ -684,9 +694,6 @@ class LiveModel:
             self._model = None
             self.loras = []
             self._merged.tensors = []
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
 
     def __repr__(self) -> str:
         names = " + ".join(map(shown, (self.base.name, *(one.name for one in self.adapters))))
