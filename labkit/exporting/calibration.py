@@ -78,6 +78,18 @@ def _steps() -> Iterator[Passage]:
 _KINDS = {"kjv": _scripture, "stepwise": _steps}
 
 
+def refuse_calibration(format: Format, given: Texts | str | Path | None) -> None:
+    """Refuse texts for a format that is not calibrated.
+
+    Raises:
+        LabkitError: there are some.
+    """
+    if format.calibration == "never" and given is not None:
+        raise LabkitError(
+            f"{format.name} is not calibrated; leave {spelled('calibration', '--calibration')} out"
+        )
+
+
 def calibration_for(
     format: Format, model: Checkpoint, given: Texts | str | Path | None
 ) -> Texts | None:
@@ -94,10 +106,8 @@ def calibration_for(
         LabkitError: texts for a format that takes none, none for one that needs some, or a file
             that is none.
     """
-    option = spelled("calibration", "--calibration")
+    refuse_calibration(format, given)
     if format.calibration == "never":
-        if given is not None:
-            raise LabkitError(f"{format.name} is not calibrated; leave {option} out")
         return None
     if isinstance(given, Texts):
         return given
@@ -112,7 +122,8 @@ def calibration_for(
     if format.calibration == "must":
         raise LabkitError(
             f"{format.name} must be calibrated, and what {shown(model.name)} is for is not known; "
-            f"give texts of its domain: a .txt or .jsonl file, with {option}"
+            "give texts of its domain: a .txt or .jsonl file, with "
+            f"{spelled('calibration', '--calibration')}"
         )
     return None
 

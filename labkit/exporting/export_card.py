@@ -30,7 +30,7 @@ def export_card(format: Format, model: Checkpoint, export: Export) -> str:
         f"# {as_text(export.folder.name)}",
         "",
         f"{linked(model)} as {as_text(format.name)}: {format.what}.",
-        *_origin(model),
+        *_origin(model, export),
         "",
         *_files(export),
         *_measured(export),
@@ -60,8 +60,13 @@ def _head(format: Format, model: Checkpoint) -> list[str]:
     return lines
 
 
-def _origin(model: Checkpoint) -> Iterator[str]:
-    if (model.folder / RECIPE_NAME).is_file():
+def _origin(model: Checkpoint, export: Export) -> Iterator[str]:
+    if export.recipe:
+        yield (
+            "`recipe.yaml` says what was merged; `labkit merge --recipe recipe.yaml --out merged` "
+            "makes the model again."
+        )
+    elif (model.folder / RECIPE_NAME).is_file():
         yield "The merged model's own card says what it was merged of, and how it is prompted."
 
 

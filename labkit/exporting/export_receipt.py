@@ -9,7 +9,9 @@ from typing import Any
 
 from labkit.exporting.checking import Checked
 from labkit.files.atomic_folder import RECEIPT
+from labkit.merging.recipe import FILE_NAME as RECIPE
 from labkit.summary import Summary
+from labkit.writing.front_matter import CARD
 
 KIND = "format"
 """What tells an export's receipt from a merge's."""
@@ -25,6 +27,7 @@ class Export(Summary):
         merged: the merged model's name.
         files: name -> bytes of the files that a program runs.
         sha256: name -> SHA-256 of them.
+        recipe: whether the recipe of the merge lies beside them.
         runs: the one that a program is given; "." for the folder.
         usage: how to run it, for a shell.
         calibration: the name of the texts it was calibrated on; empty if it was not.
@@ -44,6 +47,7 @@ class Export(Summary):
     merged: str
     files: dict[str, int]
     sha256: dict[str, str]
+    recipe: bool
     runs: str
     usage: str
     calibration: str
@@ -85,7 +89,7 @@ class Export(Summary):
             "checked": self.checked.to_json() if self.checked else None,
             "notes": list(self.notes),
             "files_written": self.sha256,
-            "files": sorted({*self.files, "README.md", RECEIPT}),
+            "files": sorted({*self.files, CARD, RECEIPT, *([RECIPE] if self.recipe else [])}),
         }
 
     def summary(self) -> Iterator[tuple[str, str]]:

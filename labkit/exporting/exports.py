@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.errors import LabkitError, shown
-from labkit.exporting.calibration import calibration_for, check_texts
+from labkit.exporting.calibration import calibration_for, check_texts, refuse_calibration
 from labkit.exporting.checking import Checked, compare, draw, go_on, questions_for
 from labkit.exporting.export_card import export_card
 from labkit.exporting.export_receipt import KIND, Export
@@ -29,10 +30,17 @@ from labkit.files.atomic_folder import (
 )
 from labkit.files.direct_io import hash_file
 from labkit.files.paths import user_path
+from labkit.files.references import Opened
 from labkit.machine import choose_device
+from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
+from labkit.merging.recipe import Recipe
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.texts import Texts
+from labkit.writing.front_matter import CARD
 from labkit.writing.receipt import Receipt
+
+if TYPE_CHECKING:
+    from labkit.merging.planning import Plan
 
 SPARE_BYTES = 64 << 20
 """Free disk to leave for small files."""
@@ -78,19 +86,76 @@ def export(
             an export that its runtime cannot load; a folder that exists; a disk that is too small.
             Nothing is left behind then.
     """
-    began = time.time()
-    chosen = format_of(format)
     folder = merged.folder if isinstance(merged, Receipt) else merged
     model = Checkpoint.open(folder)
-    target = user_path(out).absolute()
-    _check_target(chosen, model, target, overwrite, check)
-    calibrated_on = calibration_for(chosen, model, calibration)
-    say = _teller(progress)
-    say(_forecast(chosen, model))
+    chosen, target = format_of(format), user_path(out).absolute()
+    refuse_calibration(chosen, calibration)
+    _check_target(chosen, (model,), target, overwrite, forecast_disk(chosen, model, check))
+    return _make(
+        chosen, target, lambda _: model, calibration, texts, check, overwrite, _teller(progress)
+    )
+
+
+def export_plan(
+    plan: Plan,
+    out: str | Path,
+    format: str,
+    *,
+    calibration: Texts | str | Path | None,
+    texts: Texts | Sequence[Texts] | None,
+    check: bool,
+    overwrite: bool,
+    progress: bool,
+) -> Export:
+    """Carry a plan out, export the merge, and keep the export alone; see `Plan.export`."""
+    chosen, target = format_of(format), user_path(out).absolute()
+    refuse_calibration(chosen, calibration)
+    inputs = [plan.base, *(term.source for term in plan.recipe.terms)]
+    needed = forecast_disk(chosen, plan.base, check) + plan.forecast().bytes_to_write
+    _check_target(chosen, inputs, target, overwrite, needed)
+
+    def write(work: Path) -> Checkpoint:
+        # The name of the folder is the model's in file names and card.
+        folder = work / "merge" / target.name
+        folder.parent.mkdir()
+        plan.write(folder, progress=progress)
+        # What was merged stays known, though the merge does not stay.
+        Recipe.load(folder / RECIPE_NAME).save(work.parent / RECIPE_NAME)
+        return Checkpoint(folder)
+
+    return _make(chosen, target, write, calibration, texts, check, overwrite, _teller(progress))
+
+
+def _make(
+    chosen: Format,
+    target: Path,
+    source: Callable[[Path], Checkpoint],
+    calibration: Texts | str | Path | None,
+    texts: Texts | Sequence[Texts] | None,
+    check: bool,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Export:
+    """Build the folder.
+
+    Args:
+        chosen: the format.
+        target: the folder's final name.
+        source: gives the model, or makes it in a folder that is removed at the end.
+        calibration: as `export` takes it.
+        texts: likewise.
+        check: likewise.
+        overwrite: likewise.
+        say: is told what is done.
+    """
+    began = time.time()
     try:
         with building(target) as made:
             work = made.folder / WORK
             work.mkdir()
+            model = source(work)
+            calibrated_on = calibration_for(chosen, model, calibration)
+            say(_forecast(chosen, model))
             job = Job(model, model.name, work / model.name, made.folder, work, calibrated_on)
             stage(model, job.staged)
             converted = chosen.convert(job)
@@ -99,15 +164,13 @@ def export(
                 say("runs it, and compares it with the merge")
                 checked = _check(chosen, job, converted, check_texts(model, texts))
             model.require_unchanged()
-            shutil.rmtree(work)
             receipt = _receipt(chosen, job, converted, checked, target, began)
-            (made.folder / "README.md").write_text(
-                export_card(chosen, model, receipt), encoding="utf-8"
-            )
+            (made.folder / CARD).write_text(export_card(chosen, model, receipt), encoding="utf-8")
             (made.folder / RECEIPT).write_text(
                 json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n",
                 encoding="utf-8",
             )
+            shutil.rmtree(work)
             made.put_in_place(overwrite, KIND)
     except OSError as error:
         raise LabkitError(explain(error, target)) from error
@@ -115,26 +178,33 @@ def export(
 
 
 def _check_target(
-    chosen: Format, model: Checkpoint, target: Path, overwrite: bool, check: bool
+    chosen: Format, inputs: Sequence[Opened], target: Path, overwrite: bool, needed: int
 ) -> None:
+    """Check all that can be checked before anything starts."""
     lacks = chosen.missing()
     if lacks:
         raise LabkitError(f"{chosen.name} needs {chosen.needs}: {lacks}")
-    if is_or_lies_in(target, model.folder) or is_or_lies_in(model.folder, target):
-        raise LabkitError(
-            f"the output {shown(target)} and the model {shown(model.folder.resolve())} lie in each "
-            "other; the model is never written to: choose another folder"
-        )
+    for one in inputs:
+        if is_or_lies_in(target, one.folder) or is_or_lies_in(one.folder, target):
+            raise LabkitError(
+                f"the output {shown(target)} and the model {shown(one.folder.resolve())} lie in "
+                "each other; the model is never written to: choose another folder"
+            )
     check_target(target, overwrite, KIND)
-    needed = forecast_bytes(chosen, model) + SPARE_BYTES
-    if check and model.embedding is not None:
-        needed += ANSWERS_BYTES * model.embedding.shape[0]
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise LabkitError(
             f"the export needs {needed / 1e9:.2f} GB, and {shown(target.parent)} has "
             f"{free / 1e9:.2f} GB free; make room, or choose a folder on another disk"
         )
+
+
+def forecast_disk(chosen: Format, model: Checkpoint, check: bool) -> int:
+    """Bytes of disk that an export takes at most while it is made."""
+    needed = forecast_bytes(chosen, model) + SPARE_BYTES
+    if check and model.embedding is not None:
+        needed += ANSWERS_BYTES * model.embedding.shape[0]
+    return needed
 
 
 def forecast_bytes(chosen: Format, model: Checkpoint) -> int:
@@ -201,6 +271,7 @@ def _receipt(
         merged=job.model.name,
         files={name: (job.out / name).stat().st_size for name in converted.files},
         sha256={name: hash_file(job.out / name) for name in converted.files},
+        recipe=(job.out / RECIPE_NAME).is_file(),
         runs=converted.runs,
         usage=converted.usage,
         calibration=calibration.name if calibration else "",

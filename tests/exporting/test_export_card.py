@@ -38,6 +38,7 @@ def export(tmp_path):
         merged="my-merge",
         files={"my-merge-Q4_K_M.gguf": 105_000_000},
         sha256={"my-merge-Q4_K_M.gguf": "f" * 64},
+        recipe=False,
         runs="my-merge-Q4_K_M.gguf",
         usage="llama-cli -m my-merge-Q4_K_M.gguf -cnv",
         calibration="words",
@@ -104,6 +105,16 @@ def test_calibration_usage_and_tools_stand_there(model, export):
     assert "```bash\nllama-cli -m my-merge-Q4_K_M.gguf -cnv\n```" in card
     assert re.search(r"Made with labkit [\d.]+, by auto-round 0.16.1\.", card)
     assert "- tensors: 1 of F32" in card
+
+
+def test_where_the_merge_is_described(model, export):
+    own = "The merged model's own card says what it was merged of"
+    with_recipe = export_card(FORMAT, model, replace(export, recipe=True))
+    assert "labkit merge --recipe recipe.yaml --out merged" in with_recipe
+    assert own not in with_recipe
+    assert own in export_card(FORMAT, model, export)
+    (model.folder / "recipe.yaml").unlink()
+    assert own not in export_card(FORMAT, model, export)
 
 
 def test_without_calibration_and_check_the_card_says_nothing_of_them(model, export):

@@ -89,6 +89,41 @@ def test_a_receipt_of_a_merge_names_its_folder(loud_base, loud_adapter, tmp_path
     assert "recipe.yaml" not in plain_format.seen["staged"]
 
 
+def test_a_plan_is_exported_and_its_merge_is_not_kept(
+    loud_base, loud_adapter, tmp_path, plain_format
+):
+    """The exported bytes are those of the merge, and the recipe makes it again."""
+    plan = lk.plan(loud_base, loud_adapter, lk.Gradient.parse("0,0.5,1,1"))
+    made = plan.export(tmp_path / "out", "plain", texts=TEXTS, progress=False)
+    assert left_in(tmp_path) == ["out"]
+    assert left_in(tmp_path / "out") == ["README.md", "out.copy", "receipt.json", "recipe.yaml"]
+    assert made.checked.texts[0].kl.value == pytest.approx(0, abs=1e-6)
+    again = lk.plan(lk.Recipe.load(tmp_path / "out" / "recipe.yaml"))
+    again.write(tmp_path / "again", progress=False)
+    assert made.sha256["out.copy"] in hashes(tmp_path / "again").values()
+    said = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    assert said["files"] == left_in(tmp_path / "out")
+    assert "labkit merge --recipe recipe.yaml" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_plan_that_cannot_be_exported_leaves_nothing(
+    loud_base, loud_adapter, tmp_path, plain_format, monkeypatch
+):
+    def convert(job):
+        raise LabkitError("the tool failed: no such layer")
+
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, convert=convert))
+    plan = lk.plan(loud_base, loud_adapter, lk.Gradient.constant(4))
+    with pytest.raises(LabkitError, match="the tool failed"):
+        plan.export(tmp_path / "out", "plain", progress=False)
+    assert left_in(tmp_path) == []
+    monkeypatch.setattr(exports, "_make", lambda *_: pytest.fail("the merge began"))
+    with pytest.raises(LabkitError, match="gguf-bf16 is not calibrated; leave calibration out"):
+        plan.export(tmp_path / "out", "bf16", calibration="kjv", progress=False)
+    with pytest.raises(LabkitError, match="lie in each other"):
+        plan.export(loud_adapter / "out", "plain", progress=False)
+
+
 def test_an_existing_folder_is_refused_and_an_export_is_replaced(model, tmp_path, plain_format):
     out = tmp_path / "out"
     lk.export(model, out, "plain", check=False, progress=False)
