@@ -7,6 +7,8 @@ from .bench.painting import MatrixEditor as MatrixEditor
 from .demonstration.base import demo as demo
 from .demonstration.passages import demo_texts as demo_texts
 from .errors import LabkitError as LabkitError
+from .exporting.export_receipt import Export as Export
+from .exporting.exports import export as export
 from .gradients.gradient import Gradient as Gradient
 from .gradients.presets import preset as preset
 from .inference.live_model import free as free

@@ -29,7 +29,15 @@ TESTED_ELSEWHERE = {
     ),
     "tests/cli/test_app.py": (
         "every command is run through the app",
-        "cli/adapters cli/looking cli/making cli/options cli/recipes cli/uploading",
+        "cli/adapters cli/exporting cli/looking cli/making cli/options cli/recipes cli/uploading",
+    ),
+    "tests/exporting/test_exports.py": (
+        "what an export is told and says of itself",
+        "exporting/export_receipt exporting/job",
+    ),
+    "tests/exporting/test_gguf_files.py": (
+        "scripts that run in processes of their own",
+        "exporting/workers/gguf_convert exporting/workers/llama_answer",
     ),
     "tests/deltas/test_low_rank.py": ("what a delta has to say", "deltas/delta"),
     "tests/demonstration/test_demonstration.py": (

@@ -18,6 +18,7 @@ import typer
 
 from labkit import __version__
 from labkit.cli.adapters import combine, extract, resize
+from labkit.cli.exporting import export
 from labkit.cli.looking import demo, inspect, picture
 from labkit.cli.making import bake, merge, verify
 from labkit.cli.recipes import recipes
@@ -92,6 +93,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     extract: "labkit extract owner/model owner/base --out lora",
     resize: "labkit resize here/adapters/kjv --rank 4 --out small",
     combine: "labkit combine one two --weights 1x30 --weights 0x15,1x15 --out both",
+    export: "labkit export merged --format gguf-q4_k_m --out quantised",
     picture: "labkit picture --weights 0x19,0.5,1x20 --out gradient.svg",
     verify: "labkit verify merged",
 }

@@ -192,7 +192,7 @@ class LiveModel:
         self.quantize, self.note, self._dtype = quantize, note, dtype
         ones = Gradient.constant(base.layers)
         self._terms = tuple(Term(adapter, ones) for adapter in adapters)
-        changes = _changes(Recipe(base, self._terms, rest))
+        changes = _changes(Recipe(base, self._terms, rest)) if adapters else []
         # For each adapter, the layer of every module that it changes; None outside the layers.
         self._layers: list[dict[str, int | None]] = [
             {

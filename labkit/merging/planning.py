@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ from labkit.summary import Summary
 if TYPE_CHECKING:
     import pandas as pd
 
+    from labkit.exporting.export_receipt import Export
+    from labkit.probing.texts import Texts
     from labkit.writing.receipt import Receipt
 
 
@@ -167,6 +169,46 @@ class Plan(Summary):
             overwrite=overwrite,
             hashes=hashes,
             reuse=reuse,
+            progress=progress,
+        )
+
+    def export(
+        self,
+        out: str | Path,
+        format: str,
+        *,
+        calibration: Texts | str | Path | None = None,
+        texts: Texts | Sequence[Texts] | None = None,
+        check: bool = True,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Export:
+        """Carry out the plan, convert the merge for programs that run models, and keep that alone.
+
+        The merge is written beside `out` and removed at the end; its recipe stays with the export.
+
+        Args:
+            out: the folder to make. It appears when it is whole, and not before.
+            format: such as "gguf-q4_k_m".
+            calibration: as in `labkit.export`, and so are all others.
+            texts: what the check measures on.
+            check: whether to run it and compare it with the merge.
+            overwrite: replace an existing export, once the new one is whole.
+            progress: show what is done.
+
+        Raises:
+            LabkitError: whatever `write` and `labkit.export` refuse. Nothing is left behind then.
+        """
+        from labkit.exporting.exports import export_plan
+
+        return export_plan(
+            self,
+            out,
+            format,
+            calibration=calibration,
+            texts=texts,
+            check=check,
+            overwrite=overwrite,
             progress=progress,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ UNCOUNTED = -100
 """The label of a token that does not count, as torch's cross entropy has it."""
 KEPT_BYTES = 1_000_000_000
 """The base's logits are kept up to this size, and computed again for each pass beyond it."""
+
+
+class HasTokenizer(Protocol):
+    """A live model; or what has its tokenizer alone."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Transformers' tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +279,7 @@ def tokens_and_labels(model: LiveModel, passage: Passage) -> tuple[list[int], li
     return before + after, [UNCOUNTED] * len(before) + after
 
 
-def prompt_of(model: LiveModel, passage: Passage) -> str:
+def prompt_of(model: HasTokenizer, passage: Passage) -> str:
     """A passage's prompt in its format, as the model is asked."""
     tokenizer: Any = model.tokenizer
     kind = passage.prompt_format or (CHAT if CHAT in formats(tokenizer) else PLAIN)

@@ -25,7 +25,7 @@ from labkit.summary import Summary
 from labkit.writing.front_matter import CARD
 from labkit.writing.side_files import OWN_FILES
 
-WEIGHTS = ("*.safetensors", "adapter_model.bin")
+WEIGHTS = ("*.safetensors", "*.gguf", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def select_files(folder: Path) -> Upload:
     if not written or not (folder / CARD).is_file():
         raise LabkitError(
             f"{shown(folder)} is no folder that labkit made (expected {RECEIPT} and {CARD}); "
-            "name the folder of a merged model or a baked adapter"
+            "name the folder of a merged model, an export or a baked adapter"
         )
     names = sorted(filter(_may_go, written))
     chosen = {name: folder / name for name in names if _plain(folder, name)}

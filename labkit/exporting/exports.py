@@ -1,0 +1,287 @@
+"""Exports a merged model: plans, lets the format's own tools convert it, checks, and describes.
+
+Like a merge, an export is built beside its final name and appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labkit.errors import LabkitError, shown
+from labkit.exporting.calibration import calibration_for, check_texts, refuse_calibration
+from labkit.exporting.checking import Checked, compare, draw, go_on, questions_for
+from labkit.exporting.export_card import export_card
+from labkit.exporting.export_receipt import KIND, Export
+from labkit.exporting.formats import format_of
+from labkit.exporting.job import Converted, Format, Job
+from labkit.exporting.staging import stage
+from labkit.files.atomic_folder import (
+    RECEIPT,
+    building,
+    check_target,
+    explain,
+    is_or_lies_in,
+)
+from labkit.files.direct_io import hash_file
+from labkit.files.paths import user_path
+from labkit.files.references import Opened
+from labkit.machine import choose_device
+from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
+from labkit.merging.recipe import Recipe
+from labkit.models.checkpoint import Checkpoint
+from labkit.probing.texts import Texts
+from labkit.writing.front_matter import CARD
+from labkit.writing.receipt import Receipt
+
+if TYPE_CHECKING:
+    from labkit.merging.planning import Plan
+
+SPARE_BYTES = 64 << 20
+"""Free disk to leave for small files."""
+ANSWERS_BYTES = 4 * 12 * 96 * 3
+"""Bytes on the disk for each token of the vocabulary while an export is checked."""
+WORK = ".work"
+
+
+def export(
+    merged: Checkpoint | Receipt | str | Path,
+    out: str | Path,
+    format: str,
+    *,
+    calibration: Texts | str | Path | None = None,
+    texts: Texts | Sequence[Texts] | None = None,
+    check: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Export:
+    """Convert a merged model for the programs that run models, and check it by one of them.
+
+    The tools of the format do the work. What they made is run, and compared with the merge on
+    texts: the KL of the next token, how often the most probable token is the same, the NLL. All of
+    it stands in the receipt and in the card.
+
+    Args:
+        merged: the merged model's folder, or its receipt; any model in safetensors will do.
+        out: the folder to make. It appears when it is whole, and not before.
+        format: "gguf-q4_k_m" or another one; a name that is unknown lists them.
+        calibration: what a format of few bits is calibrated on: texts, a file of texts (`.txt`,
+            `.jsonl`), "kjv" or "stepwise" for what an adapter of the demo was trained on, or
+            "none". Left out, a merge of the demo's adapters is calibrated on their training texts,
+            and others not at all, where the format allows that.
+        texts: what the check measures on, that of the merge's domain first; passages that were
+            calibrated on are left out. By default the demo's texts: those of the domain, where the
+            merge is of the demo's adapters, and plain prose.
+        check: whether to run it and compare.
+        overwrite: replace an existing export, once the new one is whole.
+        progress: say on standard error what is done, with a forecast.
+
+    Raises:
+        LabkitError: an unknown format; tools that are not installed; a model that they do not know;
+            an export that its runtime cannot load; a folder that exists; a disk that is too small.
+            Nothing is left behind then.
+    """
+    folder = merged.folder if isinstance(merged, Receipt) else merged
+    model = Checkpoint.open(folder)
+    chosen, target = format_of(format), user_path(out).absolute()
+    refuse_calibration(chosen, calibration)
+    _check_target(chosen, (model,), target, overwrite, forecast_disk(chosen, model, check))
+    return _make(
+        chosen, target, lambda _: model, calibration, texts, check, overwrite, _teller(progress)
+    )
+
+
+def export_plan(
+    plan: Plan,
+    out: str | Path,
+    format: str,
+    *,
+    calibration: Texts | str | Path | None,
+    texts: Texts | Sequence[Texts] | None,
+    check: bool,
+    overwrite: bool,
+    progress: bool,
+) -> Export:
+    """Carry a plan out, export the merge, and keep the export alone; see `Plan.export`."""
+    chosen, target = format_of(format), user_path(out).absolute()
+    refuse_calibration(chosen, calibration)
+    inputs = [plan.base, *(term.source for term in plan.recipe.terms)]
+    needed = forecast_disk(chosen, plan.base, check) + plan.forecast().bytes_to_write
+    _check_target(chosen, inputs, target, overwrite, needed)
+
+    def write(work: Path) -> Checkpoint:
+        # The name of the folder is the model's in file names and card.
+        folder = work / "merge" / target.name
+        folder.parent.mkdir()
+        plan.write(folder, progress=progress)
+        # What was merged stays known, though the merge does not stay.
+        Recipe.load(folder / RECIPE_NAME).save(work.parent / RECIPE_NAME)
+        return Checkpoint(folder)
+
+    return _make(chosen, target, write, calibration, texts, check, overwrite, _teller(progress))
+
+
+def _make(
+    chosen: Format,
+    target: Path,
+    source: Callable[[Path], Checkpoint],
+    calibration: Texts | str | Path | None,
+    texts: Texts | Sequence[Texts] | None,
+    check: bool,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> Export:
+    """Build the folder.
+
+    Args:
+        chosen: the format.
+        target: the folder's final name.
+        source: gives the model, or makes it in a folder that is removed at the end.
+        calibration: as `export` takes it.
+        texts: likewise.
+        check: likewise.
+        overwrite: likewise.
+        say: is told what is done.
+    """
+    began = time.time()
+    try:
+        with building(target) as made:
+            work = made.folder / WORK
+            work.mkdir()
+            model = source(work)
+            calibrated_on = calibration_for(chosen, model, calibration)
+            say(_forecast(chosen, model))
+            job = Job(model, model.name, work / model.name, made.folder, work, calibrated_on)
+            stage(model, job.staged)
+            converted = chosen.convert(job)
+            checked = None
+            if check and chosen.answer is not None:
+                say("runs it, and compares it with the merge")
+                checked = _check(chosen, job, converted, check_texts(model, texts))
+            model.require_unchanged()
+            receipt = _receipt(chosen, job, converted, checked, target, began)
+            (made.folder / CARD).write_text(export_card(chosen, model, receipt), encoding="utf-8")
+            (made.folder / RECEIPT).write_text(
+                json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n",
+                encoding="utf-8",
+            )
+            shutil.rmtree(work)
+            made.put_in_place(overwrite, KIND)
+    except OSError as error:
+        raise LabkitError(explain(error, target)) from error
+    return receipt
+
+
+def _check_target(
+    chosen: Format, inputs: Sequence[Opened], target: Path, overwrite: bool, needed: int
+) -> None:
+    """Check all that can be checked before anything starts."""
+    lacks = chosen.missing()
+    if lacks:
+        raise LabkitError(f"{chosen.name} needs {chosen.needs}: {lacks}")
+    for one in inputs:
+        if is_or_lies_in(target, one.folder) or is_or_lies_in(one.folder, target):
+            raise LabkitError(
+                f"the output {shown(target)} and the model {shown(one.folder.resolve())} lie in "
+                "each other; the model is never written to: choose another folder"
+            )
+    check_target(target, overwrite, KIND)
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise LabkitError(
+            f"the export needs {needed / 1e9:.2f} GB, and {shown(target.parent)} has "
+            f"{free / 1e9:.2f} GB free; make room, or choose a folder on another disk"
+        )
+
+
+def forecast_disk(chosen: Format, model: Checkpoint, check: bool) -> int:
+    """Bytes of disk that an export takes at most while it is made."""
+    needed = forecast_bytes(chosen, model) + SPARE_BYTES
+    if check and model.embedding is not None:
+        needed += ANSWERS_BYTES * model.embedding.shape[0]
+    return needed
+
+
+def forecast_bytes(chosen: Format, model: Checkpoint) -> int:
+    """The size of an export in bytes, about."""
+    return int(sum(tensor.elements for tensor in model.tensors.values()) * chosen.bits / 8)
+
+
+def _forecast(chosen: Format, model: Checkpoint) -> str:
+    return (
+        f"exports {shown(model.name)} to {chosen.name}: about "
+        f"{forecast_bytes(chosen, model) / 1e9:.2f} GB"
+    )
+
+
+def _teller(progress: bool) -> Callable[[str], None]:
+    def tell(text: str) -> None:
+        if progress:
+            print(f"labkit: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    return tell
+
+
+def _check(chosen: Format, job: Job, converted: Converted, sets: Sequence[Texts]) -> Checked:
+    """Run the export and compare it; the merge is in memory for the second half of it alone."""
+    from labkit.inference.live_model import LiveModel
+    from labkit.inference.loading import dtype_that_fits
+
+    assert chosen.answer is not None  # noqa: S101 - asked for only then
+    device = choose_device("auto")
+    dtype = "float32" if device != "cpu" else dtype_that_fits(job.model, ())[0]
+    model = LiveModel(job.model, (), None, device, dtype)
+    try:
+        drawn = draw(model, sets, job.calibration)
+        questions = questions_for(drawn, go_on(model, drawn))
+        answers = chosen.answer(job, converted, questions)
+        return compare(model, dtype, drawn, questions, answers)
+    finally:
+        model.free()
+
+
+def _receipt(
+    chosen: Format,
+    job: Job,
+    converted: Converted,
+    checked: Checked | None,
+    target: Path,
+    began: float,
+) -> Export:
+    notes = [*converted.notes, *(checked.notes if checked else ())]
+    if checked and checked.reference != "float32":
+        notes.append(
+            f"the merge was read in {checked.reference}, as float32 does not fit in memory"
+        )
+    if checked is None:
+        notes.append(
+            "not checked"
+            if chosen.answer is not None
+            else "not checked: what runs this format is not here"
+        )
+    calibration = job.calibration if converted.calibrated else None
+    return Export(
+        folder=target,
+        format=chosen.name,
+        merged=job.model.name,
+        files={name: (job.out / name).stat().st_size for name in converted.files},
+        sha256={name: hash_file(job.out / name) for name in converted.files},
+        recipe=(job.out / RECIPE_NAME).is_file(),
+        runs=converted.runs,
+        usage=converted.usage,
+        calibration=calibration.name if calibration else "",
+        calibration_sha256=calibration.sha256 if calibration else "",
+        calibrated=converted.calibrated,
+        checked=checked,
+        tools=converted.tools,
+        peak_memory=converted.peak_memory,
+        processor_seconds=converted.processor_seconds,
+        seconds=time.time() - began,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,134 @@
+"""GGUF, the format of llama.cpp, Ollama, LM Studio and others.
+
+llama.cpp's own converter and quantisers do the work (`workers/gguf_convert.py`), and llama.cpp
+answers (`workers/llama_answer.py`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from labkit.exporting.calibration import calibration_tokens, dtype_for
+from labkit.exporting.job import Answers, Converted, Format, Job, Questions
+from labkit.exporting.processes import run
+from labkit.machine import workers
+
+PACKAGES = {
+    "auto_round": "auto-round",
+    "gguf": "gguf",
+    "sentencepiece": "sentencepiece",
+    "xllamacpp": "xllamacpp",
+}
+"""What the extra `labkit[gguf]` brings: module -> package."""
+
+
+def missing() -> str:
+    """Say what is not installed; nothing if all is."""
+    names = [package for module, package in PACKAGES.items() if find_spec(module) is None]
+    return (
+        f"{', '.join(names)} not installed; install it with pip install 'labkit[gguf]'"
+        if names
+        else ""
+    )
+
+
+def convert(kind: str, job: Job) -> Converted:
+    """Write a GGUF file.
+
+    Args:
+        kind: llama.cpp's name of the file's type, such as "Q4_K_M".
+        job: what to convert.
+
+    Raises:
+        LabkitError: the converter does not know the model or its tokenizer.
+    """
+    file = f"{job.name}-{kind}.gguf"
+    sequences = calibration_tokens(job) if job.calibration else []
+    done = run(
+        "gguf_convert",
+        {
+            "source": str(job.staged),
+            "out": str(job.out / file),
+            "kind": kind,
+            "name": job.name,
+            "threads": workers(),
+            "calibration": sequences,
+            "calibration_name": job.calibration.name if job.calibration else "",
+            "dtype": dtype_for(job.model) if sequences else "",
+        },
+        job.work / "convert",
+        "llama.cpp's conversion",
+    )
+    types = done.result["types"]
+    mixed = ", ".join(f"{count} of {name}" for name, count in sorted(types.items()))
+    return Converted(
+        files=(file,),
+        runs=file,
+        usage=f"llama-cli -m {file} -cnv",
+        tools=done.result["tools"],
+        peak_memory=done.peak_memory,
+        processor_seconds=done.processor_seconds,
+        calibrated=done.result["calibrated_tokens"],
+        notes=(f"tensors: {mixed}",) if mixed else (),
+    )
+
+
+def answer(job: Job, converted: Converted, questions: Questions) -> Answers:
+    """Ask llama.cpp.
+
+    Raises:
+        LabkitError: it cannot load the file.
+    """
+    return ask(job.out / converted.runs, job.work / "answer", questions)
+
+
+def ask(model: Path, folder: Path, questions: Questions, adapter: Path | None = None) -> Answers:
+    """Ask a GGUF file in llama.cpp, perhaps with a LoRA on it.
+
+    Raises:
+        LabkitError: it cannot load a file.
+    """
+    done = run(
+        "llama_answer",
+        {
+            "model": str(model),
+            "adapter": str(adapter) if adapter else None,
+            "sequences": [list(one) for one in questions.sequences],
+            "texts": list(questions.texts),
+            "threads": workers(),
+        },
+        folder,
+        "llama.cpp",
+    )
+    return Answers(
+        log_probabilities=[folder / f"{i}.npy" for i in range(len(questions.sequences))],
+        tokens=done.result["tokens"],
+        chat_template=done.result["chat_template"],
+        tools=done.result["tools"],
+    )
+
+
+def _format(kind: str, bits: float, calibration: str, what: str) -> Format:
+    return Format(
+        name=f"gguf-{kind.lower()}",
+        what=what,
+        needs="labkit[gguf]",
+        missing=missing,
+        calibration=calibration,
+        bits=bits,
+        convert=partial(convert, kind),
+        answer=answer,
+        library="gguf",
+        tags=("gguf", "llama.cpp"),
+    )
+
+
+FORMATS = (
+    _format("BF16", 16.1, "never", "GGUF with all the bits of a bfloat16 model"),
+    _format("Q8_0", 8.6, "never", "GGUF, 8.5 bits a weight: hardly to be told from the model"),
+    _format("Q6_K", 6.7, "may", "GGUF, 6.6 bits a weight"),
+    _format("Q5_K_M", 5.8, "may", "GGUF, 5.7 bits a weight"),
+    _format("Q4_K_M", 5.0, "may", "GGUF, 4.8 bits a weight: the usual choice for small machines"),
+)

@@ -1,0 +1,164 @@
+"""Runs the tools of a format in a process of their own.
+
+A crash in a library of C++ would end the notebook's kernel; libraries patch others, start threads
+and log; and some need an environment in which labkit is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabkitError, shown
+from labkit.files.small_files import read_json
+
+WORKERS = Path(__file__).parent / "workers"
+LOG, JOB, RESULT = "log.txt", "job.json", "result.json"
+SECONDS_TO_END = 5.0
+"""How long a process that is told to end may take."""
+SECONDS_BETWEEN = 0.1
+"""How often it is looked at a process that runs."""
+LONGEST_REASON = 300
+READ_OF_LOG = 100_000
+"""Bytes at the end of a log in which the reason of a failure is looked for."""
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONIOENCODING": "utf-8",
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a process did.
+
+    Attributes:
+        result: what it wrote.
+        peak_memory: bytes of memory that it, or a process that it started, took at most.
+        processor_seconds: processor time of all of them.
+    """
+
+    result: dict[str, Any]
+    peak_memory: int
+    processor_seconds: float
+
+
+def run(
+    worker: str,
+    job: dict[str, Any],
+    folder: Path,
+    what: str,
+    command: Sequence[str] = (sys.executable,),
+) -> Done:
+    """Run a script of `workers/` in a process of its own, and wait for it.
+
+    An interruption ends the process and all that it started.
+
+    Args:
+        worker: the script's name, without `.py`.
+        job: what it reads; JSON.
+        folder: a folder to make, for the job, the result, the log and whatever the worker writes.
+        what: what it does, for the error: "llama.cpp's conversion".
+        command: the Python to run it with.
+
+    Raises:
+        LabkitError: it cannot be started, failed or was ended; with the reason that it gave.
+    """
+    folder.mkdir()
+    (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
+    # -P: what lies beside the script is not to be imported in place of a library.
+    line = [*command, "-P", str(WORKERS / f"{worker}.py"), str(folder)]
+    with (folder / LOG).open("wb") as log:
+        try:
+            process = subprocess.Popen(  # noqa: S603 # labkit's own scripts
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **OFFLINE},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise LabkitError(
+                f"{what} cannot be started: {shown(line[0])}: {error.strerror}"
+            ) from error
+        try:
+            status, usage, peak = _wait(process.pid)
+        except BaseException:
+            _end(process)
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+    with suppress(ProcessLookupError, PermissionError):  # what a failed worker left running
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode or not (folder / RESULT).is_file():
+        raise LabkitError(f"{what} failed: {_reason(process.returncode, folder / LOG)}")
+    return Done(
+        read_json(folder / RESULT), peak or usage.ru_maxrss, usage.ru_utime + usage.ru_stime
+    )
+
+
+def _wait(number: int) -> tuple[int, Any, int]:
+    """Wait for a process.
+
+    Returns:
+        its status, what the system says of it and those that it waited for, and bytes of memory
+        that the largest of them took at most; 0 where the system keeps no such mark.
+    """
+    peak = 0
+    while True:
+        # The system's own account begins with the memory of the process that started this one.
+        peak = max(peak, _largest(number))
+        ended, status, usage = os.wait4(number, os.WNOHANG)
+        if ended:
+            return status, usage, peak
+        time.sleep(SECONDS_BETWEEN)
+
+
+def _largest(number: int) -> int:
+    """The most memory that a process, or one that it started and that still runs, ever took."""
+    largest = 0
+    with suppress(OSError, ValueError, IndexError):  # it ended, or the system has no /proc
+        folder = Path(f"/proc/{number}")
+        status = (folder / "status").read_text(encoding="utf-8")
+        largest = 1024 * int(status.split("VmHWM:")[1].split()[0])
+        children = (folder / "task" / str(number) / "children").read_text(encoding="utf-8")
+        largest = max([largest, *(_largest(int(child)) for child in children.split())])
+    return largest
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started: at first politely."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
+    until = time.monotonic() + SECONDS_TO_END
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _reason(status: int, log: Path) -> str:
+    """Why a process failed: its last words, or the signal that ended it."""
+    if status < 0:
+        name = signal.Signals(-status).name
+        reason = f"its process was ended by {name}"
+        if -status == signal.SIGKILL:
+            reason += ", as the system does when memory runs out"
+        return reason
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - READ_OF_LOG))
+        lines = file.read().decode(errors="replace").splitlines()
+    said = [line.strip() for line in lines if line.strip()]
+    return shown(said[-1], LONGEST_REASON) if said else f"it ended with {status} and said nothing"

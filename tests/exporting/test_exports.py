@@ -1,0 +1,260 @@
+"""An export as a whole: with tools that are plain Python, so that each step can be seen."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+
+import labkit as lk
+from labkit.errors import LabkitError
+from labkit.exporting import exports, formats
+from labkit.probing.texts import Texts
+
+TEXTS = Texts("mine", ["some words to read here", "and other words, too", "a third one"])
+
+
+@pytest.fixture
+def model(loud_base, tmp_path):
+    return shutil.copytree(loud_base, tmp_path / "merged")
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_export_is_files_card_and_receipt_and_leaves_the_model_as_it_was(
+    model, tmp_path, plain_format
+):
+    before = hashes(model)
+    made = lk.export(model, tmp_path / "out", "plain", texts=TEXTS, progress=False)
+    assert left_in(tmp_path / "out") == ["README.md", "merged.copy", "receipt.json"]
+    assert hashes(model) == before
+    assert made.sha256 == {"merged.copy": hashes(tmp_path / "out")["merged.copy"]}
+    assert made.nbytes == (tmp_path / "out" / "merged.copy").stat().st_size
+    said = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    assert said["format"] == "plain"
+    assert said["files_written"] == made.sha256
+    assert said["checked"]["texts"][0]["name"] == "mine"
+    assert left_in(tmp_path) == ["merged", "out"]
+
+
+def test_the_receipt_shows_itself_in_lines(model, tmp_path, plain_format):
+    shown = str(lk.export(model, tmp_path / "out", "plain", texts=TEXTS, progress=False))
+    lines = dict(line.split(maxsplit=1) for line in shown.splitlines())
+    assert lines["format"] == "plain of merged, 0.00 GB"
+    assert lines["checked"].startswith("mine: KL 0.0000 (")
+    assert lines["greedy"] == "48 of 48 tokens of the merge's own text"
+    assert lines["run"] == "run merged.copy"
+
+
+def test_an_export_that_is_not_checked_says_so(model, tmp_path, plain_format):
+    made = lk.export(model, tmp_path / "out", "plain", check=False, progress=False)
+    assert made.checked is None
+    assert made.notes == ("not checked",)
+    assert "Nothing: nobody ran it yet." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_format_without_a_runtime_here_is_not_checked(model, tmp_path, plain_format, monkeypatch):
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, answer=None))
+    made = lk.export(model, tmp_path / "out", "plain", progress=False)
+    assert made.notes == ("not checked: what runs this format is not here",)
+
+
+def test_what_is_done_is_said_on_standard_error(model, tmp_path, plain_format, capsys):
+    lk.export(model, tmp_path / "out", "plain", texts=TEXTS)
+    said = capsys.readouterr()
+    assert said.out == ""
+    lines = [line for line in said.err.splitlines() if line.startswith("labkit: ")]
+    assert lines == [
+        "labkit: exports merged to plain: about 0.00 GB",
+        "labkit: runs it, and compares it with the merge",
+    ]
+
+
+def test_a_receipt_of_a_merge_names_its_folder(loud_base, loud_adapter, tmp_path, plain_format):
+    receipt = lk.plan(loud_base, loud_adapter, lk.Gradient.constant(4, 0.5)).write(
+        tmp_path / "merged", progress=False
+    )
+    made = lk.export(receipt, tmp_path / "out", "plain", check=False, progress=False)
+    assert made.merged == "merged"
+    assert "recipe.yaml" not in plain_format.seen["staged"]
+
+
+def test_a_plan_is_exported_and_its_merge_is_not_kept(
+    loud_base, loud_adapter, tmp_path, plain_format
+):
+    """The exported bytes are those of the merge, and the recipe makes it again."""
+    plan = lk.plan(loud_base, loud_adapter, lk.Gradient.parse("0,0.5,1,1"))
+    made = plan.export(tmp_path / "out", "plain", texts=TEXTS, progress=False)
+    assert left_in(tmp_path) == ["out"]
+    assert left_in(tmp_path / "out") == ["README.md", "out.copy", "receipt.json", "recipe.yaml"]
+    assert made.checked.texts[0].kl.value == pytest.approx(0, abs=1e-6)
+    again = lk.plan(lk.Recipe.load(tmp_path / "out" / "recipe.yaml"))
+    again.write(tmp_path / "again", progress=False)
+    assert made.sha256["out.copy"] in hashes(tmp_path / "again").values()
+    said = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    assert said["files"] == left_in(tmp_path / "out")
+    assert "labkit merge --recipe recipe.yaml" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_plan_that_cannot_be_exported_leaves_nothing(
+    loud_base, loud_adapter, tmp_path, plain_format, monkeypatch
+):
+    def convert(job):
+        raise LabkitError("the tool failed: no such layer")
+
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, convert=convert))
+    plan = lk.plan(loud_base, loud_adapter, lk.Gradient.constant(4))
+    with pytest.raises(LabkitError, match="the tool failed"):
+        plan.export(tmp_path / "out", "plain", progress=False)
+    assert left_in(tmp_path) == []
+    monkeypatch.setattr(exports, "_make", lambda *_: pytest.fail("the merge began"))
+    with pytest.raises(LabkitError, match="gguf-bf16 is not calibrated; leave calibration out"):
+        plan.export(tmp_path / "out", "bf16", calibration="kjv", progress=False)
+    with pytest.raises(LabkitError, match="lie in each other"):
+        plan.export(loud_adapter / "out", "plain", progress=False)
+
+
+def test_an_existing_folder_is_refused_and_an_export_is_replaced(model, tmp_path, plain_format):
+    out = tmp_path / "out"
+    lk.export(model, out, "plain", check=False, progress=False)
+    with pytest.raises(LabkitError, match="out exists already; choose another name, or replace it"):
+        lk.export(model, out, "plain", check=False, progress=False)
+    (out / "merged.copy").write_text("")
+    made = lk.export(model, out, "plain", check=False, overwrite=True, progress=False)
+    assert (out / "merged.copy").stat().st_size == made.nbytes > 0
+
+
+def test_a_merge_is_no_export_and_is_not_replaced(
+    loud_base, loud_adapter, model, tmp_path, plain_format
+):
+    lk.plan(loud_base, loud_adapter, lk.Gradient.constant(4)).write(
+        tmp_path / "out", progress=False
+    )
+    with pytest.raises(LabkitError, match="holds something else that labkit made"):
+        lk.export(model, tmp_path / "out", "plain", check=False, overwrite=True, progress=False)
+
+
+def test_neither_lies_in_the_other(model, tmp_path, plain_format):
+    for out in (model, model / "out"):
+        with pytest.raises(LabkitError) as caught:
+            lk.export(model, out, "plain", overwrite=True, progress=False)
+        assert str(caught.value) == (
+            f"the output {out} and the model {model} lie in each other; the model is never written "
+            "to: choose another folder"
+        )
+
+
+def test_a_full_disk_is_seen_before_anything_starts(model, tmp_path, plain_format, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(exports.shutil, "disk_usage", lambda _: usage._replace(free=50_000_000))
+    with pytest.raises(LabkitError) as caught:
+        lk.export(model, tmp_path / "out", "plain", check=False, progress=False)
+    assert str(caught.value) == (
+        f"the export needs 0.07 GB, and {tmp_path} has 0.05 GB free; make room, or choose a folder "
+        "on another disk"
+    )
+
+
+def test_tools_that_are_not_installed_are_named(model, tmp_path, monkeypatch):
+    from labkit.exporting import gguf_files
+
+    found = gguf_files.find_spec
+    monkeypatch.setattr(
+        gguf_files, "find_spec", lambda name: None if name == "xllamacpp" else found(name)
+    )
+    with pytest.raises(LabkitError) as caught:
+        lk.export(model, tmp_path / "out", "Q8_0", progress=False)
+    assert str(caught.value) == (
+        "gguf-q8_0 needs labkit[gguf]: xllamacpp not installed; install it with "
+        "pip install 'labkit[gguf]'"
+    )
+
+
+def test_a_tool_that_fails_leaves_nothing(model, tmp_path, plain_format, monkeypatch):
+    def convert(job):
+        (job.out / "half").write_text("half of it")
+        raise LabkitError("the tool failed: no such layer")
+
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, convert=convert))
+    with pytest.raises(LabkitError, match="the tool failed: no such layer"):
+        lk.export(model, tmp_path / "out", "plain", progress=False)
+    assert left_in(tmp_path) == ["merged"]
+
+
+def test_an_export_that_cannot_be_run_leaves_nothing(model, tmp_path, plain_format, monkeypatch):
+    def answer(job, converted, questions):
+        raise LabkitError("the runtime failed: no such file type")
+
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, answer=answer))
+    with pytest.raises(LabkitError, match="the runtime failed: no such file type"):
+        lk.export(model, tmp_path / "out", "plain", texts=TEXTS, progress=False)
+    assert left_in(tmp_path) == ["merged"]
+
+
+def test_an_interruption_leaves_nothing(model, tmp_path, plain_format, monkeypatch):
+    started = threading.Event()
+
+    def convert(job):
+        (job.out / "half").write_text("half of it")
+        started.set()
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(10)
+
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, convert=convert))
+    with pytest.raises(KeyboardInterrupt):
+        lk.export(model, tmp_path / "out", "plain", progress=False)
+    assert started.is_set()
+    assert left_in(tmp_path) == ["merged"]
+
+
+def test_calibration_stands_in_receipt_and_card(model, tmp_path, plain_format, monkeypatch):
+    convert = plain_format.convert
+    monkeypatch.setitem(
+        formats.FORMATS,
+        "plain",
+        replace(plain_format, convert=lambda job: replace(convert(job), calibrated=77)),
+    )
+    texts = Texts("for it", ["to calibrate on"])
+    made = lk.export(
+        model, tmp_path / "out", "plain", calibration=texts, texts=TEXTS, progress=False
+    )
+    assert plain_format.seen["calibration"] is texts
+    assert (made.calibration, made.calibrated) == ("for it", 77)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Calibrated on 77 tokens of for it (SHA-256 `{texts.sha256}`)" in card
+
+
+def test_a_model_that_changes_meanwhile_is_not_exported(model, tmp_path, plain_format, monkeypatch):
+    convert = plain_format.convert
+
+    def changing(job):
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"rope_theta": 5}))
+        return convert(job)
+
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, convert=changing))
+    with pytest.raises(LabkitError, match="config.json"):
+        lk.export(model, tmp_path / "out", "plain", check=False, progress=False)
+    assert left_in(tmp_path) == ["merged"]
+
+
+def test_an_export_can_be_uploaded(model, tmp_path, plain_format):
+    from labkit.publishing.hub import select_files
+
+    lk.export(model, tmp_path / "out", "plain", check=False, progress=False)
+    (tmp_path / "out" / "merged.copy").rename(tmp_path / "out" / "merged.gguf")
+    receipt = tmp_path / "out" / "receipt.json"
+    receipt.write_text(receipt.read_text().replace("merged.copy", "merged.gguf"))
+    found = select_files(tmp_path / "out")
+    assert sorted(found.paths) == ["README.md", "merged.gguf", "receipt.json"]
+    assert found.left == ()
