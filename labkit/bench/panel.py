@@ -11,6 +11,7 @@ import ipywidgets
 from labkit.bench import view
 from labkit.bench.painting import Painting
 from labkit.errors import shown
+from labkit.exporting.formats import FORMATS
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES
 from labkit.widgets.choice_slider import ChoiceSlider
 
@@ -130,9 +131,22 @@ class Panel:
         self.bake = ipywidgets.Button(description="Bake adapter", layout=saving)
         self.save_recipe = ipywidgets.Button(description="Save recipe", layout=saving)
         self.save_picture = ipywidgets.Button(description="Save picture", layout=saving)
-        self.export = ipywidgets.Button(
+        self.save_runs = ipywidgets.Button(
             description="Export runs",
             tooltip="save the table of runs as a CSV file",
+            layout=saving,
+        )
+        self.format = ipywidgets.Dropdown(
+            options=list(FORMATS),
+            value="gguf-q4_k_m",
+            description="for other programs",
+            layout={"width": "250px"},
+            style={"description_width": "initial"},
+        )
+        self.export = ipywidgets.Button(
+            description="Export",
+            icon="share",
+            tooltip="merge, convert, run it and compare it with the merge; the export alone stays",
             layout=saving,
         )
         self.problem, self.status = ipywidgets.HTML(), ipywidgets.HTML()
@@ -296,8 +310,9 @@ class Panel:
                 details,
                 row(
                     *(self.folder, self.write, self.cancel, self.progress),
-                    *(self.bake, self.save_recipe, self.save_picture, self.export),
+                    *(self.bake, self.save_recipe, self.save_picture, self.save_runs),
                 ),
+                row(self.format, self.export),
                 row(self.saved, self.replace),
                 shown["receipt"],
             ]

@@ -1,9 +1,10 @@
-"""What the lab saves under the name in its panel: merge, baked adapter, recipe, picture, runs."""
+"""What the lab saves under the name in its panel: merge, adapter, export, recipe, picture, runs."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,8 @@ class Saving:
         panel.bake.on_click(lambda _: self._save("-adapter", self._bake))
         panel.save_recipe.on_click(lambda _: self._save(".yaml", self._save_recipe))
         panel.save_picture.on_click(lambda _: self._save(".png", self._save_picture))
-        panel.export.on_click(lambda _: self._save("-runs.csv", self._save_runs))
+        panel.save_runs.on_click(lambda _: self._save("-runs.csv", self._save_runs))
+        panel.export.on_click(lambda _: self._ask_for_export(str(panel.format.value)))
         panel.replace.on_click(lambda _: self._wanted())
         panel.folder.observe(lambda _: panel.tell(""), "value")
 
@@ -119,6 +121,22 @@ class Saving:
             self.error = None
             own = {"weights_for": term.weights_for, "rest": recipe.rest, "overwrite": overwrite}
             bake(term.adapter, term.weights, path, **own)  # type: ignore[arg-type]
+            self._saved(path)
+
+        self.worker.submit(job)
+
+    def _ask_for_export(self, format: str) -> None:
+        self._save(f"-{format}", partial(self._export, format))
+
+    def _export(self, format: str, path: Path, overwrite: bool) -> None:
+        """Convert the merge for other programs, in the background; the merge itself is not kept."""
+        recipe = self._recipe()
+
+        def job(_: threading.Event) -> None:
+            self.error = None
+            self._panel.tell(view.status(f"merges, converts to {format}, runs it and compares …"))
+            made = plan(recipe).export(path, format, overwrite=overwrite, progress=False)
+            self._panel.show("receipt", made._repr_html_())
             self._saved(path)
 
         self.worker.submit(job)

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from labkit.inference import loading
 from labkit.inference.live_model import free, live
 from labkit.inference.prompts import formats, formatted
 from labkit.merging.methods.weighted_sum import WeightedSum
-from labkit.merging.planning import plan
+from labkit.merging.planning import Plan, plan
 from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
@@ -281,6 +282,41 @@ def test_the_adapter_is_baked(lab, tmp_path):
     lab.wait(60)
     assert (tmp_path / "mine-adapter" / "adapter_model.safetensors").exists()
     assert f"saved {tmp_path}/mine-adapter" in lab.panel.saved.value
+
+
+def test_the_merge_is_exported(lab, tmp_path, monkeypatch):
+    asked = []
+
+    def export(resolved, out, format, *, overwrite, progress):
+        asked.append((resolved.recipe.terms[0].weights, out, format, overwrite, progress))
+        out.mkdir(exist_ok=True)
+        return SimpleNamespace(_repr_html_=lambda: "<b>KL 0.05</b>")
+
+    monkeypatch.setattr(Plan, "export", export)
+    lab.panel.folder.value = str(tmp_path / "mine")
+    for wanted in ("gguf-q4_k_m", "gguf-bf16"):
+        lab.panel.format.value = wanted
+        lab.panel.export.click()
+        lab.wait(60)
+        target = tmp_path / f"mine-{wanted}"
+        assert asked.pop() == (HALF, target, wanted, False, False)
+        assert f"saved {target}" in lab.panel.saved.value
+        assert shown(lab, "receipt") == "<b>KL 0.05</b>"
+    lab.panel.export.click()
+    assert "mine-gguf-bf16 is there already; replace it" in lab.panel.saved.value
+    lab.panel.replace.click()
+    lab.wait(60)
+    assert asked == [(HALF, target, "gguf-bf16", True, False)]
+
+
+def test_an_export_that_is_refused_is_said_beside_the_button(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr("labkit.exporting.gguf_files.find_spec", lambda name: None)
+    lab.panel.folder.value = str(tmp_path / "mine")
+    lab.panel.export.click()
+    with pytest.raises(LabkitError, match="not installed"):
+        lab.wait(60)
+    assert "pip install" in lab.panel.saved.value
+    assert list(tmp_path.glob("mine*")) == []
 
 
 def test_what_is_there_is_replaced_only_by_a_press(lab, tmp_path):
@@ -725,11 +761,11 @@ def test_runs_are_a_table_and_come_back_with_the_lab(lab, words, tiny_adapter, t
     files = [runs_file(lab.recipe), runs_file(other.recipe), runs_file(lab.recipe, "nf4")]
     assert len(set(files)) == 3
     lab.panel.folder.value = str(tmp_path / "mine")
-    lab.panel.export.click()
+    lab.panel.save_runs.click()
     assert f"saved {tmp_path}/mine-runs.csv" in lab.panel.saved.value
     written = pd.read_csv(tmp_path / "mine-runs.csv", keep_default_na=False)
     assert list(written["name"]) == list(frame["name"])
-    lab.panel.export.click()
+    lab.panel.save_runs.click()
     assert "mine-runs.csv is there already" in lab.panel.saved.value
 
 
