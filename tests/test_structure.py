@@ -29,7 +29,7 @@ TESTED_ELSEWHERE = {
     ),
     "tests/cli/test_app.py": (
         "every command is run through the app",
-        "cli/adapters cli/exporting cli/looking cli/making cli/options cli/recipes cli/uploading",
+        "cli/adapters cli/looking cli/making cli/options cli/recipes cli/uploading",
     ),
     "tests/exporting/test_exports.py": (
         "what an export is told and says of itself",
@@ -38,6 +38,10 @@ TESTED_ELSEWHERE = {
     "tests/exporting/test_gguf_files.py": (
         "scripts that run in processes of their own",
         "exporting/workers/gguf_convert exporting/workers/llama_answer",
+    ),
+    "tests/exporting/test_lora_files.py": (
+        "a script that runs in a process of its own",
+        "exporting/workers/lora_convert",
     ),
     "tests/deltas/test_low_rank.py": ("what a delta has to say", "deltas/delta"),
     "tests/demonstration/test_demonstration.py": (

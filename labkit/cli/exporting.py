@@ -11,11 +11,14 @@ from labkit.cli.options import Quiet
 
 
 def export(
-    merged: Annotated[str, typer.Argument(help="A merged model's folder.")],
+    merged: Annotated[str, typer.Argument(help="A merged model's folder, or a baked LoRA's.")],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
     format: Annotated[
         str, typer.Option(help="Such as gguf-bf16, gguf-q8_0, gguf-q4_k_m; a wrong one lists all.")
     ],
+    base: Annotated[
+        str | None, typer.Option(help="A LoRA's base, if not the one that its config names.")
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -38,7 +41,8 @@ def export(
     """Convert a merged model for llama.cpp and other programs, run it, and compare it.
 
     What was measured stands in the card: KL to the merge, how often the most probable token is the
-    same, NLL, size.
+    same, NLL, size. A baked LoRA becomes, with --format gguf, a file that llama.cpp puts on the
+    base.
     """
     from labkit.exporting.exports import export as run
     from labkit.probing.texts import Texts
@@ -47,6 +51,7 @@ def export(
         merged,
         out,
         format,
+        base=base,
         calibration=calibration,
         texts=[Texts.read(path) for path in texts] if texts else None,
         check=not no_check,

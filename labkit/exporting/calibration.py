@@ -22,12 +22,10 @@ from labkit.exporting.job import Format, Job
 from labkit.files.direct_io import hash_file
 from labkit.files.paths import user_path
 from labkit.files.small_files import read_text
-from labkit.inference.loading import dtype_that_fits, load_tokenizer
 from labkit.inference.prompts import PLAIN
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.model_files import ADAPTER_WEIGHTS
-from labkit.probing.scores import prompt_of
 from labkit.probing.texts import Passage, Texts
 
 SEQUENCES, LENGTH = 16, 256
@@ -150,6 +148,9 @@ class _Tokenizer:
 
 def calibration_passages(job: Job) -> list[str]:
     """The passages to calibrate on, as text, in an order that takes from all documents."""
+    from labkit.inference.loading import load_tokenizer
+    from labkit.probing.scores import prompt_of
+
     texts = job.calibration
     if texts is None:
         return []
@@ -165,6 +166,8 @@ def calibration_tokens(
 
     Fewer where the texts are short.
     """
+    from labkit.inference.loading import load_tokenizer
+
     tokenizer = load_tokenizer(job.model)
     found: list[list[int]] = []
     for text in calibration_passages(job):
@@ -179,4 +182,6 @@ def calibration_tokens(
 
 def dtype_for(model: Checkpoint) -> str:
     """The dtype in which transformers runs the model here: float32, or bfloat16 where it must."""
+    from labkit.inference.loading import dtype_that_fits
+
     return dtype_that_fits(model, ())[0]

@@ -12,28 +12,27 @@ from labkit.writing.front_matter import front_matter, own_card
 
 if TYPE_CHECKING:
     from labkit.exporting.export_receipt import Export
-    from labkit.exporting.job import Format
-    from labkit.models.checkpoint import Checkpoint
+    from labkit.exporting.job import Format, Job
 
 
-def export_card(format: Format, model: Checkpoint, export: Export) -> str:
+def export_card(format: Format, job: Job, export: Export) -> str:
     """Write the README.md of an export.
 
     Args:
         format: the format.
-        model: the merged model.
+        job: what was exported.
         export: what was done.
     """
     lines = [
-        *_head(format, model),
+        *_head(format, job),
         "",
         f"# {as_text(export.folder.name)}",
         "",
-        f"{linked(model)} as {as_text(format.name)}: {format.what}.",
-        *_origin(model, export),
+        f"{linked(job.subject)} as {as_text(format.name)}: {format.what}.",
+        *_origin(job, export),
         "",
         *_files(export),
-        *_measured(export),
+        *_measured(job, export),
         *_usage(export),
         *_calibration(export),
         *_made(export),
@@ -41,32 +40,35 @@ def export_card(format: Format, model: Checkpoint, export: Export) -> str:
     return "\n".join(lines)
 
 
-def _head(format: Format, model: Checkpoint) -> list[str]:
-    sources = [model.repository] if model.repository else []
+def _head(format: Format, job: Job) -> list[str]:
+    """What the hub reads: a quantised model's base is the merge, and a LoRA's its base model."""
+    relation, source = ("adapter", job.model) if job.adapter else ("quantized", job.subject)
     lines = front_matter(
         format.library,
-        sources,
-        "quantized",
-        own_card(model.folder),
-        "fill in the license that the merged model has",
-        ("quantized", *format.tags),
+        [source.repository] if source.repository else [],
+        relation,
+        own_card(job.subject.folder),
+        "fill in the license that the original has",
+        ("lora" if job.adapter else "quantized", *format.tags),
     )
-    if not sources:
+    if not source.repository:
         comment = (
-            f"# base_model: fill in where {as_code(model.name)} is on the hub\n"
-            "# base_model_relation: quantized"
+            f"# base_model: fill in where {as_code(source.name)} is on the hub\n"
+            f"# base_model_relation: {relation}"
         )
         lines.insert(-1, comment)
     return lines
 
 
-def _origin(model: Checkpoint, export: Export) -> Iterator[str]:
+def _origin(job: Job, export: Export) -> Iterator[str]:
     if export.recipe:
         yield (
             "`recipe.yaml` says what was merged; `labkit merge --recipe recipe.yaml --out merged` "
             "makes the model again."
         )
-    elif (model.folder / RECIPE_NAME).is_file():
+    elif job.adapter:
+        yield f"It belongs on the base model {linked(job.model)}, in any of llama.cpp's formats."
+    elif (job.model.folder / RECIPE_NAME).is_file():
         yield "The merged model's own card says what it was merged of, and how it is prompted."
 
 
@@ -77,16 +79,17 @@ def _files(export: Export) -> Iterator[str]:
     yield ""
 
 
-def _measured(export: Export) -> Iterator[str]:
+def _measured(job: Job, export: Export) -> Iterator[str]:
     checked = export.checked
     yield from ("## What was measured", "")
     if checked is None:
         yield from ("Nothing: nobody ran it yet.", "")
         return
     tools = ", ".join(f"{name} {version}" for name, version in checked.tools.items())
+    on = ", on the base in bfloat16" if job.adapter else ""
     yield (
-        f"Run by {as_text(tools)}, and compared with the merged model in {checked.reference}; 95 % "
-        "intervals, by document. KL is KL(merged ‖ this) of the next token over the whole "
+        f"Run by {as_text(tools)}{on}, and compared with the merged model in {checked.reference}; "
+        "95 % intervals, by document. KL is KL(merged ‖ this) of the next token over the whole "
         "vocabulary, in nats."
     )
     yield ""

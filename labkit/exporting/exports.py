@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labkit.errors import LabkitError, shown
+from labkit.errors import LabkitError, shown, spelled
 from labkit.exporting.calibration import calibration_for, check_texts, refuse_calibration
 from labkit.exporting.checking import Checked, compare, draw, go_on, questions_for
 from labkit.exporting.export_card import export_card
 from labkit.exporting.export_receipt import KIND, Export
 from labkit.exporting.formats import format_of
 from labkit.exporting.job import Converted, Format, Job
+from labkit.exporting.lora_files import LORA, changes_of
 from labkit.exporting.staging import stage
 from labkit.files.atomic_folder import (
     RECEIPT,
@@ -34,8 +35,11 @@ from labkit.files.references import Opened
 from labkit.machine import choose_device
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.recipe import Recipe
+from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
+from labkit.models.model_files import ADAPTER_CONFIG, CONFIG
 from labkit.probing.texts import Texts
+from labkit.publishing.baking import BakeReceipt
 from labkit.writing.front_matter import CARD
 from labkit.writing.receipt import Receipt
 
@@ -50,10 +54,11 @@ WORK = ".work"
 
 
 def export(
-    merged: Checkpoint | Receipt | str | Path,
+    merged: Checkpoint | Adapter | Receipt | BakeReceipt | str | Path,
     out: str | Path,
     format: str,
     *,
+    base: Checkpoint | str | Path | None = None,
     calibration: Texts | str | Path | None = None,
     texts: Texts | Sequence[Texts] | None = None,
     check: bool = True,
@@ -67,9 +72,11 @@ def export(
     it stands in the receipt and in the card.
 
     Args:
-        merged: the merged model's folder, or its receipt; any model in safetensors will do.
+        merged: the merged model's folder, or its receipt; any model in safetensors will do. Or a
+            LoRA, such as a baked one: as "gguf" it becomes a file that llama.cpp puts on the base.
         out: the folder to make. It appears when it is whole, and not before.
         format: "gguf-q4_k_m" or another one; a name that is unknown lists them.
+        base: the base model of a LoRA, if not the one that its config names.
         calibration: what a format of few bits is calibrated on: texts, a file of texts (`.txt`,
             `.jsonl`), "kjv" or "stepwise" for what an adapter of the demo was trained on, or
             "none". Left out, a merge of the demo's adapters is calibrated on their training texts,
@@ -86,14 +93,69 @@ def export(
             an export that its runtime cannot load; a folder that exists; a disk that is too small.
             Nothing is left behind then.
     """
-    folder = merged.folder if isinstance(merged, Receipt) else merged
-    model = Checkpoint.open(folder)
-    chosen, target = format_of(format), user_path(out).absolute()
+    found = merged.folder if isinstance(merged, (Receipt, BakeReceipt)) else merged
+    target = user_path(out).absolute()
+    adapter = _adapter_of(found)
+    if adapter is not None:
+        chosen, model = _lora_format(format, adapter), _base_of(adapter, base)
+        changes_of(adapter, model)
+    elif base is not None:
+        raise LabkitError(
+            f"{spelled('base', '--base')} is that of a LoRA, and a model is exported; leave it out"
+        )
+    else:
+        chosen = format_of(format)
+        model = Checkpoint.open(found)  # type: ignore[arg-type] # adapters are dealt with
     refuse_calibration(chosen, calibration)
-    _check_target(chosen, (model,), target, overwrite, forecast_disk(chosen, model, check))
+    inputs = [model, *([adapter] if adapter else [])]
+    _check_target(chosen, inputs, target, overwrite, forecast_disk(chosen, model, check))
     return _make(
-        chosen, target, lambda _: model, calibration, texts, check, overwrite, _teller(progress)
+        chosen,
+        target,
+        lambda _: model,
+        calibration,
+        texts,
+        check,
+        overwrite,
+        _teller(progress),
+        adapter,
     )
+
+
+def _adapter_of(found: Checkpoint | Adapter | str | Path) -> Adapter | None:
+    """The LoRA, if it is one, or a folder here that holds one and no model."""
+    if not isinstance(found, (str, Path)):
+        return found if isinstance(found, Adapter) else None
+    folder = user_path(found)
+    alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
+    return Adapter(found) if alone else None
+
+
+def _lora_format(name: str, adapter: Adapter) -> Format:
+    if name.strip().lower() not in ("gguf", LORA.name):
+        raise LabkitError(
+            f"{shown(adapter.name)} is a LoRA, and is exported as gguf; {shown(name)!r} is for "
+            "models: merge it into its base first"
+        )
+    return LORA
+
+
+def _base_of(adapter: Adapter, given: Checkpoint | str | Path | None) -> Checkpoint:
+    named = adapter.config.get("base_model_name_or_path")
+    if given is None and not named:
+        raise LabkitError(
+            f"{shown(adapter.name)} does not say which base model it is for; name it with "
+            f"{spelled('base', '--base')}"
+        )
+    try:
+        return Checkpoint.open(given or str(named))
+    except LabkitError as error:
+        if given is not None:
+            raise
+        raise LabkitError(
+            f"the base model that {shown(adapter.name)} names cannot be opened ({error}); say "
+            f"where it is here with {spelled('base', '--base')}"
+        ) from error
 
 
 def export_plan(
@@ -135,6 +197,7 @@ def _make(
     check: bool,
     overwrite: bool,
     say: Callable[[str], None],
+    adapter: Adapter | None = None,
 ) -> Export:
     """Build the folder.
 
@@ -147,6 +210,7 @@ def _make(
         check: likewise.
         overwrite: likewise.
         say: is told what is done.
+        adapter: the LoRA that is exported; the model is its base then.
     """
     began = time.time()
     try:
@@ -155,8 +219,9 @@ def _make(
             work.mkdir()
             model = source(work)
             calibrated_on = calibration_for(chosen, model, calibration)
-            say(_forecast(chosen, model))
-            job = Job(model, model.name, work / model.name, made.folder, work, calibrated_on)
+            name = adapter.name if adapter else model.name
+            job = Job(model, name, work / model.name, made.folder, work, calibrated_on, adapter)
+            say(_forecast(chosen, job))
             stage(model, job.staged)
             converted = chosen.convert(job)
             checked = None
@@ -164,8 +229,9 @@ def _make(
                 say("runs it, and compares it with the merge")
                 checked = _check(chosen, job, converted, check_texts(model, texts))
             model.require_unchanged()
+            job.subject.require_unchanged()
             receipt = _receipt(chosen, job, converted, checked, target, began)
-            (made.folder / CARD).write_text(export_card(chosen, model, receipt), encoding="utf-8")
+            (made.folder / CARD).write_text(export_card(chosen, job, receipt), encoding="utf-8")
             (made.folder / RECEIPT).write_text(
                 json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n",
                 encoding="utf-8",
@@ -202,6 +268,8 @@ def _check_target(
 def forecast_disk(chosen: Format, model: Checkpoint, check: bool) -> int:
     """Bytes of disk that an export takes at most while it is made."""
     needed = forecast_bytes(chosen, model) + SPARE_BYTES
+    if check and chosen is LORA:
+        needed += 2 * sum(tensor.elements for tensor in model.tensors.values())  # its base
     if check and model.embedding is not None:
         needed += ANSWERS_BYTES * model.embedding.shape[0]
     return needed
@@ -212,11 +280,9 @@ def forecast_bytes(chosen: Format, model: Checkpoint) -> int:
     return int(sum(tensor.elements for tensor in model.tensors.values()) * chosen.bits / 8)
 
 
-def _forecast(chosen: Format, model: Checkpoint) -> str:
-    return (
-        f"exports {shown(model.name)} to {chosen.name}: about "
-        f"{forecast_bytes(chosen, model) / 1e9:.2f} GB"
-    )
+def _forecast(chosen: Format, job: Job) -> str:
+    size = job.adapter.nbytes if job.adapter else forecast_bytes(chosen, job.model)
+    return f"exports {shown(job.subject.name)} to {chosen.name}: about {size / 1e9:.2f} GB"
 
 
 def _teller(progress: bool) -> Callable[[str], None]:
@@ -235,7 +301,8 @@ def _check(chosen: Format, job: Job, converted: Converted, sets: Sequence[Texts]
     assert chosen.answer is not None  # noqa: S101 - asked for only then
     device = choose_device("auto")
     dtype = "float32" if device != "cpu" else dtype_that_fits(job.model, ())[0]
-    model = LiveModel(job.model, (), None, device, dtype)
+    adapters = (job.adapter,) if job.adapter else ()
+    model = LiveModel(job.model, adapters, 1.0, device, dtype)
     try:
         drawn = draw(model, sets, job.calibration)
         questions = questions_for(drawn, go_on(model, drawn))
@@ -268,7 +335,7 @@ def _receipt(
     return Export(
         folder=target,
         format=chosen.name,
-        merged=job.model.name,
+        merged=job.subject.name,
         files={name: (job.out / name).stat().st_size for name in converted.files},
         sha256={name: hash_file(job.out / name) for name in converted.files},
         recipe=(job.out / RECIPE_NAME).is_file(),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from labkit.exporting.calibration import calibration_tokens, dtype_for
 from labkit.exporting.job import Answers, Converted, Format, Job, Questions
-from labkit.exporting.processes import run
+from labkit.exporting.processes import Done, run
 from labkit.machine import workers
 
 PACKAGES = {
@@ -45,22 +45,7 @@ def convert(kind: str, job: Job) -> Converted:
         LabkitError: the converter does not know the model or its tokenizer.
     """
     file = f"{job.name}-{kind}.gguf"
-    sequences = calibration_tokens(job) if job.calibration else []
-    done = run(
-        "gguf_convert",
-        {
-            "source": str(job.staged),
-            "out": str(job.out / file),
-            "kind": kind,
-            "name": job.name,
-            "threads": workers(),
-            "calibration": sequences,
-            "calibration_name": job.calibration.name if job.calibration else "",
-            "dtype": dtype_for(job.model) if sequences else "",
-        },
-        job.work / "convert",
-        "llama.cpp's conversion",
-    )
+    done = write_model(kind, job, job.out / file, job.work / "convert")
     types = done.result["types"]
     mixed = ", ".join(f"{count} of {name}" for name, count in sorted(types.items()))
     return Converted(
@@ -72,6 +57,36 @@ def convert(kind: str, job: Job) -> Converted:
         processor_seconds=done.processor_seconds,
         calibrated=done.result["calibrated_tokens"],
         notes=(f"tensors: {mixed}",) if mixed else (),
+    )
+
+
+def write_model(kind: str, job: Job, path: Path, folder: Path) -> Done:
+    """Let llama.cpp's converter write a model's file.
+
+    Args:
+        kind: as `convert` takes it.
+        job: what to convert.
+        path: the file.
+        folder: a folder to make for the process.
+
+    Raises:
+        LabkitError: as `convert` does.
+    """
+    sequences = calibration_tokens(job) if job.calibration else []
+    return run(
+        "gguf_convert",
+        {
+            "source": str(job.staged),
+            "out": str(path),
+            "kind": kind,
+            "name": job.name,
+            "threads": workers(),
+            "calibration": sequences,
+            "calibration_name": job.calibration.name if job.calibration else "",
+            "dtype": dtype_for(job.model) if sequences else "",
+        },
+        folder,
+        "llama.cpp's conversion",
     )
 
 

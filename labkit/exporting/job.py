@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.texts import Texts
 
@@ -15,7 +16,7 @@ class Job:
     """One export, as its converter and its runtime are told of it.
 
     Attributes:
-        model: the merged model.
+        model: the merged model; where a LoRA is exported, its base.
         name: what the export's files are called after.
         staged: a folder with the model's weights as links, and copies of its config and tokenizer;
             none of labkit's files, and no code.
@@ -30,6 +31,12 @@ class Job:
     out: Path
     work: Path
     calibration: Texts | None = None
+    adapter: Adapter | None = None
+
+    @property
+    def subject(self) -> Adapter | Checkpoint:
+        """What is exported."""
+        return self.adapter or self.model
 
 
 @dataclass(frozen=True)

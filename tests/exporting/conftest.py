@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+import labkit as lk
 from labkit.demonstration.base import base_folder
 from labkit.exporting import formats
 from labkit.exporting.job import Answers, Converted, Format
+from labkit.probing.texts import Texts
 from tests.tiny import make_base
 
+PROSE = lk.demo_texts()["modern prose"]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -34,6 +37,14 @@ def small_model(tmp_path_factory):
     for name in TOKENIZER:
         shutil.copy(base_folder() / name, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(small_model, tmp_path_factory):
+    """The small model's bfloat16 file, checked."""
+    texts = Texts("prose", PROSE.passages[:5])
+    out = tmp_path_factory.mktemp("gguf") / "whole"
+    return lk.export(small_model, out, "gguf-bf16", texts=texts, progress=False)
 
 
 @pytest.fixture

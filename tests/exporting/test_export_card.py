@@ -9,6 +9,7 @@ from labkit.exporting.checking import Checked, CheckedText
 from labkit.exporting.export_card import export_card
 from labkit.exporting.export_receipt import Export
 from labkit.exporting.formats import FORMATS
+from labkit.exporting.job import Job
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.intervals import Estimate
 
@@ -16,11 +17,11 @@ FORMAT = FORMATS["gguf-q4_k_m"]
 
 
 @pytest.fixture
-def model(tiny_base, tmp_path):
+def job(tiny_base, tmp_path):
     folder = shutil.copytree(tiny_base, tmp_path / "my-merge")
     (folder / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n")
     (folder / "recipe.yaml").write_text("labkit: 0\n")
-    return Checkpoint(folder)
+    return Job(Checkpoint(folder), "my-merge", tmp_path, tmp_path, tmp_path)
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def head(card):
     return yaml.safe_load(card.split("---")[1])
 
 
-def test_the_head_is_that_of_a_quantised_model(model, export):
-    card = export_card(FORMAT, model, export)
+def test_the_head_is_that_of_a_quantised_model(job, export):
+    card = export_card(FORMAT, job, export)
     assert head(card) == {
         "library_name": "gguf",
         "pipeline_tag": "text-generation",
@@ -70,23 +71,23 @@ def test_the_head_is_that_of_a_quantised_model(model, export):
     assert "# base_model: fill in where my-merge is on the hub" in card
 
 
-def test_a_merge_of_the_hub_is_named_and_linked(model, export, monkeypatch):
-    located = replace(model._located, repository="owner/my-merge", name="owner/my-merge")
-    monkeypatch.setattr(model, "_located", located)
-    card = export_card(FORMAT, model, export)
+def test_a_merge_of_the_hub_is_named_and_linked(job, export, monkeypatch):
+    located = replace(job.model._located, repository="owner/my-merge", name="owner/my-merge")
+    monkeypatch.setattr(job.model, "_located", located)
+    card = export_card(FORMAT, job, export)
     assert head(card)["base_model"] == ["owner/my-merge"]
     assert head(card)["base_model_relation"] == "quantized"
     assert "[owner/my-merge](https://huggingface.co/owner/my-merge) as gguf-q4\\_k\\_m" in card
     assert "fill in where" not in card
 
 
-def test_files_have_sizes_and_sums(model, export):
+def test_files_have_sizes_and_sums(job, export):
     row = f"| my-merge-Q4\\_K\\_M.gguf | 0.105 GB | `{'f' * 64}` |"
-    assert row in export_card(FORMAT, model, export)
+    assert row in export_card(FORMAT, job, export)
 
 
-def test_what_was_measured_has_intervals(model, export):
-    card = export_card(FORMAT, model, export)
+def test_what_was_measured_has_intervals(job, export):
+    card = export_card(FORMAT, job, export)
     assert (
         "| prose | 1100 | 0.0500 (0.0400 to 0.0600) | 86.0% (84.0% to 88.0%) | 3.500 | "
         "0.1000 (0.0500 to 0.1500) |"
@@ -99,25 +100,25 @@ def test_what_was_measured_has_intervals(model, export):
     assert "Run by llama.cpp b1, and compared with the merged model in float32" in card
 
 
-def test_calibration_usage_and_tools_stand_there(model, export):
-    card = export_card(FORMAT, model, export)
+def test_calibration_usage_and_tools_stand_there(job, export):
+    card = export_card(FORMAT, job, export)
     assert f"Calibrated on 4096 tokens of words (SHA-256 `{'c' * 64}`)" in card
     assert "```bash\nllama-cli -m my-merge-Q4_K_M.gguf -cnv\n```" in card
     assert re.search(r"Made with labkit [\d.]+, by auto-round 0.16.1\.", card)
     assert "- tensors: 1 of F32" in card
 
 
-def test_where_the_merge_is_described(model, export):
+def test_where_the_merge_is_described(job, export):
     own = "The merged model's own card says what it was merged of"
-    with_recipe = export_card(FORMAT, model, replace(export, recipe=True))
+    with_recipe = export_card(FORMAT, job, replace(export, recipe=True))
     assert "labkit merge --recipe recipe.yaml --out merged" in with_recipe
     assert own not in with_recipe
-    assert own in export_card(FORMAT, model, export)
-    (model.folder / "recipe.yaml").unlink()
-    assert own not in export_card(FORMAT, model, export)
+    assert own in export_card(FORMAT, job, export)
+    (job.model.folder / "recipe.yaml").unlink()
+    assert own not in export_card(FORMAT, job, export)
 
 
-def test_without_calibration_and_check_the_card_says_nothing_of_them(model, export):
-    card = export_card(FORMAT, model, replace(export, calibration="", checked=None))
+def test_without_calibration_and_check_the_card_says_nothing_of_them(job, export):
+    card = export_card(FORMAT, job, replace(export, calibration="", checked=None))
     assert "Calibrat" not in card
     assert "Nothing: nobody ran it yet." in card

@@ -13,10 +13,9 @@ from labkit.exporting.gguf_files import ask
 from labkit.exporting.job import Questions
 from labkit.exporting.workers.gguf_convert import Quantiser
 from labkit.probing.texts import Texts
+from tests.exporting.conftest import PROSE
 from tests.tiny import load_file_of
 
-PROSE = lk.demo_texts()["modern prose"]
-TEXTS = Texts("prose", PROSE.passages[:5])
 CALIBRATION = Texts("calibration", [one.text for one in PROSE.passages[5:20]])
 
 
@@ -27,13 +26,6 @@ def mixed(small_model, tmp_path_factory):
     return lk.export(
         small_model, out, "Q4_K_M", calibration=CALIBRATION, check=False, progress=False
     )
-
-
-@pytest.fixture(scope="module")
-def whole(small_model, tmp_path_factory):
-    """The bfloat16 file, checked."""
-    out = tmp_path_factory.mktemp("gguf") / "whole"
-    return lk.export(small_model, out, "gguf-bf16", texts=TEXTS, progress=False)
 
 
 @cache
