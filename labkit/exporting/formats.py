@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from labkit.errors import LabkitError, shown
-from labkit.exporting import gguf_files
+from labkit.exporting import exllama_folders, gguf_files, mlx_folders, transformers_formats
 from labkit.exporting.job import Format
 
-FORMATS: dict[str, Format] = {one.name: one for one in (*gguf_files.FORMATS,)}
+FORMATS: dict[str, Format] = {
+    one.name: one
+    for tools in (gguf_files, transformers_formats, mlx_folders, exllama_folders)
+    for one in tools.FORMATS
+}
 """Name -> format, in the order in which they are listed."""
 
 

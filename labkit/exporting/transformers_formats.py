@@ -1,0 +1,185 @@
+"""GPTQ, AWQ, FP8 and W4A16: folders of safetensors that transformers and vLLM read.
+
+GPT-QModel makes GPTQ and AWQ, and llm-compressor FP8 and W4A16. transformers reads them all, each
+in the environment of its tool.
+
+- GPTQ: Frantar et al., "GPTQ", 2022, arXiv 2210.17323.
+- AWQ: Lin et al., "AWQ: Activation-aware Weight Quantization", 2023, arXiv 2306.00978.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from labkit.exporting.calibration import calibration_tokens
+from labkit.exporting.environments import (
+    in_environment_of,
+    make_environment,
+    missing_packages,
+    missing_uv,
+)
+from labkit.exporting.job import Answers, Converted, Format, Job, Questions
+from labkit.exporting.processes import run
+from labkit.exporting.quantised_folders import group_size, tidy
+from labkit.machine import choose_device, workers
+
+PACKAGES = {"gptqmodel": "gptqmodel", "optimum": "optimum"}
+"""What the extra `labkit[gptq]` brings: module -> package."""
+LLM_COMPRESSOR = "llmcompressor==0.14.0.1"
+GROUP_SIZES = (128, 64, 32)
+USAGE = "vllm serve ."
+
+
+def convert_by_gptqmodel(method: str, job: Job) -> Converted:
+    """Quantise to 4 bits by GPT-QModel.
+
+    Args:
+        method: "gptq" or "awq".
+        job: what to convert.
+
+    Raises:
+        LabkitError: no group size fits the model, or GPT-QModel does not know it.
+    """
+    return _converted(
+        job,
+        "gptqmodel_convert",
+        {
+            "method": method,
+            "group_size": group_size(job.model, GROUP_SIZES),
+            "device": choose_device("auto"),
+        },
+        "GPT-QModel's conversion",
+        (sys.executable,),
+    )
+
+
+def convert_by_llm_compressor(scheme: str, job: Job) -> Converted:
+    """Quantise by llm-compressor, in an environment that uv makes.
+
+    Args:
+        scheme: "FP8_DYNAMIC" or "W4A16".
+        job: what to convert.
+
+    Raises:
+        LabkitError: uv cannot make the environment, no group size fits the model, or llm-compressor
+            does not know it.
+    """
+    command = in_environment_of(LLM_COMPRESSOR)
+    make_environment(command, "llm-compressor", job.work / "environment")
+    size = group_size(job.model, GROUP_SIZES) if scheme == "W4A16" else None
+    return _converted(
+        job,
+        "llm_compressor_convert",
+        {"scheme": scheme, "group_size": size},
+        "llm-compressor's conversion",
+        command,
+    )
+
+
+def _converted(
+    job: Job, worker: str, told: dict[str, object], what: str, command: tuple[str, ...]
+) -> Converted:
+    made = job.work / "made"
+    sequences = calibration_tokens(job) if job.calibration else []
+    asked = {
+        "source": str(job.staged),
+        "out": str(made),
+        "calibration": sequences,
+        "threads": workers(),
+        **told,
+    }
+    done = run(worker, asked, job.work / "convert", what, command)
+    size = told["group_size"]
+    return Converted(
+        files=tidy(job, made),
+        runs=".",
+        usage=USAGE,
+        tools=done.result["tools"],
+        peak_memory=done.peak_memory,
+        processor_seconds=done.processor_seconds,
+        calibrated=sum(map(len, sequences)),
+        notes=(f"{size} weights in a row share a scale",) if size else (),
+    )
+
+
+def answer(
+    packages: tuple[str, ...],
+    command: tuple[str, ...],
+    job: Job,
+    converted: Converted,
+    questions: Questions,
+) -> Answers:
+    """Ask transformers, on the CPU and in float32.
+
+    Args:
+        packages: what transformers reads the weights by.
+        command: the Python of the environment that has them.
+        job: the export.
+        converted: what was made.
+        questions: what to ask.
+
+    Raises:
+        LabkitError: transformers cannot load the folder.
+    """
+    folder = job.work / "answer"
+    done = run(
+        "transformers_answer",
+        {
+            "model": str(job.out),
+            "sequences": [list(one) for one in questions.sequences],
+            "threads": workers(),
+            "packages": packages,
+        },
+        folder,
+        "transformers",
+        command,
+    )
+    return Answers(
+        log_probabilities=[folder / f"{i}.npy" for i in range(len(questions.sequences))],
+        tokens=None,
+        chat_template=None,
+        tools=done.result["tools"],
+    )
+
+
+def _by_gptqmodel(method: str, what: str) -> Format:
+    return Format(
+        name=method,
+        what=what,
+        needs="labkit[gptq]",
+        missing=partial(missing_packages, PACKAGES, "gptq"),
+        calibration="must",
+        bits=4.7,
+        convert=partial(convert_by_gptqmodel, method),
+        answer=partial(answer, ("gptqmodel",), (sys.executable,)),
+        tags=(method, "4-bit"),
+    )
+
+
+def _by_llm_compressor(name: str, scheme: str, calibration: str, bits: float, what: str) -> Format:
+    command = in_environment_of(LLM_COMPRESSOR)
+    return Format(
+        name=name,
+        what=what,
+        needs="uv",
+        missing=missing_uv,
+        calibration=calibration,
+        bits=bits,
+        convert=partial(convert_by_llm_compressor, scheme),
+        answer=partial(answer, ("compressed-tensors",), command),
+        tags=("compressed-tensors", "llm-compressor", name),
+    )
+
+
+FORMATS = (
+    _by_gptqmodel("gptq", "4 bits a weight, by GPTQ, for transformers and vLLM"),
+    _by_gptqmodel("awq", "4 bits a weight, by AWQ, for transformers and vLLM"),
+    _by_llm_compressor(
+        "fp8", "FP8_DYNAMIC", "never", 8.1,
+        "8-bit floats, weights and what enters them, for vLLM on GPUs that calculate with them",
+    ),
+    _by_llm_compressor(
+        "w4a16", "W4A16", "may", 4.7, "4 bits a weight in compressed-tensors, for vLLM"
+    ),
+)  # fmt: skip
