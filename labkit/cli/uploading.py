@@ -19,7 +19,7 @@ def push(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Upload a merged model or a baked adapter to the hub, with its card."""
+    """Upload a merged model, an export or a baked adapter to the hub, with its card."""
     upload(folder, repository, public, quiet)
 
 

@@ -97,7 +97,7 @@ def push(
     card the snippet names the repository in place of the folder.
 
     Args:
-        folder: a merged model or a baked adapter.
+        folder: a merged model, an export or a baked adapter.
         repository: the hub id, as owner/name.
         public: let everyone see the repository; otherwise one that is public already is refused.
         progress: print each file that goes, before it goes.
