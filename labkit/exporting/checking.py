@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from labkit.errors import LabkitError, shown
+from labkit.exporting.job import Answers, Questions
 from labkit.probing.intervals import Bootstrap, Estimate
 from labkit.probing.texts import Passage, Texts
 
 if TYPE_CHECKING:
-    from labkit.exporting.job import Answers, Questions
     from labkit.inference.live_model import LiveModel
 
 PASSAGES, TOKENS = 12, 96
@@ -134,10 +135,12 @@ def draw(model: LiveModel, sets: Sequence[Texts], calibration: Texts | None) -> 
         for passage in Texts(texts.name, fresh).take(len(fresh)):
             tokens, labels = tokens_and_labels(model, passage)
             counts = np.array(labels[1:TOKENS]) != UNCOUNTED
-            if counts.any() and len(rows) < PASSAGES:
+            if counts.any():
                 passages.append(passage)
                 rows.append(tokens[:TOKENS])
                 counted.append(counts)
+            if len(rows) == PASSAGES:
+                break
         if not rows:
             raise LabkitError(
                 f"the texts {shown(texts.name)!r} have nothing to predict in the first {TOKENS} "
@@ -147,24 +150,43 @@ def draw(model: LiveModel, sets: Sequence[Texts], calibration: Texts | None) -> 
     return drawn
 
 
-def questions_for(drawn: Sequence[Drawn], greedy: Sequence[int]) -> Questions:
-    """What the runtime is asked: to read all passages, and then the merge's own text."""
-    from labkit.exporting.job import Questions
+def listen(model: LiveModel, drawn: Sequence[Drawn], folder: Path) -> tuple[Questions, Answers]:
+    """What the runtime is asked, and what the merge says to it.
 
-    return Questions(
-        sequences=[*(row for one in drawn for row in one.tokens), greedy],
-        texts=[passage.text for one in drawn for passage in one.passages],
-    )
+    Asked is to read all passages, and then the merge's own text: the beginning of the first passage
+    and how the merge goes on, with the most probable token at each step, past an end token too.
 
-
-def go_on(model: LiveModel, drawn: Sequence[Drawn]) -> list[int]:
-    """The merge's own text: the beginning of the first passage, and how the merge goes on.
-
-    It takes the most probable token at each step, past an end token too.
+    Args:
+        model: the merge. After this it is not needed any more: the runtime has the memory then.
+        drawn: the passages.
+        folder: a folder to make, for what the merge expects.
     """
     import torch
 
-    found = drawn[0].tokens[0][:PROMPT]
+    own = _own_text(model, drawn[0].tokens[0][:PROMPT])
+    questions = Questions(
+        sequences=[*(row for one in drawn for row in one.tokens), own],
+        texts=[passage.text for one in drawn for passage in one.passages],
+    )
+    folder.mkdir()
+    files = []
+    for number, tokens in enumerate(questions.sequences):
+        logits = model.forward(torch.tensor([tokens])).logits[0].cpu()
+        files.append(folder / f"{number}.npy")
+        np.save(files[-1], logits.double().log_softmax(-1).float().numpy())
+    template = getattr(model.tokenizer, "chat_template", None)
+    return questions, Answers(
+        log_probabilities=files,
+        tokens=[model.tokens(text)[0].tolist() for text in questions.texts],
+        chat_template=template if isinstance(template, str) else None,
+        tools={},
+    )
+
+
+def _own_text(model: LiveModel, start: list[int]) -> list[int]:
+    import torch
+
+    found = start
     tokens, cache = torch.tensor([found]), None
     for _ in range(STEPS):
         output = model.forward(tokens, cache=cache)
@@ -175,74 +197,66 @@ def go_on(model: LiveModel, drawn: Sequence[Drawn]) -> list[int]:
 
 
 def compare(
-    model: LiveModel,
-    dtype: str,
-    drawn: Sequence[Drawn],
-    questions: Questions,
-    answers: Answers,
+    drawn: Sequence[Drawn], questions: Questions, merge: Answers, export: Answers, dtype: str
 ) -> Checked:
-    """Compare what the runtime said with what the merge says.
+    """Compare what the runtime said with what the merge said.
 
     Args:
-        model: the merge.
-        dtype: what it is read in.
         drawn: the passages.
-        questions: what the runtime was asked.
-        answers: what it said.
+        questions: what both were asked.
+        merge: what the merge said.
+        export: what the runtime said.
+        dtype: what the merge was read in.
 
     Raises:
         LabkitError: the export has another number of tokens than the merge.
     """
-    rows = iter(answers.log_probabilities)
-    texts = tuple(_compared(model, one, [next(rows) for _ in one.tokens]) for one in drawn)
-    greedy = np.array(questions.sequences[-1])
-    found = np.load(next(rows)).argmax(-1)
-    same = (found[:-1] == greedy[1:])[-STEPS:]
-    tokens = answers.tokens
-    template = getattr(model.tokenizer, "chat_template", None)
+    files = iter(zip(merge.log_probabilities, export.log_probabilities, strict=True))
+    texts = tuple(_compared(one, [next(files) for _ in one.tokens]) for one in drawn)
+    own = np.array(questions.sequences[-1])
+    _, last = next(files)
+    same = (np.load(last).argmax(-1)[:-1] == own[1:])[-STEPS:]
+    has_own = export.tokens is not None
     return Checked(
         texts=texts,
         greedy=int(same.sum()),
         steps=len(same),
-        same_tokens=None
-        if tokens is None
-        else [model.tokens(text)[0].tolist() for text in questions.texts] == list(tokens),
-        same_template=None
-        if tokens is None or not isinstance(template, str)
-        else answers.chat_template == template,
+        same_tokens=export.tokens == merge.tokens if has_own else None,
+        same_template=export.chat_template == merge.chat_template
+        if has_own and merge.chat_template is not None
+        else None,
         reference=dtype,
-        tools=answers.tools,
+        tools=export.tools,
     )
 
 
-def _compared(model: LiveModel, drawn: Drawn, files: Sequence[Any]) -> CheckedText:
-    import torch
-
-    counts, columns = [], []
-    for tokens, counted, file in zip(drawn.tokens, drawn.counted, files, strict=True):
-        found = torch.from_numpy(np.load(file)[:-1][counted]).double()
-        merge = (
-            model.forward(torch.tensor([tokens])).logits[0, :-1].cpu()[torch.from_numpy(counted)]
-        )
-        merge = merge.double().log_softmax(-1)
-        if merge.shape != found.shape:
+def _compared(drawn: Drawn, files: Sequence[tuple[Path, Path]]) -> CheckedText:
+    rows = []
+    for tokens, counted, pair in zip(drawn.tokens, drawn.counted, files, strict=True):
+        # Row i is what is expected after token i; the last one says nothing of the passage.
+        merge, export = (np.load(file)[:-1][counted].astype(np.float64) for file in pair)
+        if merge.shape != export.shape:
             raise LabkitError(
-                f"the export has {found.shape[1]} tokens, and the merge {merge.shape[1]}"
+                f"the export has {export.shape[1]} tokens, and the merge {merge.shape[1]}"
             )
-        wanted = torch.tensor(tokens[1:])[torch.from_numpy(counted)][:, None]
-        kl = (merge.exp() * (merge - found)).sum()
-        top = (merge.argmax(-1) == found.argmax(-1)).sum()
-        nll, nll_merge = (-one.gather(1, wanted).sum() for one in (found, merge))
-        counts.append(float(counted.sum()))
-        columns.append([float(one) for one in (kl, top, nll, nll_merge)])
-    sums = np.array(columns)
-    draws = Bootstrap([one.document for one in drawn.passages], np.array(counts))
+        place = np.arange(len(merge)), np.array(tokens[1:])[counted]
+        rows.append(
+            [
+                float((np.exp(merge) * (merge - export)).sum()),
+                float((merge.argmax(-1) == export.argmax(-1)).sum()),
+                float(-export[place].sum()),
+                float(-merge[place].sum()),
+            ]
+        )
+    sums = np.array(rows)
+    counts = np.array([float(counted.sum()) for counted in drawn.counted])
+    draws = Bootstrap([one.document for one in drawn.passages], counts)
     kl, top, nll, nll_merge = (draws.estimate(sums[:, i]) for i in range(4))
     return CheckedText(
         name=drawn.texts.name,
         sha256=drawn.texts.sha256,
         passages=len(drawn.passages),
-        tokens=int(sum(counts)),
+        tokens=int(counts.sum()),
         kl=kl,
         top=top,
         nll=nll,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from labkit.errors import LabkitError, shown, spelled
 from labkit.exporting.calibration import calibration_for, check_texts, refuse_calibration
-from labkit.exporting.checking import Checked, compare, draw, go_on, questions_for
+from labkit.exporting.checking import PASSAGES, TOKENS, Checked, compare, draw, listen
 from labkit.exporting.export_card import export_card
 from labkit.exporting.export_receipt import KIND, Export
 from labkit.exporting.formats import format_of
@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 
 SPARE_BYTES = 64 << 20
 """Free disk to leave for small files."""
-ANSWERS_BYTES = 4 * 12 * 96 * 3
-"""Bytes on the disk for each token of the vocabulary while an export is checked."""
+ANSWERS_BYTES = 2 * 4 * 3 * PASSAGES * TOKENS
+"""Bytes on the disk for each token of the vocabulary while three sets of texts are checked: what
+two models expect after each token, in float32."""
 WORK = ".work"
 
 
@@ -294,7 +295,7 @@ def _teller(progress: bool) -> Callable[[str], None]:
 
 
 def _check(chosen: Format, job: Job, converted: Converted, sets: Sequence[Texts]) -> Checked:
-    """Run the export and compare it; the merge is in memory for the second half of it alone."""
+    """Ask the merge, and then the export; only one of them is in memory at a time."""
     from labkit.inference.live_model import LiveModel
     from labkit.inference.loading import dtype_that_fits
 
@@ -305,11 +306,10 @@ def _check(chosen: Format, job: Job, converted: Converted, sets: Sequence[Texts]
     model = LiveModel(job.model, adapters, 1.0, device, dtype)
     try:
         drawn = draw(model, sets, job.calibration)
-        questions = questions_for(drawn, go_on(model, drawn))
-        answers = chosen.answer(job, converted, questions)
-        return compare(model, dtype, drawn, questions, answers)
+        questions, merge = listen(model, drawn, job.work / "merge says")
     finally:
         model.free()
+    return compare(drawn, questions, merge, chosen.answer(job, converted, questions), dtype)
 
 
 def _receipt(

@@ -107,6 +107,9 @@ class Format:
         missing: says what of that is not there; nothing if all is.
         calibration: "never", "may" or "must".
         bits: for each weight, about; what the forecast of the disk counts with.
+        narrow_bits: likewise for models with rows that are no multiple of 256 wide, where they take
+            others; 0 where they take the same.
+        seconds: of processor time for a billion weights, about; 0 where that was not measured.
         convert: writes the export.
         answer: asks the runtime that people use; None where labkit knows none on this machine.
         library: what the hub calls the library that loads it.
@@ -121,5 +124,7 @@ class Format:
     bits: float
     convert: Callable[[Job], Converted]
     answer: Callable[[Job, Converted, Questions], Answers] | None
+    narrow_bits: float = 0
+    seconds: float = 0
     library: str = "transformers"
     tags: tuple[str, ...] = field(default=())

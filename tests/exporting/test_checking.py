@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from labkit.errors import LabkitError
-from labkit.exporting.checking import STEPS, Checked, compare, draw, go_on, questions_for
+from labkit.exporting.checking import STEPS, Checked, compare, draw, listen
 from labkit.exporting.job import Answers
 from labkit.inference.live_model import LiveModel
 from labkit.models.checkpoint import Checkpoint
@@ -35,9 +35,10 @@ def answers_of(model, questions, tmp_path, change=0.0, tokens=None, template=Non
 
 def checked(model, tmp_path, **more) -> Checked:
     drawn = draw(model, [TEXTS], None)
-    questions = questions_for(drawn, go_on(model, drawn))
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    questions, merge = listen(model, drawn, folder)
     return compare(
-        model, "float32", drawn, questions, answers_of(model, questions, tmp_path, **more)
+        drawn, questions, merge, answers_of(model, questions, tmp_path, **more), "float32"
     )
 
 
@@ -79,10 +80,11 @@ def test_divergence_agreement_and_nll_are_those_of_the_formulas(model, tmp_path)
     assert found.kl.low < found.kl.value < found.kl.high
 
 
-def test_the_merges_own_text_is_its_greedy_answer(model):
+def test_the_merges_own_text_is_its_greedy_answer(model, tmp_path):
     drawn = draw(model, [TEXTS], None)
-    found = go_on(model, drawn)
+    found = listen(model, drawn, tmp_path / "said")[0].sequences[-1]
     start = drawn[0].tokens[0]
+    assert found[: len(start)] == start
     for place in range(len(start), len(found)):
         logits = model.forward(torch.tensor([found[:place]])).logits[0, -1]
         assert found[place] == int(logits.argmax())
@@ -137,12 +139,12 @@ def test_texts_with_nothing_to_predict_are_refused(model):
 
 def test_an_export_with_another_vocabulary_is_refused(model, tmp_path):
     drawn = draw(model, [TEXTS], None)
-    questions = questions_for(drawn, go_on(model, drawn))
+    questions, merge = listen(model, drawn, tmp_path / "said")
     answers = answers_of(model, questions, tmp_path)
     for file in answers.log_probabilities:
         np.save(file, np.load(file)[:, :90])
     with pytest.raises(LabkitError, match="the export has 90 tokens, and the merge 97"):
-        compare(model, "float32", drawn, questions, answers)
+        compare(drawn, questions, merge, answers, "float32")
 
 
 def test_a_long_passage_is_read_as_far_as_the_check_reads(model):

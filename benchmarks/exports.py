@@ -1,0 +1,160 @@
+"""Exports of the demo to every GGUF type: what they cost, and what they change.
+
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports --shape 1b --folder /big/disk
+
+The first prints what llama.cpp says with each, against the merge in transformers in float32, and of
+the LoRA baked in four ways. The second converts a Llama of random weights in TinyLlama's shape, for
+processor time and memory alone, and what follows for 13B by the number of weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import labkit as lk
+from benchmarks.merge import SHAPES
+
+KINDS = [
+    ("gguf-bf16", None),
+    ("gguf-q8_0", None),
+    ("gguf-q6_k", "none"),
+    ("gguf-q5_k_m", "none"),
+    ("gguf-q4_k_m", "none"),
+    ("gguf-q4_k_m", None),
+]
+"""Formats, and what they are calibrated on: None is the merge's own domain, where there is one."""
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+VOCABULARY = 49152
+LARGE = 13.0
+"""Billions of weights to extrapolate to."""
+
+
+def row(name: str, made: lk.Export) -> str:
+    """A row of the table of the demo."""
+    checked = made.checked
+    texts = [
+        f"{one.kl.value:.4f} ({one.kl.low:.4f} to {one.kl.high:.4f}) | {one.top.value:.1%} | "
+        f"{one.nll_change.value:+.4f}"
+        for one in checked.texts
+    ]
+    tokens = f"{checked.greedy} of {checked.steps}"
+    cost = f"{made.processor_seconds:.0f} s | {made.peak_memory / 1e9:.2f} GB"
+    return f"| {name} | {made.nbytes / 1e6:.0f} MB | {' | '.join(texts)} | {tokens} | {cost} |"
+
+
+def of_the_demo(folder: Path) -> None:
+    base, loras = lk.demo()
+    weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
+    merged = lk.plan(base, loras["kjv"], weights).write(folder / "merged", progress=False)
+    print(
+        "| format | size | scripture: KL | same on top | NLL | modern prose: KL | same on top "
+        "| NLL | own text | processor time | memory |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for name, calibration in KINDS:
+        made = lk.export(
+            merged, folder / "out", name, calibration=calibration, overwrite=True, progress=False
+        )
+        print(row(f"{name}{', calibrated' if made.calibration else ''}", made), flush=True)
+    sets = lk.demo_texts()
+    for name, options in (("factors", {}), ("alpha_pattern", {"alpha_pattern": True})):
+        baked = lk.bake(loras["kjv"], weights, folder / f"baked-{name}", **options)
+        made = lk.export(
+            baked,
+            folder / f"out-{name}",
+            "gguf",
+            base=base,
+            texts=[sets["scripture"], sets["modern prose"]],
+            progress=False,
+        )
+        print(row(f"LoRA, baked into {name}", made), flush=True)
+
+
+def of_a_shape(shape: str, folder: Path) -> None:
+    model = make(shape, folder / "model")
+    weights = sum(tensor.elements for tensor in lk.Checkpoint(model).tensors.values()) / 1e9
+    print(f"{weights:.2f} billion weights; 13 billion by extrapolation")
+    print("| format | processor time | memory | at 13 billion |")
+    print("|---|---|---|---|")
+    for name in ("gguf-bf16", "gguf-q8_0", "gguf-q4_k_m"):
+        made = lk.export(model, folder / "out", name, check=False, overwrite=True, progress=False)
+        minutes = made.processor_seconds * LARGE / weights / 60
+        print(
+            f"| {name} | {made.processor_seconds:.0f} s | {made.peak_memory / 1e9:.2f} GB | "
+            f"{minutes:.0f} min |",
+            flush=True,
+        )
+
+
+def make(shape: str, folder: Path) -> Path:
+    """A Llama of random weights with the demo's tokenizer, in files of a layer each."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    hidden, inner, layers, heads = SHAPES[shape]
+    folder.mkdir()
+    base, _ = lk.demo()
+    for name in TOKENIZER:
+        shutil.copy(base.folder / name, folder)
+    config = base.config | {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 4 if shape == "1b" else heads,
+        "head_dim": hidden // heads,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    narrow = config["num_key_value_heads"] * (hidden // heads)
+    modules = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (narrow, hidden),
+        "self_attn.v_proj": (narrow, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    files = [
+        {f"model.layers.{layer}.{name}.weight": size for name, size in modules.items()}
+        for layer in range(layers)
+    ]
+    outside = {"model.embed_tokens": (VOCABULARY, hidden), "lm_head": (VOCABULARY, hidden)}
+    files += [{f"{name}.weight": size} for name, size in outside.items()]
+    files[-1]["model.norm.weight"] = (hidden,)
+    places = {}
+    for number, sizes in enumerate(files, 1):
+        file = f"model-{number:05}-of-{len(files):05}.safetensors"
+        tensors = {
+            name: (0.02 * torch.randn(size)).to(torch.bfloat16) for name, size in sizes.items()
+        }
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(sizes, file)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--shape", choices=SHAPES)
+    options.add_argument("--folder", type=Path, help="where to write; a temporary folder else")
+    asked = options.parse_args()
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        if asked.shape:
+            of_a_shape(asked.shape, Path(folder))
+        else:
+            of_the_demo(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
