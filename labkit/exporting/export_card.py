@@ -61,7 +61,7 @@ def _head(format: Format, job: Job) -> list[str]:
 
 
 def _origin(job: Job, export: Export) -> Iterator[str]:
-    if export.recipe:
+    if RECIPE_NAME in export.beside:
         yield (
             "`recipe.yaml` says what was merged; `labkit merge --recipe recipe.yaml --out merged` "
             "makes the model again."

@@ -9,7 +9,6 @@ from typing import Any
 
 from labkit.exporting.checking import Checked
 from labkit.files.atomic_folder import RECEIPT
-from labkit.merging.recipe import FILE_NAME as RECIPE
 from labkit.summary import Summary
 from labkit.writing.front_matter import CARD
 
@@ -27,7 +26,7 @@ class Export(Summary):
         merged: the merged model's name.
         files: name -> bytes of the files that a program runs.
         sha256: name -> SHA-256 of them.
-        recipe: whether the recipe of the merge lies beside them.
+        beside: the names of others: licences, and the recipe where the merge was not kept.
         runs: the one that a program is given; "." for the folder.
         usage: how to run it, for a shell.
         calibration: the name of the texts it was calibrated on; empty if it was not.
@@ -47,7 +46,7 @@ class Export(Summary):
     merged: str
     files: dict[str, int]
     sha256: dict[str, str]
-    recipe: bool
+    beside: tuple[str, ...]
     runs: str
     usage: str
     calibration: str
@@ -89,7 +88,7 @@ class Export(Summary):
             "checked": self.checked.to_json() if self.checked else None,
             "notes": list(self.notes),
             "files_written": self.sha256,
-            "files": sorted({*self.files, CARD, RECEIPT, *([RECIPE] if self.recipe else [])}),
+            "files": sorted({*self.files, *self.beside, CARD, RECEIPT}),
         }
 
     def summary(self) -> Iterator[tuple[str, str]]:

@@ -32,16 +32,17 @@ from labkit.files.atomic_folder import (
 from labkit.files.direct_io import hash_file
 from labkit.files.paths import user_path
 from labkit.files.references import Opened
-from labkit.machine import choose_device
+from labkit.machine import choose_device, free_memory
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.recipe import Recipe
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.models.model_files import ADAPTER_CONFIG, CONFIG
+from labkit.models.model_files import ADAPTER_CONFIG, CONFIG, is_legal
 from labkit.probing.texts import Texts
 from labkit.publishing.baking import BakeReceipt
 from labkit.writing.front_matter import CARD
 from labkit.writing.receipt import Receipt
+from labkit.writing.side_files import folder_files
 
 if TYPE_CHECKING:
     from labkit.merging.planning import Plan
@@ -51,7 +52,11 @@ SPARE_BYTES = 64 << 20
 ANSWERS_BYTES = 2 * 4 * 3 * PASSAGES * TOKENS
 """Bytes on the disk for each token of the vocabulary while three sets of texts are checked: what
 two models expect after each token, in float32."""
+SECONDS_TO_START = 7
+"""Processor time that the tools take to be imported."""
 WORK = ".work"
+WIDE = 256
+"""The width of the blocks of K-quants; rows of other widths take more bits."""
 
 
 def export(
@@ -226,12 +231,16 @@ def _make(
             stage(model, job.staged)
             converted = chosen.convert(job)
             checked = None
-            if check and chosen.answer is not None:
+            unchecked = _why_not_checked(chosen, model, check)
+            if not unchecked:
                 say("runs it, and compares it with the merge")
                 checked = _check(chosen, job, converted, check_texts(model, texts))
             model.require_unchanged()
             job.subject.require_unchanged()
-            receipt = _receipt(chosen, job, converted, checked, target, began)
+            beside = _files_beside(job)
+            receipt = _receipt(
+                chosen, job, converted, checked if checked else unchecked, beside, target, began
+            )
             (made.folder / CARD).write_text(export_card(chosen, job, receipt), encoding="utf-8")
             (made.folder / RECEIPT).write_text(
                 json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n",
@@ -278,12 +287,22 @@ def forecast_disk(chosen: Format, model: Checkpoint, check: bool) -> int:
 
 def forecast_bytes(chosen: Format, model: Checkpoint) -> int:
     """The size of an export in bytes, about."""
-    return int(sum(tensor.elements for tensor in model.tensors.values()) * chosen.bits / 8)
+    matrices = [tensor for tensor in model.tensors.values() if len(tensor.shape) > 1]
+    narrow = any(tensor.shape[-1] % WIDE for tensor in matrices)
+    bits = chosen.narrow_bits if narrow and chosen.narrow_bits else chosen.bits
+    return int(sum(tensor.elements for tensor in model.tensors.values()) * bits / 8)
 
 
 def _forecast(chosen: Format, job: Job) -> str:
+    """What the export will take, for whoever waits."""
     size = job.adapter.nbytes if job.adapter else forecast_bytes(chosen, job.model)
-    return f"exports {shown(job.subject.name)} to {chosen.name}: about {size / 1e9:.2f} GB"
+    said = f"exports {shown(job.subject.name)} to {chosen.name}: about {size / 1e9:.2f} GB"
+    weights = sum(tensor.elements for tensor in job.model.tensors.values())
+    if chosen.seconds and not job.adapter:
+        seconds = SECONDS_TO_START + chosen.seconds * weights / 1e9
+        said += f", {seconds / 60:.0f} min" if seconds > 120 else f", {seconds:.0f} s"
+        said += " of processor time"
+    return said
 
 
 def _teller(progress: bool) -> Callable[[str], None]:
@@ -292,6 +311,24 @@ def _teller(progress: bool) -> Callable[[str], None]:
             print(f"labkit: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
     return tell
+
+
+def _why_not_checked(chosen: Format, model: Checkpoint, check: bool) -> str:
+    """Why an export is not checked, to be said after "not checked"; empty if it is."""
+    from labkit.inference.loading import dtype_that_fits, memory_for
+
+    if not check:
+        return ", as was asked for"
+    if chosen.answer is None:
+        return ": what runs this format is not here"
+    free = free_memory()
+    needed = memory_for(model, (), dtype_that_fits(model, ())[0])
+    if choose_device("auto") == "cpu" and free is not None and needed > free:
+        return (
+            f": to read the merge takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB "
+            "are free"
+        )
+    return ""
 
 
 def _check(chosen: Format, job: Job, converted: Converted, sets: Sequence[Texts]) -> Checked:
@@ -312,24 +349,30 @@ def _check(chosen: Format, job: Job, converted: Converted, sets: Sequence[Texts]
     return compare(drawn, questions, merge, chosen.answer(job, converted, questions), dtype)
 
 
+def _files_beside(job: Job) -> tuple[str, ...]:
+    """Copy the licences of what is exported; the recipe of a plan is there already."""
+    subject = job.subject
+    texts = folder_files(subject.folder, subject.name, [], is_legal)
+    for name, path in texts.items():
+        shutil.copyfile(path, job.out / name)
+    recipe = [RECIPE_NAME] if (job.out / RECIPE_NAME).is_file() else []
+    return *texts, *recipe
+
+
 def _receipt(
     chosen: Format,
     job: Job,
     converted: Converted,
-    checked: Checked | None,
+    found: Checked | str,
+    beside: tuple[str, ...],
     target: Path,
     began: float,
 ) -> Export:
-    notes = [*converted.notes, *(checked.notes if checked else ())]
+    checked = found if isinstance(found, Checked) else None
+    notes = [*converted.notes, *(checked.notes if checked else [f"not checked{found}"])]
     if checked and checked.reference != "float32":
         notes.append(
             f"the merge was read in {checked.reference}, as float32 does not fit in memory"
-        )
-    if checked is None:
-        notes.append(
-            "not checked"
-            if chosen.answer is not None
-            else "not checked: what runs this format is not here"
         )
     calibration = job.calibration if converted.calibrated else None
     return Export(
@@ -338,7 +381,7 @@ def _receipt(
         merged=job.subject.name,
         files={name: (job.out / name).stat().st_size for name in converted.files},
         sha256={name: hash_file(job.out / name) for name in converted.files},
-        recipe=(job.out / RECIPE_NAME).is_file(),
+        beside=beside,
         runs=converted.runs,
         usage=converted.usage,
         calibration=calibration.name if calibration else "",

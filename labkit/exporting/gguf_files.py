@@ -125,7 +125,9 @@ def ask(model: Path, folder: Path, questions: Questions, adapter: Path | None = 
     )
 
 
-def _format(kind: str, bits: float, calibration: str, what: str) -> Format:
+def _format(
+    kind: str, bits: float, narrow_bits: float, seconds: float, calibration: str, what: str
+) -> Format:
     return Format(
         name=f"gguf-{kind.lower()}",
         what=what,
@@ -133,6 +135,8 @@ def _format(kind: str, bits: float, calibration: str, what: str) -> Format:
         missing=missing,
         calibration=calibration,
         bits=bits,
+        narrow_bits=narrow_bits,
+        seconds=seconds,
         convert=partial(convert, kind),
         answer=answer,
         library="gguf",
@@ -141,9 +145,9 @@ def _format(kind: str, bits: float, calibration: str, what: str) -> Format:
 
 
 FORMATS = (
-    _format("BF16", 16.1, "never", "GGUF with all the bits of a bfloat16 model"),
-    _format("Q8_0", 8.6, "never", "GGUF, 8.5 bits a weight: hardly to be told from the model"),
-    _format("Q6_K", 6.7, "may", "GGUF, 6.6 bits a weight"),
-    _format("Q5_K_M", 5.8, "may", "GGUF, 5.7 bits a weight"),
-    _format("Q4_K_M", 5.0, "may", "GGUF, 4.8 bits a weight: the usual choice for small machines"),
+    _format("BF16", 16.1, 0, 10, "never", "GGUF with all the bits of a bfloat16 model"),
+    _format("Q8_0", 8.6, 0, 20, "never", "GGUF, 8.5 bits a weight: hardly to be told from it"),
+    _format("Q6_K", 6.7, 8.6, 30, "may", "GGUF, 6.6 bits a weight"),
+    _format("Q5_K_M", 5.8, 6.9, 30, "may", "GGUF, 5.7 bits a weight"),
+    _format("Q4_K_M", 5.0, 6.6, 30, "may", "GGUF, 4.8 bits a weight: usual on small machines"),
 )

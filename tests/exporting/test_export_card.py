@@ -39,7 +39,7 @@ def export(tmp_path):
         merged="my-merge",
         files={"my-merge-Q4_K_M.gguf": 105_000_000},
         sha256={"my-merge-Q4_K_M.gguf": "f" * 64},
-        recipe=False,
+        beside=(),
         runs="my-merge-Q4_K_M.gguf",
         usage="llama-cli -m my-merge-Q4_K_M.gguf -cnv",
         calibration="words",
@@ -110,7 +110,7 @@ def test_calibration_usage_and_tools_stand_there(job, export):
 
 def test_where_the_merge_is_described(job, export):
     own = "The merged model's own card says what it was merged of"
-    with_recipe = export_card(FORMAT, job, replace(export, recipe=True))
+    with_recipe = export_card(FORMAT, job, replace(export, beside=("recipe.yaml",)))
     assert "labkit merge --recipe recipe.yaml --out merged" in with_recipe
     assert own not in with_recipe
     assert own in export_card(FORMAT, job, export)

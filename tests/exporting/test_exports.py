@@ -36,7 +36,7 @@ def test_an_export_is_files_card_and_receipt_and_leaves_the_model_as_it_was(
 ):
     before = hashes(model)
     made = lk.export(model, tmp_path / "out", "plain", texts=TEXTS, progress=False)
-    assert left_in(tmp_path / "out") == ["README.md", "merged.copy", "receipt.json"]
+    assert left_in(tmp_path / "out") == ["LICENSE", "README.md", "merged.copy", "receipt.json"]
     assert hashes(model) == before
     assert made.sha256 == {"merged.copy": hashes(tmp_path / "out")["merged.copy"]}
     assert made.nbytes == (tmp_path / "out" / "merged.copy").stat().st_size
@@ -59,7 +59,7 @@ def test_the_receipt_shows_itself_in_lines(model, tmp_path, plain_format):
 def test_an_export_that_is_not_checked_says_so(model, tmp_path, plain_format):
     made = lk.export(model, tmp_path / "out", "plain", check=False, progress=False)
     assert made.checked is None
-    assert made.notes == ("not checked",)
+    assert made.notes == ("not checked, as was asked for",)
     assert "Nothing: nobody ran it yet." in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -67,6 +67,17 @@ def test_a_format_without_a_runtime_here_is_not_checked(model, tmp_path, plain_f
     monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, answer=None))
     made = lk.export(model, tmp_path / "out", "plain", progress=False)
     assert made.notes == ("not checked: what runs this format is not here",)
+
+
+def test_a_merge_that_does_not_fit_in_memory_is_exported_and_not_checked(
+    model, tmp_path, plain_format, monkeypatch
+):
+    monkeypatch.setattr(exports, "free_memory", lambda: 200_000_000)
+    monkeypatch.setattr(exports, "choose_device", lambda _: "cpu")
+    made = lk.export(model, tmp_path / "out", "plain", progress=False)
+    assert made.notes == (
+        "not checked: to read the merge takes 0.5 GB of memory, and 0.2 GB are free",
+    )
 
 
 def test_what_is_done_is_said_on_standard_error(model, tmp_path, plain_format, capsys):
@@ -96,7 +107,13 @@ def test_a_plan_is_exported_and_its_merge_is_not_kept(
     plan = lk.plan(loud_base, loud_adapter, lk.Gradient.parse("0,0.5,1,1"))
     made = plan.export(tmp_path / "out", "plain", texts=TEXTS, progress=False)
     assert left_in(tmp_path) == ["out"]
-    assert left_in(tmp_path / "out") == ["README.md", "out.copy", "receipt.json", "recipe.yaml"]
+    assert left_in(tmp_path / "out") == [
+        "LICENSE",
+        "README.md",
+        "out.copy",
+        "receipt.json",
+        "recipe.yaml",
+    ]
     assert made.checked.texts[0].kl.value == pytest.approx(0, abs=1e-6)
     again = lk.plan(lk.Recipe.load(tmp_path / "out" / "recipe.yaml"))
     again.write(tmp_path / "again", progress=False)
@@ -256,5 +273,28 @@ def test_an_export_can_be_uploaded(model, tmp_path, plain_format):
     receipt = tmp_path / "out" / "receipt.json"
     receipt.write_text(receipt.read_text().replace("merged.copy", "merged.gguf"))
     found = select_files(tmp_path / "out")
-    assert sorted(found.paths) == ["README.md", "merged.gguf", "receipt.json"]
+    assert sorted(found.paths) == ["LICENSE", "README.md", "merged.gguf", "receipt.json"]
     assert found.left == ()
+
+
+def test_what_is_forecast_counts_rows_that_take_more_bits(model, tiny_base, plain_format):
+    """The tiny models' rows are 32 and 80 wide."""
+    from labkit.exporting.exports import forecast_bytes
+    from labkit.models.checkpoint import Checkpoint
+
+    opened = Checkpoint(tiny_base)
+    weights = sum(tensor.elements for tensor in opened.tensors.values())
+    assert forecast_bytes(replace(plain_format, bits=4.0), opened) == weights // 2
+    assert forecast_bytes(replace(plain_format, bits=4.0, narrow_bits=8.0), opened) == weights
+
+
+def test_time_is_forecast_where_it_was_measured(model, tmp_path, plain_format, monkeypatch, capsys):
+    from labkit.models.checkpoint import Checkpoint
+
+    weights = sum(tensor.elements for tensor in Checkpoint(model).tensors.values())
+    for seconds in (10, 1000):
+        said = {10: "17 s", 1000: "17 min"}[seconds]
+        seconds *= 1e9 / weights
+        monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, seconds=seconds))
+        lk.export(model, tmp_path / "out", "plain", check=False, overwrite=True)
+        assert f", {said} of processor time\n" in capsys.readouterr().err
