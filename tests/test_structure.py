@@ -39,10 +39,6 @@ TESTED_ELSEWHERE = {
         "scripts that run in processes of their own",
         "exporting/workers/gguf_convert exporting/workers/llama_answer",
     ),
-    "tests/exporting/test_lora_files.py": (
-        "a script that runs in a process of its own",
-        "exporting/workers/lora_convert",
-    ),
     "tests/deltas/test_low_rank.py": ("what a delta has to say", "deltas/delta"),
     "tests/demonstration/test_demonstration.py": (
         "scripts that are run once; what they made is tested",

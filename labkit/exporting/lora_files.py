@@ -87,8 +87,9 @@ def convert(job: Job) -> Converted:
     np.savez(path, **arrays)
     file = f"{job.name}-LoRA-F32.gguf"
     done = run(
-        "lora_convert",
+        "gguf_convert",
         {
+            "kind": "LoRA",
             "source": str(job.staged),
             "out": str(job.out / file),
             "name": job.name,

@@ -1,7 +1,9 @@
 """GGUF files, made by llama.cpp's converter and read by llama.cpp: of a small model."""
 
 from collections import Counter
+from enum import Enum
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import labkit as lk
 from labkit.errors import LabkitError
 from labkit.exporting.gguf_files import ask
 from labkit.exporting.job import Questions
-from labkit.exporting.workers.gguf_convert import Quantiser
+from labkit.exporting.workers.gguf_convert import Quantiser, is_product, know_newer_names
 from labkit.probing.texts import Texts
 from tests.exporting.conftest import PROSE
 from tests.tiny import load_file_of
@@ -165,6 +167,28 @@ def test_files_are_called_after_the_model_and_say_what_they_are(mixed, whole):
     assert mixed.nbytes < whole.nbytes / 2
     assert set(whole.tools) == {"auto-round", "gguf"}
     assert mixed.tools["xllamacpp"]
+
+
+def test_the_converter_can_be_imported_beside_an_older_gguf(tmp_path):
+    """As today's is: its file of Qwen's models names DFLASH, which the newest gguf does not."""
+    (tmp_path / "qwen.py").write_text("a = gguf.MODEL_ARCH.QWEN2\nb = gguf.MODEL_ARCH.DFLASH\n")
+    (tmp_path / "vision.py").write_text("c = gguf.MODEL_TENSOR.NEW, gguf.LlamaFileType.NEWER")
+    older = SimpleNamespace(
+        MODEL_ARCH=Enum("MODEL_ARCH", {"QWEN2": 7}), MODEL_TENSOR=Enum("MODEL_TENSOR", {"Q": 1})
+    )
+    know_newer_names(older, tmp_path)
+    assert older.MODEL_ARCH.QWEN2.value == 7
+    assert older.MODEL_ARCH.DFLASH == "DFLASH, which this gguf does not know"
+    assert older.MODEL_TENSOR.NEW == "NEW, which this gguf does not know"
+
+
+def test_a_factor_follows_only_what_is_done_to_rows():
+    a, b = np.float32([[1, 2, 3], [0, 1, 1]]), np.float32([[1, 0], [2, 1], [0, 3]])
+    turned = b[[2, 0, 1]]
+    assert is_product(turned, a, turned @ a)
+    assert not is_product(b, a, turned @ a)
+    assert not is_product(b.T, a, (b @ a).T)
+    assert not is_product(b, a, (b @ a)[:, :2])
 
 
 def test_a_file_that_llama_cpp_cannot_load_says_why(tmp_path):

@@ -1,4 +1,4 @@
-"""Writes a model as a GGUF file: llama.cpp's own converter, and llama.cpp's own quantisers.
+"""Writes a model or a LoRA as a GGUF file: llama.cpp's own converter, its own quantisers.
 
 The converter is the one that auto-round carries. It writes bfloat16 and Q8_0 by itself; for the
 mixed formats (Q4_K_M and others) this gives each tensor the type that llama.cpp would give it, and
@@ -10,13 +10,14 @@ llama.cpp's `imatrix` has it.
 
 import ctypes
 import gc
-import importlib.metadata
 import importlib.util
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +25,64 @@ import numpy as np
 
 FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama.cpp takes where rows are no multiple of 256 wide (`tensor_type_fallback`)."""
+TOLERANCE = 1e-5
+"""How far two products of factors may lie apart, as a part of the largest number."""
 ROWS_AT_ONCE = 1024
 """Rows that a thread quantises at once."""
 
 
 def main(folder: Path) -> None:
-    """Convert as `job.json` says."""
+    """Convert as `job.json` says: a model, or the factors of a LoRA for it."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     logging.basicConfig(level=logging.WARNING)
-    sys.path.append(str(folder_of("auto_round") / "export" / "export_to_gguf"))
-    import conversion
+    tools = folder_of("auto_round") / "export" / "export_to_gguf"
+    sys.path.append(str(tools))
     import gguf
+
+    know_newer_names(gguf, tools / "conversion")
+    import conversion
 
     source = Path(job["source"])
     hparams = conversion.ModelBase.load_hparams(source, False)
     architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
-    kind = gguf.LlamaFileType[f"MOSTLY_{job['kind']}"]
-    mixed = job["kind"] not in ("BF16", "Q8_0")
     writes = conversion.get_model_class(architecture)(
         source,
-        gguf.LlamaFileType.MOSTLY_Q8_0 if mixed else kind,
+        # What is to be quantised is marked as Q8_0 at first.
+        gguf.LlamaFileType.MOSTLY_BF16 if job["kind"] == "BF16" else gguf.LlamaFileType.MOSTLY_Q8_0,
         Path(job["out"]),
         model_name=job["name"],
     )
+    result = lora_file(writes, job, gguf) if "factors" in job else model_file(writes, job, gguf)
+    result["tools"] = {name: version(name) for name in ("auto-round", "gguf")}
+    if result.get("types"):
+        result["tools"]["xllamacpp"] = version("xllamacpp")
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def know_newer_names(gguf: Any, converter: Path) -> None:
+    """Let the converter be imported beside a gguf that lacks its newest architectures.
+
+    Its files name them when they are read, each beside older ones: Qwen's beside DFLASH. A model of
+    such an architecture is refused all the same, since gguf has no tensors for it.
+    """
+    names = re.compile(r"gguf\.(MODEL_ARCH|MODEL_TENSOR|VisionProjectorType)\.(\w+)")
+    for path in converter.glob("*.py"):
+        for kind, name in names.findall(path.read_text(encoding="utf-8")):
+            if not hasattr(getattr(gguf, kind), name):
+                setattr(getattr(gguf, kind), name, f"{name}, which this gguf does not know")
+
+
+def model_file(writes: Any, job: dict[str, Any], gguf: Any) -> dict[str, Any]:
+    """Write a model."""
+    mixed = job["kind"] not in ("BF16", "Q8_0")
+    kind = gguf.LlamaFileType[f"MOSTLY_{job['kind']}"]
     importance: dict[str, np.ndarray] = {}
     read = 0
     if job["calibration"]:
+        source = Path(job["source"])
         importance, read = mean_squares(source, job["calibration"], job["dtype"], writes)
-    types = mix(writes, kind, importance, job, gguf) if mixed else None
-    if types is None:
+    types = mix(writes, kind, importance, job, gguf) if mixed else {}
+    if not mixed:
         writes.prepare_tensors()
     writes.ftype = kind
     writes.prepare_metadata(vocab_only=False)
@@ -60,19 +90,58 @@ def main(folder: Path) -> None:
         writes.gguf_writer.add_string("quantize.imatrix.dataset", job["calibration_name"])
         writes.gguf_writer.add_uint32("quantize.imatrix.entries_count", len(importance))
         writes.gguf_writer.add_uint32("quantize.imatrix.chunks_count", len(job["calibration"]))
-    writes.gguf_writer.write_header_to_file(path=writes.fname_out)
-    writes.gguf_writer.write_kv_data_to_file()
-    writes.gguf_writer.write_tensors_to_file(progress=False)
-    writes.gguf_writer.close()
-    result = {
-        "architecture": gguf.MODEL_ARCH_NAMES[writes.model_arch],
-        "types": types or {},
-        "calibrated_tokens": read,
-        "calibrated_tensors": len(importance),
-        "tools": {name: importlib.metadata.version(name) for name in ("auto-round", "gguf")}
-        | ({"xllamacpp": importlib.metadata.version("xllamacpp")} if mixed else {}),
-    }
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    finish(writes.gguf_writer, writes.fname_out)
+    return {"types": types, "calibrated_tokens": read}
+
+
+def finish(writer: Any, path: Path) -> None:
+    """Write all that a writer was told."""
+    writer.write_header_to_file(path=path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file(progress=False)
+    writer.close()
+
+
+def lora_file(model: Any, job: dict[str, Any], gguf: Any) -> dict[str, Any]:
+    """Write a LoRA, with the names and the order of rows that llama.cpp knows.
+
+    The converter turns a model's tensors (it reorders the rows of q and k, say). What it does with
+    a factor B must be what it does with the product B·A: that is compared for every module.
+    """
+    import torch
+
+    writer = gguf.GGUFWriter(job["out"], gguf.MODEL_ARCH_NAMES[model.model_arch])
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_name(job["name"])
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, job["alpha"])
+    factors = np.load(job["factors"])
+    for number, name in enumerate(job["tensors"]):
+        a, b = factors[f"a{number}"], factors[f"b{number}"]
+        layer = next((int(part) for part in name.split(".") if part.isdecimal()), None)
+        parts = dict(model.modify_tensors(torch.from_numpy(b), name, layer))
+        whole = dict(model.modify_tensors(torch.from_numpy(b @ a), name, layer))
+        if not parts or parts.keys() != whole.keys():
+            raise SystemExit(f"llama.cpp keeps {name} in another form, which a LoRA cannot follow")
+        for new_name, left in parts.items():
+            if not is_product(left.numpy(), a, whole[new_name].numpy()):
+                raise SystemExit(
+                    f"llama.cpp keeps {name} in another form, which a LoRA cannot follow"
+                )
+            writer.add_tensor(f"{new_name}.lora_a", a)
+            writer.add_tensor(f"{new_name}.lora_b", np.ascontiguousarray(left.numpy()))
+    finish(writer, Path(job["out"]))
+    return {}
+
+
+def is_product(left: np.ndarray, right: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether a matrix is the product of two others, but for rounding."""
+    if left.ndim != 2 or left.shape[1] != right.shape[0]:
+        return False
+    made = left @ right
+    return made.shape == whole.shape and bool(
+        np.abs(made - whole).max() <= TOLERANCE * np.abs(whole).max()
+    )
 
 
 def folder_of(package: str) -> Path:
