@@ -15,7 +15,7 @@ from labkit.errors import LabkitError, shown
 from labkit.exporting.calibration import calibration_passages, calibration_tokens
 from labkit.exporting.job import Converted, Format, Job
 from labkit.exporting.processes import run
-from labkit.exporting.quantised_folders import tidy
+from labkit.exporting.quantised_folders import READABLE, tidy
 from labkit.machine import choose_device
 
 BITS = 4.0
@@ -110,7 +110,7 @@ def convert(name: str, job: Job) -> Converted:
     if not here:
         (folder / SCRIPT).write_text(script(name, calibration, rows), encoding="utf-8")
         return Converted(
-            files=tuple(sorted(path.name for path in folder.iterdir() if path != job.work)),
+            files=(*([calibration] if calibration else []), SCRIPT),
             runs=".",
             usage=f"sh {SCRIPT} path/to/{job.model.name} {job.name}-{name}",
             tools={},
@@ -182,6 +182,7 @@ def _write_tokens(sequences: list[list[int]], path: Path) -> None:
     longest = max(map(len, sequences))
     rows = torch.tensor([one + [0] * (longest - len(one)) for one in sequences])
     save_file({"input_ids": rows, "lengths": torch.tensor([len(one) for one in sequences])}, path)
+    path.chmod(READABLE)
 
 
 def _missing(name: str) -> str:
@@ -197,7 +198,8 @@ def _format(name: str, what: str) -> Format:
         needs="pyarrow" if name == "exl2" else "a GPU of Nvidia's, now or later",
         missing=partial(_missing, name),
         calibration="may",
-        bits=4.7,
+        bits=4.1,
+        bits_outside=16,
         convert=partial(convert, name),
         answer=None,
         library=MAKERS[name].package,

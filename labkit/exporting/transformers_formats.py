@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from labkit.exporting.calibration import calibration_tokens
+from labkit.exporting.calibration import SEQUENCES, calibration_tokens
 from labkit.exporting.environments import (
     in_environment_of,
     make_environment,
@@ -28,6 +28,8 @@ PACKAGES = {"gptqmodel": "gptqmodel", "optimum": "optimum"}
 """What the extra `labkit[gptq]` brings: module -> package."""
 LLM_COMPRESSOR = "llmcompressor==0.14.0.1"
 GROUP_SIZES = (128, 64, 32)
+FEWER_SEQUENCES = {"awq": 8}
+"""Fewer than the others calibrate on: AWQ reads them again for each scale that it tries."""
 USAGE = "vllm serve ."
 
 
@@ -81,7 +83,8 @@ def _converted(
     job: Job, worker: str, told: dict[str, object], what: str, command: tuple[str, ...]
 ) -> Converted:
     made = job.work / "made"
-    sequences = calibration_tokens(job) if job.calibration else []
+    count = FEWER_SEQUENCES.get(str(told.get("method")), SEQUENCES)
+    sequences = calibration_tokens(job, count) if job.calibration else []
     asked = {
         "source": str(job.staged),
         "out": str(made),
@@ -151,6 +154,7 @@ def _by_gptqmodel(method: str, what: str) -> Format:
         missing=partial(missing_packages, PACKAGES, "gptq"),
         calibration="must",
         bits=4.7,
+        bits_outside=16,
         convert=partial(convert_by_gptqmodel, method),
         answer=partial(answer, ("gptqmodel",), (sys.executable,)),
         tags=(method, "4-bit"),
@@ -166,6 +170,7 @@ def _by_llm_compressor(name: str, scheme: str, calibration: str, bits: float, wh
         missing=missing_uv,
         calibration=calibration,
         bits=bits,
+        bits_outside=16,
         convert=partial(convert_by_llm_compressor, scheme),
         answer=partial(answer, ("compressed-tensors",), command),
         tags=("compressed-tensors", "llm-compressor", name),
