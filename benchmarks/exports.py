@@ -1,11 +1,12 @@
-"""Exports of the demo to every GGUF type: what they cost, and what they change.
+"""Exports: what they cost, and what they change.
 
-OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports
-OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports --shape 1b --folder /big/disk
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports formats
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports loras
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports 1b --folder /big/disk
 
-The first prints what llama.cpp says with each, against the merge in transformers in float32, and of
-the LoRA baked in four ways. The second converts a Llama of random weights in TinyLlama's shape, for
-processor time and memory alone, and what follows for 13B by the number of weights.
+The first two are of the demo, run by llama.cpp against the merge in transformers in float32: the
+merge as every GGUF type, and the LoRA baked in two ways. The last converts a Llama of random
+weights in TinyLlama's shape, for processor time and memory alone.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ KINDS = [
 """Formats, and what they are calibrated on: None is the merge's own domain, where there is one."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 VOCABULARY = 49152
-LARGE = 13.0
-"""Billions of weights to extrapolate to."""
 
 
 def row(name: str, made: lk.Export) -> str:
@@ -46,21 +45,29 @@ def row(name: str, made: lk.Export) -> str:
     return f"| {name} | {made.nbytes / 1e6:.0f} MB | {' | '.join(texts)} | {tokens} | {cost} |"
 
 
-def of_the_demo(folder: Path) -> None:
+HEAD = (
+    "| format | size | scripture: KL | same on top | NLL | modern prose: KL | same on top | NLL "
+    "| own text | processor time | memory |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def of_formats(folder: Path) -> None:
     base, loras = lk.demo()
     weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
     merged = lk.plan(base, loras["kjv"], weights).write(folder / "merged", progress=False)
-    print(
-        "| format | size | scripture: KL | same on top | NLL | modern prose: KL | same on top "
-        "| NLL | own text | processor time | memory |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print(HEAD, flush=True)
     for name, calibration in KINDS:
         made = lk.export(
             merged, folder / "out", name, calibration=calibration, overwrite=True, progress=False
         )
         print(row(f"{name}{', calibrated' if made.calibration else ''}", made), flush=True)
+
+
+def of_loras(folder: Path) -> None:
+    base, loras = lk.demo()
+    weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
     sets = lk.demo_texts()
+    print(HEAD, flush=True)
     for name, options in (("factors", {}), ("alpha_pattern", {"alpha_pattern": True})):
         baked = lk.bake(loras["kjv"], weights, folder / f"baked-{name}", **options)
         made = lk.export(
@@ -77,17 +84,17 @@ def of_the_demo(folder: Path) -> None:
 def of_a_shape(shape: str, folder: Path) -> None:
     model = make(shape, folder / "model")
     weights = sum(tensor.elements for tensor in lk.Checkpoint(model).tensors.values()) / 1e9
-    print(f"{weights:.2f} billion weights; 13 billion by extrapolation")
-    print("| format | processor time | memory | at 13 billion |")
-    print("|---|---|---|---|")
+    print(f"{weights:.2f} billion weights, {model_bytes(model) / 1e9:.2f} GB")
+    print("| format | processor time | memory |")
+    print("|---|---|---|")
     for name in ("gguf-bf16", "gguf-q8_0", "gguf-q4_k_m"):
         made = lk.export(model, folder / "out", name, check=False, overwrite=True, progress=False)
-        minutes = made.processor_seconds * LARGE / weights / 60
-        print(
-            f"| {name} | {made.processor_seconds:.0f} s | {made.peak_memory / 1e9:.2f} GB | "
-            f"{minutes:.0f} min |",
-            flush=True,
-        )
+        cost = f"{made.processor_seconds:.0f} s | {made.peak_memory / 1e9:.2f} GB"
+        print(f"| {name} | {cost} |", flush=True)
+
+
+def model_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def make(shape: str, folder: Path) -> Path:
@@ -146,14 +153,16 @@ def make(shape: str, folder: Path) -> Path:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--shape", choices=SHAPES)
+    options.add_argument("what", choices=["formats", "loras", *SHAPES])
     options.add_argument("--folder", type=Path, help="where to write; a temporary folder else")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        if asked.shape:
-            of_a_shape(asked.shape, Path(folder))
+        if asked.what == "formats":
+            of_formats(Path(folder))
+        elif asked.what == "loras":
+            of_loras(Path(folder))
         else:
-            of_the_demo(Path(folder))
+            of_a_shape(asked.what, Path(folder))
 
 
 if __name__ == "__main__":
