@@ -51,7 +51,7 @@ def convert(kind: str, job: Job) -> Converted:
     return Converted(
         files=(file,),
         runs=file,
-        usage=f"llama-cli -m {file} -cnv",
+        usage=f"llama-cli -m {file}",
         tools=done.result["tools"],
         peak_memory=done.peak_memory,
         processor_seconds=done.processor_seconds,
