@@ -1,13 +1,14 @@
-"""Exports of the demo to every format: what they cost, and what they change.
+"""Exports: what they cost, and what they change.
 
-OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports
-OMP_NUM_THREADS=1 uv run --extra gptq python -m benchmarks.exports --others
-OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports --shape 1b --folder /big/disk
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports formats
+OMP_NUM_THREADS=1 uv run --extra gptq python -m benchmarks.exports others
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports loras
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports 1b --folder /big/disk
 
-The first prints what llama.cpp says with each, against the merge in transformers in float32, and of
-the LoRA baked in four ways. The second has the formats of other programs, and GPTQ calibrated on
-documents of another domain. The third converts a Llama of random weights in TinyLlama's shape, for
-processor time and memory alone, and what follows for 13B by the number of weights.
+The first three are of the demo, against the merge in transformers in float32: the merge as every
+GGUF type, in the formats of other programs (GPTQ also calibrated on documents of another domain),
+and the LoRA baked in two ways. The last converts a Llama of random weights in TinyLlama's shape,
+for processor time and memory alone; `--others` to what is not GGUF.
 """
 
 from __future__ import annotations
@@ -41,10 +42,9 @@ OTHERS = [
 """Formats of other programs. "documents" are labkit's own, which nothing is merged for."""
 WITHOUT_TEXTS = ("mlx", "fp8", "w4a16")
 """Those that random weights can be converted to: to calibrate them says nothing."""
+GGUF = ("gguf-bf16", "gguf-q8_0", "gguf-q4_k_m")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 VOCABULARY = 49152
-LARGE = 13.0
-"""Billions of weights to extrapolate to."""
 
 
 def row(name: str, made: lk.Export) -> str:
@@ -60,6 +60,12 @@ def row(name: str, made: lk.Export) -> str:
     return f"| {name} | {made.nbytes / 1e6:.0f} MB | {' | '.join(texts)} | {tokens} | {cost} |"
 
 
+HEAD = (
+    "| format | size | scripture: KL | same on top | NLL | modern prose: KL | same on top | NLL "
+    "| own text | processor time | memory |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
 def documents() -> lk.Texts:
     """Technical prose, a paragraph each."""
     root = Path(__file__).parents[1]
@@ -70,15 +76,11 @@ def documents() -> lk.Texts:
     )
 
 
-def of_the_demo(folder: Path, kinds: list[tuple[str, str | None]], loras_too: bool) -> None:
+def of_formats(folder: Path, kinds: list[tuple[str, str | None]]) -> None:
     base, loras = lk.demo()
     weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
     merged = lk.plan(base, loras["kjv"], weights).write(folder / "merged", progress=False)
-    print(
-        "| format | size | scripture: KL | same on top | NLL | modern prose: KL | same on top "
-        "| NLL | own text | processor time | memory |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print(HEAD, flush=True)
     for name, asked in kinds:
         calibration = documents() if asked == "documents" else asked
         made = lk.export(
@@ -86,9 +88,13 @@ def of_the_demo(folder: Path, kinds: list[tuple[str, str | None]], loras_too: bo
         )
         on = f", calibrated on {made.calibration}" if made.calibration else ""
         print(row(f"{name}{on}", made), flush=True)
-    if not loras_too:
-        return
+
+
+def of_loras(folder: Path) -> None:
+    base, loras = lk.demo()
+    weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
     sets = lk.demo_texts()
+    print(HEAD, flush=True)
     for name, options in (("factors", {}), ("alpha_pattern", {"alpha_pattern": True})):
         baked = lk.bake(loras["kjv"], weights, folder / f"baked-{name}", **options)
         made = lk.export(
@@ -105,17 +111,17 @@ def of_the_demo(folder: Path, kinds: list[tuple[str, str | None]], loras_too: bo
 def of_a_shape(shape: str, folder: Path, names: tuple[str, ...]) -> None:
     model = make(shape, folder / "model")
     weights = sum(tensor.elements for tensor in lk.Checkpoint(model).tensors.values()) / 1e9
-    print(f"{weights:.2f} billion weights; 13 billion by extrapolation")
-    print("| format | processor time | memory | at 13 billion |")
-    print("|---|---|---|---|")
+    print(f"{weights:.2f} billion weights, {model_bytes(model) / 1e9:.2f} GB")
+    print("| format | processor time | memory |")
+    print("|---|---|---|")
     for name in names:
         made = lk.export(model, folder / "out", name, check=False, overwrite=True, progress=False)
-        minutes = made.processor_seconds * LARGE / weights / 60
-        print(
-            f"| {name} | {made.processor_seconds:.0f} s | {made.peak_memory / 1e9:.2f} GB | "
-            f"{minutes:.0f} min |",
-            flush=True,
-        )
+        cost = f"{made.processor_seconds:.0f} s | {made.peak_memory / 1e9:.2f} GB"
+        print(f"| {name} | {cost} |", flush=True)
+
+
+def model_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def make(shape: str, folder: Path) -> Path:
@@ -174,16 +180,17 @@ def make(shape: str, folder: Path) -> Path:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--shape", choices=SHAPES)
-    options.add_argument("--others", action="store_true", help="all formats but GGUF")
+    options.add_argument("what", choices=["formats", "others", "loras", *SHAPES])
+    options.add_argument("--others", action="store_true", help="of a shape: what is not GGUF")
     options.add_argument("--folder", type=Path, help="where to write; a temporary folder else")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        if asked.shape:
-            names = WITHOUT_TEXTS if asked.others else ("gguf-bf16", "gguf-q8_0", "gguf-q4_k_m")
-            of_a_shape(asked.shape, Path(folder), names)
+        if asked.what in ("formats", "others"):
+            of_formats(Path(folder), KINDS if asked.what == "formats" else OTHERS)
+        elif asked.what == "loras":
+            of_loras(Path(folder))
         else:
-            of_the_demo(Path(folder), OTHERS if asked.others else KINDS, not asked.others)
+            of_a_shape(asked.what, Path(folder), WITHOUT_TEXTS if asked.others else GGUF)
 
 
 if __name__ == "__main__":

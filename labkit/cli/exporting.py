@@ -13,9 +13,7 @@ from labkit.cli.options import Quiet
 def export(
     merged: Annotated[str, typer.Argument(help="A merged model's folder, or a baked LoRA's.")],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
-    format: Annotated[
-        str, typer.Option(help="Such as gguf-bf16, gguf-q8_0, gguf-q4_k_m; a wrong one lists all.")
-    ],
+    format: Annotated[str, typer.Option(help="One of those above; gguf for a baked LoRA.")],
     base: Annotated[
         str | None, typer.Option(help="A LoRA's base, if not the one that its config names.")
     ] = None,
@@ -38,12 +36,22 @@ def export(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a merged model for llama.cpp and other programs, run it, and compare it.
+    """Convert a merged model for the programs that run models, run it there, and compare it.
+
+    \b
+    gguf-bf16, gguf-q8_0, gguf-q6_k,    llama.cpp, Ollama, LM Studio
+    gguf-q5_k_m, gguf-q4_k_m            (pip install 'labkit[gguf]')
+    gptq, awq                           transformers, vLLM
+                                        (pip install 'labkit[gptq]')
+    fp8, w4a16                          vLLM (uv gets the tool)
+    mlx                                 MLX on Macs (uv likewise)
+    exl3, exl2                          ExLlama: a job for a machine with a GPU
 
     What was measured stands in the card: KL to the merge, how often the most probable token is the
-    same, NLL, size. A baked LoRA becomes, with --format gguf, a file that llama.cpp puts on the
-    base.
-    """
+    same, NLL, size. Formats of few bits are calibrated on text of the merge's own domain, where
+    that is known or given. A baked LoRA becomes, with --format gguf, a file that llama.cpp puts on
+    the base.
+    """  # noqa: D301 # typer knows paragraphs to leave as they are by this letter
     from labkit.exporting.exports import export as run
     from labkit.probing.texts import Texts
 

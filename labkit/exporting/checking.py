@@ -6,6 +6,7 @@ after every token is compared with what the merge does, over the whole vocabular
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,8 +82,8 @@ class Checked:
     tools: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As the receipt has it."""
-        return asdict(self)
+        """As the receipt has it; of one document there is no interval, which JSON calls null."""
+        return asdict(self, dict_factory=_without_nan)
 
     @property
     def notes(self) -> list[str]:
@@ -93,6 +94,13 @@ class Checked:
         if self.same_template is False:
             found.append("the chat template in the export is not the merge's")
         return found
+
+
+def _without_nan(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in pairs
+    }
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from labkit.exporting.export_receipt import said
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
-from labkit.probing.intervals import Estimate
 from labkit.writing.card import as_code, as_text, fenced, linked
 from labkit.writing.front_matter import front_matter, own_card
 
@@ -107,8 +107,8 @@ def _measured(job: Job, export: Export) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|"
     for one in checked.texts:
         yield (
-            f"| {as_text(one.name)} | {one.tokens} | {_said(one.kl)} | {_said(one.top, True)} | "
-            f"{one.nll.value:.3f} | {_said(one.nll_change)} |"
+            f"| {as_text(one.name)} | {one.tokens} | {said(one.kl)} | {said(one.top, '.1%')} | "
+            f"{one.nll.value:.3f} | {said(one.nll_change)} |"
         )
     yield ""
     sentences = [
@@ -122,12 +122,6 @@ def _measured(job: Job, export: Export) -> Iterator[str]:
         equal = "is" if checked.same_template else "is NOT"
         sentences.append(f"The chat template {equal} the merged model's.")
     yield from (" ".join(sentences), "")
-
-
-def _said(estimate: Estimate, share: bool = False) -> str:
-    if share:
-        return f"{estimate.value:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
-    return f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
 
 
 def _usage(export: Export) -> Iterator[str]:

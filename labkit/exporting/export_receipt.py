@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from labkit.exporting.checking import Checked
 from labkit.files.atomic_folder import RECEIPT
+from labkit.probing.intervals import Estimate
 from labkit.summary import Summary
 from labkit.writing.front_matter import CARD
 
@@ -102,7 +104,7 @@ class Export(Summary):
             for one in self.checked.texts:
                 yield (
                     "checked",
-                    f"{one.name}: KL {one.kl.value:.4f} ({one.kl.low:.4f} to {one.kl.high:.4f}), "
+                    f"{one.name}: KL {said(one.kl)}, "
                     f"same token on top at {one.top.value:.1%}, NLL {one.nll.value:.3f} "
                     f"({one.nll_change.value:+.4f})",
                 )
@@ -120,3 +122,10 @@ class Export(Summary):
         yield "run", self.usage
         for note in self.notes:
             yield "note", note
+
+
+def said(estimate: Estimate, form: str = ".4f") -> str:
+    """An estimate with its interval; of one document there is none."""
+    if math.isnan(estimate.low):
+        return f"{estimate.value:{form}}"
+    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"

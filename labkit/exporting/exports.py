@@ -54,6 +54,8 @@ ANSWERS_BYTES = 2 * 4 * 3 * PASSAGES * TOKENS
 two models expect after each token, in float32."""
 SECONDS_TO_START = 7
 """Processor time that the tools take to be imported."""
+CALIBRATED = 2
+"""How much longer it takes to quantise with a count for each column (benchmarks/README.md)."""
 WORK = ".work"
 WIDE = 256
 """The width of the blocks of K-quants; rows of other widths take more bits."""
@@ -304,7 +306,8 @@ def _forecast(chosen: Format, job: Job) -> str:
     said = f"exports {shown(job.subject.name)} to {chosen.name}: about {size / 1e9:.2f} GB"
     weights = sum(tensor.elements for tensor in job.model.tensors.values())
     if chosen.seconds and not job.adapter:
-        seconds = SECONDS_TO_START + chosen.seconds * weights / 1e9
+        times = CALIBRATED if job.calibration else 1
+        seconds = SECONDS_TO_START + times * chosen.seconds * weights / 1e9
         said += f", {seconds / 60:.0f} min" if seconds > 120 else f", {seconds:.0f} s"
         said += " of processor time"
     return said

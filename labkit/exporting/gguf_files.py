@@ -51,7 +51,7 @@ def convert(kind: str, job: Job) -> Converted:
     return Converted(
         files=(file,),
         runs=file,
-        usage=f"llama-cli -m {file} -cnv",
+        usage=f"llama-cli -m {file}",
         tools=done.result["tools"],
         peak_memory=done.peak_memory,
         processor_seconds=done.processor_seconds,
@@ -145,9 +145,9 @@ def _format(
 
 
 FORMATS = (
-    _format("BF16", 16.1, 0, 10, "never", "GGUF with all the bits of a bfloat16 model"),
-    _format("Q8_0", 8.6, 0, 20, "never", "GGUF, 8.5 bits a weight: hardly to be told from it"),
-    _format("Q6_K", 6.7, 8.6, 30, "may", "GGUF, 6.6 bits a weight"),
-    _format("Q5_K_M", 5.8, 6.9, 30, "may", "GGUF, 5.7 bits a weight"),
-    _format("Q4_K_M", 5.0, 6.6, 30, "may", "GGUF, 4.8 bits a weight: usual on small machines"),
+    _format("BF16", 16.1, 0, 9, "never", "GGUF with all the bits of a bfloat16 model"),
+    _format("Q8_0", 8.6, 0, 10, "never", "GGUF, 8.5 bits a weight: hardly to be told from it"),
+    _format("Q6_K", 6.7, 8.6, 40, "may", "GGUF, 6.6 bits a weight"),
+    _format("Q5_K_M", 5.8, 6.9, 65, "may", "GGUF, 5.7 bits a weight"),
+    _format("Q4_K_M", 5.0, 6.6, 65, "may", "GGUF, 4.8 bits a weight: usual on small machines"),
 )

@@ -103,7 +103,7 @@ def convert(job: Job) -> Converted:
     return Converted(
         files=(file,),
         runs=file,
-        usage=f"llama-cli -m BASE.gguf --lora {file} -cnv",
+        usage=f"llama-cli -m BASE.gguf --lora {file}",
         tools=done.result["tools"],
         peak_memory=done.peak_memory,
         processor_seconds=done.processor_seconds,

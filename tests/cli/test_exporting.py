@@ -1,3 +1,4 @@
+from labkit.exporting.formats import FORMATS
 from tests.cli.test_app import error_of, labkit
 
 
@@ -5,6 +6,7 @@ def test_help_says_what_is_needed():
     said = " ".join(labkit("export", "--help").stdout.split())
     for words in ("merged", "--format", "--calibration FILE|NAME", "--no-check", "--overwrite"):
         assert words in said
+    assert all(name in said for name in FORMATS)
     assert "Example: labkit export merged --format gguf-q4_k_m --out quantised" in said
 
 

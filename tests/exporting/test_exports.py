@@ -56,6 +56,18 @@ def test_the_receipt_shows_itself_in_lines(model, tmp_path, plain_format):
     assert lines["run"] == "run merged.copy"
 
 
+def test_of_one_document_there_is_no_interval(model, tmp_path, plain_format):
+    one = Texts("one", ["some words to read here"])
+    made = lk.export(model, tmp_path / "out", "plain", texts=one, progress=False)
+    assert "checked  one: KL 0.0000, same token on top at 100.0%" in str(made)
+    text = (tmp_path / "out" / "receipt.json").read_text()
+    assert "NaN" not in text
+    kl = json.loads(text)["checked"]["texts"][0]["kl"]
+    assert (kl["low"], kl["high"]) == (None, None)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| one | 22 | 0.0000 | 100.0% |" in card
+
+
 def test_an_export_that_is_not_checked_says_so(model, tmp_path, plain_format):
     made = lk.export(model, tmp_path / "out", "plain", check=False, progress=False)
     assert made.checked is None
