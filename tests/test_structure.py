@@ -39,6 +39,23 @@ TESTED_ELSEWHERE = {
         "scripts that run in processes of their own",
         "exporting/workers/gguf_convert exporting/workers/llama_answer",
     ),
+    "tests/exporting/test_environments.py": (
+        "a script that runs in an environment of uv's",
+        "exporting/workers/nothing",
+    ),
+    "tests/exporting/test_transformers_formats.py": (
+        "scripts that run in processes of their own",
+        "exporting/workers/gptqmodel_convert exporting/workers/llm_compressor_convert "
+        "exporting/workers/transformers_answer",
+    ),
+    "tests/exporting/test_mlx_folders.py": (
+        "scripts that run in an environment of uv's",
+        "exporting/workers/mlx_answer exporting/workers/mlx_convert",
+    ),
+    "tests/exporting/test_exllama_folders.py": (
+        "a script that runs where a GPU is",
+        "exporting/workers/exllama_convert",
+    ),
     "tests/deltas/test_low_rank.py": ("what a delta has to say", "deltas/delta"),
     "tests/demonstration/test_demonstration.py": (
         "scripts that are run once; what they made is tested",

@@ -110,7 +110,7 @@ def convert(name: str, job: Job) -> Converted:
     if not here:
         (folder / SCRIPT).write_text(script(name, calibration, rows), encoding="utf-8")
         return Converted(
-            files=tuple(sorted(path.name for path in folder.iterdir() if path != job.work)),
+            files=(*([calibration] if calibration else []), SCRIPT),
             runs=".",
             usage=f"sh {SCRIPT} path/to/{job.model.name} {job.name}-{name}",
             tools={},
@@ -197,7 +197,8 @@ def _format(name: str, what: str) -> Format:
         needs="pyarrow" if name == "exl2" else "a GPU of Nvidia's, now or later",
         missing=partial(_missing, name),
         calibration="may",
-        bits=4.7,
+        bits=4.1,
+        bits_outside=16,
         convert=partial(convert, name),
         answer=None,
         library=MAKERS[name].package,

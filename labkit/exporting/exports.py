@@ -290,7 +290,12 @@ def forecast_bytes(chosen: Format, model: Checkpoint) -> int:
     matrices = [tensor for tensor in model.tensors.values() if len(tensor.shape) > 1]
     narrow = any(tensor.shape[-1] % WIDE for tensor in matrices)
     bits = chosen.narrow_bits if narrow and chosen.narrow_bits else chosen.bits
-    return int(sum(tensor.elements for tensor in model.tensors.values()) * bits / 8)
+    outside = chosen.bits_outside or bits
+    sizes = (
+        tensor.elements * (outside if model.layer_of(name) is None else bits)
+        for name, tensor in model.tensors.items()
+    )
+    return int(sum(sizes) / 8)
 
 
 def _forecast(chosen: Format, job: Job) -> str:

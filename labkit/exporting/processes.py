@@ -87,6 +87,7 @@ def run(
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **OFFLINE},
+                cwd=folder,  # some tools leave logs where they are run
                 start_new_session=True,
             )
         except OSError as error:

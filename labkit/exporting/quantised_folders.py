@@ -45,27 +45,25 @@ def tidy(job: Job, made: Path) -> tuple[str, ...]:
     if not weights or not added:
         lacks = "weights" if not weights else f"{QUANTISED[0]} in {CONFIG}"
         raise LabkitError(f"the tool of this format wrote no {lacks}, and gave no reason")
+    names = [path.name for path in weights]
     for path in weights:
         path.chmod(READABLE)
         path.rename(job.out / path.name)
     if len(weights) > 1:
+        names.append(INDEX)
         shutil.copyfile(made / INDEX, job.out / INDEX)
     if (made / GPTQ_CONFIG).is_file():
+        names.append(GPTQ_CONFIG)
         _write(job.out / GPTQ_CONFIG, without_paths(read_json(made / GPTQ_CONFIG)))
     for path in job.staged.rglob("*"):
-        name = path.relative_to(job.staged)
-        if path.is_file() and not path.is_symlink() and is_side_file(name.as_posix()):
+        name = path.relative_to(job.staged).as_posix()
+        if path.is_file() and not path.is_symlink() and is_side_file(name) and name != CONFIG:
+            names.append(name)
             (job.out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, job.out / name)
     dtype = {key: said[key] for key in ("dtype", "torch_dtype") if key in said}
     _write(job.out / CONFIG, {**job.model.config, **dtype, **added})
-    return tuple(
-        sorted(
-            path.relative_to(job.out).as_posix()
-            for path in job.out.rglob("*")
-            if path.is_file() and job.work not in path.parents
-        )
-    )
+    return tuple(sorted([*names, CONFIG]))
 
 
 def without_paths(said: Any) -> Any:

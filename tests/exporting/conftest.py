@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 
 import labkit as lk
 from labkit.demonstration.base import base_folder
-from labkit.exporting import formats
+from labkit.exporting import environments, formats, mlx_folders, transformers_formats
 from labkit.exporting.job import Answers, Converted, Format
 from labkit.probing.texts import Texts
+from tests.exporting.fake_tools import install
 from tests.tiny import make_base
 
 PROSE = lk.demo_texts()["modern prose"]
@@ -84,3 +86,18 @@ def plain_format(monkeypatch):
     monkeypatch.setitem(formats.FORMATS, "plain", made)
     made.__dict__["seen"] = seen
     return made
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """Installs some of `fake_tools`; labkit's own Python stands for that of uv's environment."""
+
+    def install_some(*packages):
+        install(tmp_path / "tools", *packages)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "tools"))
+        monkeypatch.setattr(environments, "find_spec", lambda name: name)
+        monkeypatch.setattr(environments.shutil, "which", lambda name: name)
+        for module in (transformers_formats, mlx_folders):
+            monkeypatch.setattr(module, "in_environment_of", lambda *packages: (sys.executable,))
+
+    return install_some

@@ -19,9 +19,9 @@ def main(folder: Path) -> None:
 
     torch.set_num_threads(job["threads"])
     config = AutoConfig.from_pretrained(job["model"], local_files_only=True)
-    method = config.quantization_config["quant_method"]
-    if method in KERNELS:
-        config.quantization_config["backend"] = KERNELS[method]
+    quantised = getattr(config, "quantization_config", {})
+    if quantised.get("quant_method") in KERNELS:
+        quantised["backend"] = KERNELS[quantised["quant_method"]]
     model = AutoModelForCausalLM.from_pretrained(
         job["model"],
         config=config,
