@@ -109,7 +109,7 @@ class Format:
         bits: for each weight, about; what the forecast of the disk counts with.
         narrow_bits: likewise for models with rows that are no multiple of 256 wide, where they take
             others; 0 where they take the same.
-        bits_outside: for each weight outside the layers, embeddings and head; 0 where it is the same.
+        bits_outside: for each weight outside the layers (embeddings, head); 0 where it is the same.
         seconds: of processor time for a billion weights, about; 0 where that was not measured.
         convert: writes the export.
         answer: asks the runtime that people use; None where labkit knows none on this machine.

@@ -65,7 +65,7 @@ def test_gptqmodel_is_told_what_to_make(small_model, tmp_path, tools, name, told
     assert "/tmp" not in (made.folder / "quantize_config.json").read_text()
     assert made.calibrated == sum(map(len, tokens))
     assert made.tools == {"gptqmodel": "7.7.0"}
-    assert made.notes == ("128 weights in a row share a scale", "not checked")
+    assert made.notes == ("128 weights in a row share a scale", "not checked, as was asked for")
     assert not {"recipe.yaml", "quant_log.csv"} & {path.name for path in made.folder.iterdir()}
 
 
