@@ -1,10 +1,12 @@
-"""Exports of the demo to every GGUF type: what they cost, and what they change.
+"""Exports of the demo to every format: what they cost, and what they change.
 
 OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports
+OMP_NUM_THREADS=1 uv run --extra gptq python -m benchmarks.exports --others
 OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports --shape 1b --folder /big/disk
 
 The first prints what llama.cpp says with each, against the merge in transformers in float32, and of
-the LoRA baked in four ways. The second converts a Llama of random weights in TinyLlama's shape, for
+the LoRA baked in four ways. The second has the formats of other programs, and GPTQ calibrated on
+documents of another domain. The third converts a Llama of random weights in TinyLlama's shape, for
 processor time and memory alone, and what follows for 13B by the number of weights.
 """
 
@@ -27,6 +29,16 @@ KINDS = [
     ("gguf-q4_k_m", None),
 ]
 """Formats, and what they are calibrated on: None is the merge's own domain, where there is one."""
+OTHERS = [
+    ("mlx", None),
+    ("fp8", None),
+    ("w4a16", "none"),
+    ("w4a16", None),
+    ("gptq", None),
+    ("gptq", "documents"),
+    ("awq", None),
+]
+"""Formats of other programs. "documents" are labkit's own, which nothing is merged for."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 VOCABULARY = 49152
 LARGE = 13.0
@@ -46,7 +58,17 @@ def row(name: str, made: lk.Export) -> str:
     return f"| {name} | {made.nbytes / 1e6:.0f} MB | {' | '.join(texts)} | {tokens} | {cost} |"
 
 
-def of_the_demo(folder: Path) -> None:
+def documents() -> lk.Texts:
+    """Technical prose, a paragraph each."""
+    root = Path(__file__).parents[1]
+    files = sorted([*root.glob("*.md"), *root.glob("docs/*.md")])
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    return lk.Texts(
+        "documents", [one for text in texts for one in text.split("\n\n") if one.strip()]
+    )
+
+
+def of_the_demo(folder: Path, kinds: list[tuple[str, str | None]], loras_too: bool) -> None:
     base, loras = lk.demo()
     weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
     merged = lk.plan(base, loras["kjv"], weights).write(folder / "merged", progress=False)
@@ -55,11 +77,15 @@ def of_the_demo(folder: Path) -> None:
         "| NLL | own text | processor time | memory |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for name, calibration in KINDS:
+    for name, asked in kinds:
+        calibration = documents() if asked == "documents" else asked
         made = lk.export(
             merged, folder / "out", name, calibration=calibration, overwrite=True, progress=False
         )
-        print(row(f"{name}{', calibrated' if made.calibration else ''}", made), flush=True)
+        on = f", calibrated on {made.calibration}" if made.calibration else ""
+        print(row(f"{name}{on}", made), flush=True)
+    if not loras_too:
+        return
     sets = lk.demo_texts()
     for name, options in (("factors", {}), ("alpha_pattern", {"alpha_pattern": True})):
         baked = lk.bake(loras["kjv"], weights, folder / f"baked-{name}", **options)
@@ -147,13 +173,14 @@ def make(shape: str, folder: Path) -> Path:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--shape", choices=SHAPES)
+    options.add_argument("--others", action="store_true", help="all formats but GGUF")
     options.add_argument("--folder", type=Path, help="where to write; a temporary folder else")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         if asked.shape:
             of_a_shape(asked.shape, Path(folder))
         else:
-            of_the_demo(Path(folder))
+            of_the_demo(Path(folder), OTHERS if asked.others else KINDS, not asked.others)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""MLX: what mlx-lm is told, and numpy's products in place of mlx's."""
+"""MLX: what mlx-lm is told, and that mlx-lm reads what it made."""
 
 import json
+import os
 
 import pytest
 
 import labkit as lk
 from labkit.errors import LabkitError
+from labkit.probing.texts import Texts
 
 PROSE = lk.demo_texts()["modern prose"]
 
@@ -32,3 +34,13 @@ def test_mlx_takes_no_texts(small_model, tmp_path, tools):
     with pytest.raises(LabkitError) as caught:
         lk.export(small_model, tmp_path / "out", "mlx", calibration=PROSE, progress=False)
     assert str(caught.value) == "mlx is not calibrated; leave calibration out"
+
+
+@pytest.mark.skipif(
+    not os.environ.get("LABKIT_TOOLS"), reason="LABKIT_TOOLS=1 runs tools that uv fetches first"
+)
+def test_mlx_lm_reads_what_it_made(small_model, tmp_path):
+    texts = Texts("prose", PROSE.passages[:2])
+    made = lk.export(small_model, tmp_path / "out", "mlx", texts=texts, progress=False)
+    # The weights are random; of another such model it would be above 1.
+    assert made.checked.texts[0].kl.value < 0.4

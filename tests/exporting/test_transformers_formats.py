@@ -4,6 +4,7 @@ Most tests have tools that say what they were told; the last ones run where the 
 """
 
 import json
+import os
 import sys
 from importlib.util import find_spec
 
@@ -166,3 +167,13 @@ def test_gptqmodel_makes_what_transformers_reads(small_model, tmp_path, name):
     # Measured: 0.21 and 0.16, as the weights are random; of another such model it would be above 1.
     assert made.checked.texts[0].kl.value < 0.4
     assert made.nbytes < forecast_bytes(FORMATS[name], lk.Checkpoint(small_model)) + 4_000_000
+
+
+@pytest.mark.skipif(
+    not os.environ.get("LABKIT_TOOLS"), reason="LABKIT_TOOLS=1 runs tools that uv fetches first"
+)
+@pytest.mark.parametrize(("name", "kl"), [("fp8", 0.05), ("w4a16", 0.4)])
+def test_llm_compressor_makes_what_transformers_reads(small_model, tmp_path, name, kl):
+    texts = Texts("prose", PROSE.passages[:2])
+    made = lk.export(small_model, tmp_path / "out", name, texts=texts, progress=False)
+    assert made.checked.texts[0].kl.value < kl

@@ -9,6 +9,8 @@ import numpy as np
 
 KERNELS = {"gptq": "torch", "awq": "torch_awq"}
 """GPT-QModel's kernels in PyTorch; it would compile others first, which takes minutes."""
+AT_ONCE = 8
+"""Sequences that are read together: the weights are made floats again for each such reading."""
 
 
 def main(folder: Path) -> None:
@@ -30,10 +32,17 @@ def main(folder: Path) -> None:
         local_files_only=True,
         trust_remote_code=False,
     ).eval()
-    with torch.inference_mode():
-        for number, tokens in enumerate(job["sequences"]):
-            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
-            np.save(folder / f"{number}.npy", logits.float().log_softmax(-1).numpy())
+    sequences = job["sequences"]
+    for first in range(0, len(sequences), AT_ONCE):
+        some = sequences[first : first + AT_ONCE]
+        longest = max(map(len, some))
+        # Padded at the end, where no token before it looks.
+        rows = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in some])
+        with torch.inference_mode():
+            logits = model(input_ids=rows, use_cache=False).logits
+        for number, tokens in enumerate(some):
+            found = logits[number, : len(tokens)].float().log_softmax(-1)
+            np.save(folder / f"{first + number}.npy", found.numpy())
     tools = {name: importlib.metadata.version(name) for name in ("transformers", *job["packages"])}
     (folder / "result.json").write_text(json.dumps({"tools": tools}), encoding="utf-8")
 
