@@ -133,8 +133,9 @@ def _largest(number: int) -> int:
         folder = Path(f"/proc/{number}")
         status = (folder / "status").read_text(encoding="utf-8")
         largest = 1024 * int(status.split("VmHWM:")[1].split()[0])
-        children = (folder / "task" / str(number) / "children").read_text(encoding="utf-8")
-        largest = max([largest, *(_largest(int(child)) for child in children.split())])
+        for thread in (folder / "task").iterdir():
+            children = (thread / "children").read_text(encoding="utf-8")
+            largest = max([largest, *(_largest(int(child)) for child in children.split())])
     return largest
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from labkit.exporting.calibration import calibration_tokens
+from labkit.exporting.calibration import SEQUENCES, calibration_tokens
 from labkit.exporting.environments import (
     in_environment_of,
     make_environment,
@@ -28,6 +28,8 @@ PACKAGES = {"gptqmodel": "gptqmodel", "optimum": "optimum"}
 """What the extra `labkit[gptq]` brings: module -> package."""
 LLM_COMPRESSOR = "llmcompressor==0.14.0.1"
 GROUP_SIZES = (128, 64, 32)
+FEWER_SEQUENCES = {"awq": 8}
+"""Fewer than the others calibrate on: AWQ reads them again for each scale that it tries."""
 USAGE = "vllm serve ."
 
 
@@ -81,7 +83,8 @@ def _converted(
     job: Job, worker: str, told: dict[str, object], what: str, command: tuple[str, ...]
 ) -> Converted:
     made = job.work / "made"
-    sequences = calibration_tokens(job) if job.calibration else []
+    count = FEWER_SEQUENCES.get(str(told.get("method")), SEQUENCES)
+    sequences = calibration_tokens(job, count) if job.calibration else []
     asked = {
         "source": str(job.staged),
         "out": str(made),

@@ -35,14 +35,16 @@ def test_a_worker_reads_its_job_and_its_answer_comes_back(run):
     assert done.result == {"twice": 42, "offline": "1"}
 
 
-def test_memory_and_processor_time_are_those_of_all_that_it_started(run):
-    """A child of the worker fills 300 MB and counts for half a second."""
+@pytest.mark.parametrize("starts", ["start()", "threading.Thread(target=start).start()"])
+def test_memory_and_processor_time_are_those_of_all_that_it_started(run, starts):
+    """A child of the worker, or of a thread of its, fills 300 MB and counts for half a second."""
     child = (
         "import time; x = bytearray(300_000_000); x[::4096] = b'1' * len(x[::4096]); "
         "t = time.process_time()\n"
         "while time.process_time() < t + 0.5: pass"
     )
-    done = run(f"import subprocess\nsubprocess.run([sys.executable, '-c', {child!r}])\n" + ANSWER)
+    start = f"def start():\n    subprocess.run([sys.executable, '-c', {child!r}])\n"
+    done = run(f"import subprocess, threading\n{start}{starts}\n" + ANSWER)
     assert 300_000_000 < done.peak_memory < 350_000_000
     assert 0.5 < done.processor_seconds < 5
 

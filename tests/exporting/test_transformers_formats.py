@@ -22,7 +22,7 @@ from labkit.exporting.transformers_formats import answer
 from labkit.probing.texts import Texts
 
 PROSE = lk.demo_texts()["modern prose"]
-CALIBRATION = Texts("prose", PROSE.passages[5:11])
+CALIBRATION = Texts("prose", PROSE.passages[5:])
 needs_gptqmodel = pytest.mark.skipif(
     find_spec("gptqmodel") is None or find_spec("optimum") is None,
     reason="the extra labkit[gptq] is not installed",
@@ -37,23 +37,24 @@ def said(made, key="quantization_config"):
     return json.loads((made.folder / "config.json").read_text())[key]
 
 
-def expected_tokens(model, tmp_path):
+def expected_tokens(model, tmp_path, sequences=16):
     job = Job(lk.Checkpoint(model), "", tmp_path, tmp_path, tmp_path, CALIBRATION)
-    return calibration_tokens(job)
+    return calibration_tokens(job, sequences)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "told", "sequences"),
     [
-        ("gptq", {"method": "gptq", "format": "gptq", "sym": True}),
-        ("awq", {"method": "awq", "format": "gemm", "sym": False}),
+        ("gptq", {"method": "gptq", "format": "gptq", "sym": True}, 16),
+        ("awq", {"method": "awq", "format": "gemm", "sym": False}, 8),
     ],
 )
-def test_gptqmodel_is_told_what_to_make(small_model, tmp_path, tools, name, told):
+def test_gptqmodel_is_told_what_to_make(small_model, tmp_path, tools, name, told, sequences):
     tools("gptqmodel", "torch")
     made = export(small_model, tmp_path / "out", name, calibration=CALIBRATION)
     config = said(made)
-    tokens = expected_tokens(small_model, tmp_path)
+    tokens = expected_tokens(small_model, tmp_path, sequences)
+    assert len(tokens) == sequences
     assert {key: config[key] for key in told} == told
     assert config["bits"] == 4
     assert config["group_size"] == 128
@@ -160,7 +161,7 @@ def test_gptqmodel_makes_what_transformers_reads(small_model, tmp_path, name):
         small_model,
         tmp_path / "out",
         name,
-        calibration=CALIBRATION,
+        calibration=Texts("prose", PROSE.passages[5:11]),
         texts=Texts("prose", PROSE.passages[:2]),
         progress=False,
     )
