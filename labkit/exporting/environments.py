@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from labkit.errors import LabkitError
 from labkit.exporting.processes import run
 
 RESOLVED_AS_OF = "2026-11-15"
@@ -67,4 +68,7 @@ def make_environment(command: tuple[str, ...], tools: str, folder: Path) -> None
     Raises:
         LabkitError: uv cannot: there is no network, or no such version for this machine.
     """
-    run("nothing", {}, folder, f"making an environment for {tools} with uv", command)
+    try:
+        run("nothing", {}, folder, f"making an environment for {tools} with uv", command)
+    except LabkitError as error:
+        raise LabkitError(f"{error}; it is fetched once, from the package index") from error

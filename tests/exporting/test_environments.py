@@ -46,11 +46,14 @@ def test_an_environment_is_there_once_a_script_has_run_in_it(tmp_path):
 
 def test_the_last_words_of_uv_are_the_reason(tmp_path, monkeypatch):
     uv = tmp_path / "uv"
-    uv.write_text("#!/bin/sh\necho at work\necho 'error: no connection to the index' >&2\nexit 2\n")
+    uv.write_text(
+        "#!/bin/sh\necho error: Failed to fetch >&2\necho '  cause: no network' >&2\nexit 2\n"
+    )
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(LabkitError) as caught:
         make_environment(in_environment_of("tool==1.0"), "the tool", tmp_path / "work")
     assert str(caught.value) == (
-        "making an environment for the tool with uv failed: error: no connection to the index"
+        "making an environment for the tool with uv failed: cause: no network; it is fetched once, "
+        "from the package index"
     )
