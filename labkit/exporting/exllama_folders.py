@@ -15,7 +15,7 @@ from labkit.errors import LabkitError, shown
 from labkit.exporting.calibration import calibration_passages, calibration_tokens
 from labkit.exporting.job import Converted, Format, Job
 from labkit.exporting.processes import run
-from labkit.exporting.quantised_folders import tidy
+from labkit.exporting.quantised_folders import READABLE, tidy
 from labkit.machine import choose_device
 
 BITS = 4.0
@@ -182,6 +182,7 @@ def _write_tokens(sequences: list[list[int]], path: Path) -> None:
     longest = max(map(len, sequences))
     rows = torch.tensor([one + [0] * (longest - len(one)) for one in sequences])
     save_file({"input_ids": rows, "lengths": torch.tensor([len(one) for one in sequences])}, path)
+    path.chmod(READABLE)
 
 
 def _missing(name: str) -> str:

@@ -28,7 +28,7 @@ def export_card(format: Format, job: Job, export: Export) -> str:
         "",
         f"# {as_text(export.folder.name)}",
         "",
-        f"{linked(job.subject)} as {as_text(format.name)}: {format.what}.",
+        _what(format, job, export),
         *_origin(job, export),
         "",
         *_files(export),
@@ -58,6 +58,16 @@ def _head(format: Format, job: Job) -> list[str]:
         )
         lines.insert(-1, comment)
     return lines
+
+
+def _what(format: Format, job: Job, export: Export) -> str:
+    name = as_text(format.name)
+    if export.tools:
+        return f"{linked(job.subject)} as {name}: {format.what}."
+    return (
+        f"NOT a model yet: what makes {name} ({format.what}) of {linked(job.subject)}, where its "
+        "tools run. Replace this card when that is done."
+    )
 
 
 def _origin(job: Job, export: Export) -> Iterator[str]:
@@ -128,8 +138,9 @@ def _calibration(export: Export) -> Iterator[str]:
     if export.calibration:
         yield "## Calibration"
         yield ""
+        begins = "Calibrated" if export.tools else "To be calibrated"
         yield (
-            f"Calibrated on {export.calibrated} tokens of {as_text(export.calibration)} (SHA-256 "
+            f"{begins} on {export.calibrated} tokens of {as_text(export.calibration)} (SHA-256 "
             f"`{export.calibration_sha256}`); nothing was measured on them."
         )
         yield ""
@@ -140,7 +151,8 @@ def _made(export: Export) -> Iterator[str]:
 
     yield from ("## How it was made", "")
     tools = ", ".join(f"{name} {version}" for name, version in export.tools.items())
-    yield from (f"Made with labkit {__version__}, by {as_text(tools)}.", "")
+    by = f", by {as_text(tools)}" if tools else ""
+    yield from (f"{'Made' if tools else 'Prepared'} with labkit {__version__}{by}.", "")
     for note in export.notes:
         yield f"- {as_text(note)}"
     yield ""

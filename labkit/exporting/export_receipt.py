@@ -33,7 +33,7 @@ class Export(Summary):
         calibration_sha256: their SHA-256.
         calibrated: how many of their tokens were read.
         checked: what the check found; None where nothing was checked.
-        tools: what made it: name -> version.
+        tools: what made it: name -> version; none where it is a job, to be carried out elsewhere.
         peak_memory: bytes of memory that the conversion took at most.
         processor_seconds: processor time that it took.
         seconds: how long all of it took, the check included.
@@ -96,7 +96,8 @@ class Export(Summary):
         yield "written", str(self.folder)
         yield "format", f"{self.format} of {self.merged}, {self.nbytes / 1e9:.2f} GB"
         if self.calibration:
-            yield "calibrated", f"on {self.calibrated} tokens of {self.calibration}"
+            begins = "calibrated" if self.tools else "to be calibrated"
+            yield begins, f"on {self.calibrated} tokens of {self.calibration}"
         if self.checked:
             for one in self.checked.texts:
                 yield (

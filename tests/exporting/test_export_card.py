@@ -122,3 +122,14 @@ def test_without_calibration_and_check_the_card_says_nothing_of_them(job, export
     card = export_card(FORMAT, job, replace(export, calibration="", checked=None))
     assert "Calibrat" not in card
     assert "Nothing: nobody ran it yet." in card
+
+
+def test_a_job_to_be_carried_out_elsewhere_says_that_it_is_no_model(job, export):
+    card = export_card(FORMATS["exl3"], job, replace(export, tools={}, checked=None))
+    assert (
+        "NOT a model yet: what makes exl3 (4 bits a weight for ExLlamaV3 and TabbyAPI) of" in card
+    )
+    assert "To be calibrated on 4096 tokens of words" in card
+    assert "Prepared with labkit" in card
+    assert "Made with" not in card
+    assert "Nothing: nobody ran it yet." in card
