@@ -39,6 +39,8 @@ OTHERS = [
     ("awq", None),
 ]
 """Formats of other programs. "documents" are labkit's own, which nothing is merged for."""
+WITHOUT_TEXTS = ("mlx", "fp8", "w4a16")
+"""Those that random weights can be converted to: to calibrate them says nothing."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 VOCABULARY = 49152
 LARGE = 13.0
@@ -100,13 +102,13 @@ def of_the_demo(folder: Path, kinds: list[tuple[str, str | None]], loras_too: bo
         print(row(f"LoRA, baked into {name}", made), flush=True)
 
 
-def of_a_shape(shape: str, folder: Path) -> None:
+def of_a_shape(shape: str, folder: Path, names: tuple[str, ...]) -> None:
     model = make(shape, folder / "model")
     weights = sum(tensor.elements for tensor in lk.Checkpoint(model).tensors.values()) / 1e9
     print(f"{weights:.2f} billion weights; 13 billion by extrapolation")
     print("| format | processor time | memory | at 13 billion |")
     print("|---|---|---|---|")
-    for name in ("gguf-bf16", "gguf-q8_0", "gguf-q4_k_m"):
+    for name in names:
         made = lk.export(model, folder / "out", name, check=False, overwrite=True, progress=False)
         minutes = made.processor_seconds * LARGE / weights / 60
         print(
@@ -178,7 +180,8 @@ def main() -> None:
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         if asked.shape:
-            of_a_shape(asked.shape, Path(folder))
+            names = WITHOUT_TEXTS if asked.others else ("gguf-bf16", "gguf-q8_0", "gguf-q4_k_m")
+            of_a_shape(asked.shape, Path(folder), names)
         else:
             of_the_demo(Path(folder), OTHERS if asked.others else KINDS, not asked.others)
 
