@@ -56,7 +56,8 @@ def answers(
 
     Raises:
         LabkitError: no prompts, a file that cannot be read, a name that stands for one of the rows
-            that are always there, a gradient of the wrong length, or an unknown format.
+            that are always there, a gradient of the wrong length, a recipe whose method is no sum,
+            or an unknown format.
     """
     import pandas as pd
 
@@ -65,6 +66,12 @@ def answers(
     for name, given in gradients.items():
         if name in mixes:
             raise name_taken(name)
+        if isinstance(given, Recipe) and not given.method.linear:
+            raise LabkitError(
+                f"{shown(name)!r} has the method {given.method.name}, which is no sum of what each "
+                "adapter adds, and a live model adds; write it with lk.plan, and give the folder "
+                "to lk.live as a model"
+            )
         mixes[name] = model.mix(given.terms if isinstance(given, Recipe) else as_gradient(given))
     rows = answer_each(model, listed, mixes, tokens, temperature, seed, format)
     columns = ["prompt", "gradient", "answer", "tokens", "kl"]

@@ -56,6 +56,14 @@ def test_each_answer_is_that_of_its_plain_model(loud, plain_models, monkeypatch)
     assert len(set(table["answer"])) > 4
 
 
+def test_a_recipe_with_a_method_is_not_answered_as_a_sum(loud):
+    recipe = Recipe(loud.base, [Term(loud.adapters[0], MERGE)], method="ties")
+    with pytest.raises(
+        LabkitError, match="^'mine' has the method ties, which is no sum .* adds; write"
+    ):
+        lk.answers(loud, ["In"], {"mine": recipe})
+
+
 def test_the_same_dice(loud):
     one = lk.answers(loud, ["In"], {"a": "1x4"}, tokens=12, temperature=1.0, seed=1)
     assert one["answer"][1] == one["answer"][2]
