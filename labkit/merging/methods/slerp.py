@@ -64,8 +64,13 @@ class Slerp:
         (term,) = base.one_delta_each(terms)
         of_base, of_delta = _shares(term.delta, base, term.weight)
 
-        def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
-            return old * of_base + values[0] * of_delta
+        def rule(
+            values: list[np.ndarray],
+            old: np.ndarray,
+            positions: np.ndarray,
+            bounds: list[float],
+        ) -> tuple[np.ndarray, None]:
+            return old * of_base + values[0] * of_delta, None
 
         return Elementwise([term.delta], rule, base.tensor)
 
