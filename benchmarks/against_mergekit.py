@@ -1,5 +1,8 @@
 """Compares labkit's methods with mergekit's, on tiny models of two architectures in float32.
 
+With `--extract` it compares LoRAs out of models instead, on the demo with its LoRA kjv merged: the
+share of `‖ΔW‖²` that the factors keep over all matrices of the layers, and what each program takes.
+
 mergekit goes into an environment of its own, since its pins are older than labkit's:
 
     uv venv mk && uv pip install --python mk/bin/python mergekit==0.1.5
@@ -12,9 +15,11 @@ beside that of the change. `dare` is compared at density 1; at others the two dr
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -80,11 +85,82 @@ def by_mergekit(program: str, base: Path, models: list[Path], case: str, out: Pa
     return out
 
 
+def compare_extraction(program: Path) -> None:
+    """Extract LoRAs of ranks 8 and 16 with both programs."""
+    base, loras = lk.demo()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = folder / "model"
+        lk.plan(base, loras["kjv"], [1.0] * base.layers).write(model, progress=False)
+        old, new = numbers_of(Path(base.folder)), numbers_of(model)
+        for rank in (8, 16):
+            ours, theirs = folder / f"ours{rank}", folder / f"theirs{rank}"
+            commands = {
+                ours: [sys.executable, "-m", "labkit", "extract", model, base.folder,
+                       "--rank", rank, "--out", ours, "--quiet"],
+                theirs: [program, "--model", model, "--base-model", base.folder,
+                         "--max-rank", rank, "--out-path", theirs, "--quiet"],
+            }  # fmt: skip
+            for out, command in commands.items():
+                memory, seconds = resources_of([str(word) for word in command])
+                print(
+                    f"rank {rank}, {out.name}: {share_kept(out, old, new):.4%} kept, "
+                    f"{memory / 1e9:.2f} GB, {seconds:.0f} s of processor time"
+                )
+
+
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+"""
+"""Runs a command from a small process: the peak of a large one counts as that of its children."""
+
+
+def resources_of(command: list[str]) -> tuple[int, float]:
+    """Run a command; give its peak memory in bytes, and its processor time."""
+    said = subprocess.run(
+        [sys.executable, "-c", MEASURED, *command], check=True, capture_output=True, text=True
+    ).stdout
+    memory, seconds = said.split()
+    return int(memory) * 1024, float(seconds)
+
+
+def share_kept(adapter: Path, old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> float:
+    """The share of `‖ΔW‖²` that a LoRA's factors keep, over the matrices of the layers."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    stored = load_file(adapter / "adapter_model.safetensors")
+    whole = left = 0.0
+    for name, values in new.items():
+        if values.ndim != 2 or not LAYER.search(name):
+            continue
+        module = name.removesuffix(".weight")
+        a, b = (
+            stored[f"base_model.model.{module}.lora_{which}.weight"].double().numpy()
+            for which in "AB"
+        )
+        patterns = config.get("alpha_pattern", {}), config.get("rank_pattern", {})
+        alpha, rank = (
+            pattern.get(module, default)
+            for pattern, default in zip(patterns, (config["lora_alpha"], config["r"]), strict=True)
+        )
+        change = values - old[name]
+        whole += float(np.sum(change**2))
+        left += float(np.sum((change - alpha / rank * (b @ a)) ** 2))
+    return 1 - left / whole
+
+
 def main() -> None:
     """Compare all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mergekit", help="the program mergekit-yaml")
-    program = str(Path(parser.parse_args().mergekit).absolute())
+    parser.add_argument("--extract", action="store_true", help="compare LoRAs out of models")
+    given = parser.parse_args()
+    program = str(Path(given.mergekit).absolute())
+    if given.extract:
+        compare_extraction(Path(program).with_name("mergekit-extract-lora"))
+        return
     for architecture in ("llama", "gpt2"):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)

@@ -10,7 +10,8 @@ merges, bakes, surveys, draws, verifies and refuses the same inputs at the same 
 
 Every file of the results is compared, and so are tables (as CSV, every digit), logits of live
 models, what is printed, and the text of every error. Left out is what differs between two runs of
-one version: the time in a receipt, and how long a merge took. And the forecast's working memory,
+one version: the time in a receipt, and how long a merge took; and of the norm of a change its last
+digits, which hang on the rows that are added up at a time. And the forecast's working memory,
 which says how a version does its work and not what comes out. Prints a table and every
 difference; exits with 1 where there is one.
 """
@@ -45,6 +46,7 @@ MOST_LINES = 12
 TEXTS = {".json", ".md", ".yaml", ".txt", ".csv", ".svg"}
 OF_ONE_RUN = [
     (r'^ "(created|seconds)": .*$', r' "\1": …'),
+    (r'("asked_norm": [0-9.]{12})[0-9]+', r"\1…"),
     (r", in [0-9.]+ s$", ", in … s"),
     (r"^took +[0-9]+ ms,", "took … ms,"),
     (r"in at most [0-9]+ MB of working memory", "in at most … MB of working memory"),

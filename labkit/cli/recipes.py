@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +23,11 @@ def import_recipe(
     out: Annotated[Path | None, typer.Option(help="The recipe to write; else printed.")] = None,
 ) -> None:
     """Make a recipe from what another tool was told."""
-    from labkit.publishing.interchange import import_recipe as run
+    from labkit.publishing.interchange import imported
 
-    recipe = run(source)
+    recipe, notes = imported(source)
+    for note in notes:
+        print(f"labkit: note: {note}", file=sys.stderr)
     if out is None:
         typer.echo(recipe.to_yaml(), nl=False)
     else:

@@ -98,17 +98,19 @@ class Delta(ABC):
             raise NotImplementedError(type(self).__name__)
         self.add_rows_to(total, start, base)
 
-    def uncertainty(self, start: int, stop: int) -> Float64[np.ndarray, "block 1"] | None:
+    def uncertainty(self, start: int, stop: int) -> float | None:
         """How far elements of `add_rows_to` can lie from those of `add_rows_in_order`, at most.
+
+        No element's magnitude is above 2⁵⁰ times this, where it is not 0.
 
         Args:
             start: the number of the first row in the tensor.
             stop: the number of the row behind the last.
 
         Returns:
-            a bound for each row, 0 where the two have the same bits; None where none is known.
+            a bound; 0 where the two have the same bits, None where none is known.
         """
-        return np.zeros((stop - start, 1)) if self.by_element else None
+        return 0.0 if self.by_element else None
 
     @abstractmethod
     def to(self, device: str) -> Delta:

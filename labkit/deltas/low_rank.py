@@ -126,7 +126,7 @@ class LowRank(Delta):
                 np.add(added, product, out=added)
             total[first : first + step] += added
 
-    def uncertainty(self, start: int, stop: int) -> Float64[np.ndarray, "block 1"]:
+    def uncertainty(self, start: int, stop: int) -> float:
         """How far two orders of summation can lie apart, at most.
 
         A sum of r products is off by at most `r·2⁻⁵³·Σ|B_k·A_k|` in any order (Higham, Accuracy and
@@ -135,9 +135,8 @@ class LowRank(Delta):
         rounding of the norms, and of sums of several products.
         """
         left = self.left[start:stop]
-        norms = np.sqrt(np.einsum("ij,ij->i", left, left)[:, None])
-        bound: np.ndarray = norms * (self._longest_column * max(1, self.rank) * 2.0**-50)
-        return bound
+        longest_row = math.sqrt(float(np.einsum("ij,ij->i", left, left).max(initial=0.0)))
+        return longest_row * (self._longest_column * max(1, self.rank) * 2.0**-50)
 
     @cached_property
     def _longest_column(self) -> float:

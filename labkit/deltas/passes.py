@@ -7,7 +7,8 @@ every pass sees the same bits, on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +20,16 @@ DIGIT_BITS = 16
 """Bits of a magnitude that one pass counts."""
 FEW = 1 << 16
 """Elements that may be held in memory to be sorted."""
-BIN_BITS = 11
-BIN_SHIFT = 52 - BIN_BITS
-BINS = 1 << 16
-"""Of the histogram of magnitudes: 2048 for each power of 2, from 2^-28 to 16 times the largest."""
-MOST_NEAR = 1 << 15
-"""Elements of one block that are made again one by one."""
-MAGNITUDE = np.uint64((1 << 63) - 1)
+LOOKED_AT = 1 << 15
+"""Elements that are compared at a time; see `elementwise.RULE_ELEMENTS`."""
+SAMPLED_ROWS = (64, 1024)
+"""Rows of a sample: a sixteenth of a tensor's, but at least and at most so many."""
+SAMPLED_ELEMENTS = 1 << 18
+SURE = (4, 16)
+"""How far from a guess the cut is looked for, in standard errors; then, where it is not there."""
+MOST_HELD = 1 << 22
+"""Elements between two guesses that are held in memory, of 16 bytes each."""
+MAGNITUDE = np.int64((1 << 63) - 1)
 """All bits of a float64 but its sign. Of numbers that are not negative, the larger has the larger
 bits."""
 
@@ -37,41 +41,43 @@ class NearBlock:
     Attributes:
         first: the position of the first element in the tensor, counted along its rows.
         values: the elements, of shape rows × columns.
-        numbers: the base's, 0 where the delta does not depend on them.
-        bound: how far each row's elements can lie from those made in a fixed order; 0: they are.
+        bound: how far an element can lie from the one made in a fixed order; 0: it is that one.
     """
 
     first: int
     values: np.ndarray
-    numbers: np.ndarray
-    bound: np.ndarray
+    bound: float
 
 
-def near_blocks(delta: Delta, base: StoredTensor, skip: int = 0) -> Iterator[NearBlock]:
+def near_blocks(delta: Delta, base: StoredTensor) -> Iterator[NearBlock]:
     """Make a delta's rows block by block, and say how far they are from those in a fixed order.
 
     Args:
         delta: the delta.
         base: the base's tensor.
-        skip: how many blocks to leave out at the start.
     """
     count, columns = base.matrix_shape
     step = max(1, NORM_ELEMENTS // max(1, columns))
+    for start in range(0, count, step):
+        yield near_rows(delta, base, start, min(start + step, count))
+
+
+def near_rows(delta: Delta, base: StoredTensor, start: int, stop: int) -> NearBlock:
+    """Make some of a delta's rows; see `near_blocks`."""
+    columns = base.matrix_shape[1]
     reads_base = any(isinstance(part, BaseDependent) for part in delta.parts)
-    for start in range(skip * step, count, step):
-        stop = min(start + step, count)
-        numbers = base.read_rows(start, stop) if reads_base else np.zeros((stop - start, columns))
-        values = np.zeros((stop - start, columns))
-        bound = add_nearly(delta, values, start, numbers)
-        yield NearBlock(start * columns, values, numbers, bound)
+    numbers = base.read_rows(start, stop) if reads_base else np.zeros((stop - start, columns))
+    values = np.zeros((stop - start, columns))
+    bound = add_nearly(delta, values, start, numbers)
+    return NearBlock(start * columns, values, bound)
 
 
-def add_nearly(delta: Delta, values: np.ndarray, start: int, numbers: np.ndarray) -> np.ndarray:
+def add_nearly(delta: Delta, values: np.ndarray, start: int, numbers: np.ndarray) -> float:
     """Add a delta's rows as quickly as they can be made; give the bound of `NearBlock`."""
     bound = delta.uncertainty(start, start + len(values))
     if bound is None:
         delta.add_rows_in_order(values, start, numbers)
-        return np.zeros((len(values), 1))
+        return 0.0
     delta.add_rows_to(values, start, numbers)
     return bound
 
@@ -125,13 +131,24 @@ class Cut:
     last: int
 
     def keeps(self, values: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Tell which elements are among the largest: a mark for each."""
-        magnitudes = np.abs(values)
-        marks = np.asarray(magnitudes > self.magnitude)
-        tied = magnitudes == self.magnitude
+        """Tell which elements are among the largest: for each all bits (-1), or none (0)."""
+        bits, at_cut = _bits(values), _edge(self.magnitude)
+        tied = bits == at_cut
+        marks = (at_cut - 1) - bits
+        marks >>= 63  # the sign, over all bits
         if tied.any():
-            marks |= tied & (positions <= self.last)
+            marks[tied & (positions > self.last)] = 0
         return marks
+
+
+def only(kept: np.ndarray, values: np.ndarray | np.float64) -> np.ndarray:
+    """The elements that are kept, and 0 for the others: quicker than a choice for each.
+
+    Args:
+        kept: for each element all bits of a whole number (-1), or none (0).
+        values: the elements, or one number for all.
+    """
+    return (values.view(np.int64) & kept).view(np.float64)
 
 
 def largest(delta: Delta, base: StoredTensor, count: int) -> Cut:
@@ -142,78 +159,156 @@ def largest(delta: Delta, base: StoredTensor, count: int) -> Cut:
         base: the base's tensor.
         count: how many; from 1 to the tensor's elements.
     """
-    found = _largest_in_two_passes(delta, base, count)
-    return _largest_by_digits(delta, base, count) if found is None else found
+    for errors in SURE:
+        low, high = _guess(delta, base, count, errors)
+        found = _largest_between(delta, base, count, low, high)
+        if found is not None:
+            return found
+    return _largest_by_digits(delta, base, count)
 
 
-def _largest_in_two_passes(delta: Delta, base: StoredTensor, count: int) -> Cut | None:
-    """Find them by one histogram, and a look at what lies near the cut.
+def _guess(delta: Delta, base: StoredTensor, count: int, errors: float) -> tuple[float, float]:
+    """Guess two magnitudes that the cut lies between, by some rows from all over the tensor.
 
-    Elements come by products of matrices where a bound says how far these can be off, and are made
-    again in a fixed order where that decides. The histogram has the exponent and 11 bits more,
-    down from 16 times the largest magnitude of the first rows over 32 powers of 2.
+    The rows are drawn whole, so the standard error of a share is taken from how it differs between
+    them. Of few elements all lie between the two.
+    """
+    rows, columns = base.matrix_shape
+    if base.elements <= FEW:
+        return -1.0, math.inf
+    least, most = SAMPLED_ROWS
+    wanted = min(rows, max(least, min(most, rows // 16)))
+    # Multiples of the golden ratio fall evenly, and in step with no pattern of a tensor's.
+    chosen = np.unique((np.arange(wanted) * ((math.sqrt(5) - 1) / 2) % 1 * rows).astype(np.int64))
+    stride = -(-len(chosen) * columns // SAMPLED_ELEMENTS)
+    drawn = [near_rows(delta, base, row, row + 1).values[0, row % stride :: stride]
+             for row in chosen.tolist()]  # fmt: skip
+    sample = [_bits(one) for one in drawn]
+    ordered = np.sort(np.concatenate(sample))[::-1]
+    share = count / base.elements
+    middle = ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+    above = np.array([np.count_nonzero(one >= middle) / max(1, len(one)) for one in sample])
+    off = errors * (float(above.std()) / math.sqrt(len(chosen)) + 1 / len(ordered))
+    places = int((share - off) * len(ordered)), int((share + off) * len(ordered))
+    high = _float_of(ordered[places[0]]) if places[0] > 0 else math.inf
+    low = _float_of(ordered[places[1]]) if places[1] < len(ordered) else -1.0
+    return low, high
+
+
+def _largest_between(
+    delta: Delta, base: StoredTensor, count: int, low: float, high: float
+) -> Cut | None:
+    """Find them in one pass, if the cut lies between two magnitudes.
+
+    How many elements are above and at each of the two is counted, and what is between is held and
+    sorted. Elements come by products of matrices where a bound says how far these can be off, and
+    are made again in a fixed order where that decides.
 
     Returns:
-        None if too many elements lie near the cut, or it lies outside the histogram.
+        None if the cut lies elsewhere, or too many elements lie between.
     """
-    histogram = np.zeros(BINS, np.int64)
-    lowest = None
+    counts: list[np.ndarray] = []
+    held: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    bound, room = 0.0, MOST_HELD
     for block in near_blocks(delta, base):
-        digits = block.values.reshape(-1).view(np.int64) & np.int64(MAGNITUDE)
-        digits >>= BIN_SHIFT
-        if lowest is None:
-            lowest = max(0, int(digits.max(initial=0)) + (4 << BIN_BITS) - BINS + 1)
-        digits -= lowest
-        np.clip(digits, 0, BINS - 1, out=digits)
-        histogram += np.bincount(digits, minlength=BINS)
-    from_above = np.cumsum(histogram[::-1])[::-1]
-    place = int(np.flatnonzero(from_above >= count)[-1])
-    if lowest is None or place == BINS - 1 or (place == 0 and lowest > 0):
-        return None
-    edges = np.array([lowest + place, lowest + place + 1]) << BIN_SHIFT
-    low, high = edges.view(np.float64).tolist()
-    above, held = 0, 0
-    # Of each block the magnitudes near the cut and how often they occur, and what was looked at.
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for block in near_blocks(delta, base):
-        magnitudes = np.abs(block.values)
-        higher = magnitudes >= high + block.bound
-        above += int(np.count_nonzero(higher))
-        # Strictly below the edge by more than the bound: not one of them, whatever its last bits.
-        near = np.flatnonzero((magnitudes >= low - block.bound) & ~higher)
-        if block.bound.any() and len(near) > MOST_NEAR:
+        bound = max(bound, block.bound)
+        edges = [_edge(at) for at in (high + block.bound, high - block.bound,
+                                      low + block.bound, low - block.bound)]  # fmt: skip
+        counted, flat = np.zeros(4, np.int64), block.values.reshape(-1)
+        for first in range(0, len(flat), LOOKED_AT):
+            bits = _bits(flat[first : first + LOOKED_AT])
+            above, at_high = bits > edges[0], bits >= edges[1]
+            between, at_low = bits > edges[2], bits >= edges[3]
+            counted += [np.count_nonzero(one) for one in (above, at_high, between, at_low)]
+            here = np.flatnonzero(between > at_high)
+            held.append(bits[here])
+            places.append(here + (block.first + first))
+            room -= len(here)
+        counts.append(counted)
+        if room < 0:
             return None
-        bits, counts = np.unique(_bits_of(delta, base, block, near), return_counts=True)
-        found.append((bits, counts))
-        held += len(bits)
-        if held > FEW:
-            return None
-    wanted = count - above
-    bits = np.concatenate([some for some, _ in found])
-    counts = np.concatenate([some for _, some in found])
-    order = np.argsort(bits)[::-1]
-    reached = np.cumsum(counts[order])
-    cut = bits[order[int(np.flatnonzero(reached >= wanted)[0])]]
-    wanted -= int(counts[bits > cut].sum())
-    equals = np.cumsum([int(often[some == cut].sum()) for some, often in found])
-    number = int(np.flatnonzero(equals >= wanted)[0])
-    wanted -= int(equals[number - 1]) if number else 0
-    # The block that holds the last of them is looked at once more for its place.
-    block = next(near_blocks(delta, base, number))
-    magnitudes = np.abs(block.values)
-    near = np.flatnonzero((magnitudes >= low - block.bound) & (magnitudes < high + block.bound))
-    here = near[_bits_of(delta, base, block, near) == cut]
-    return _cut(cut, here[wanted - 1] + block.first)
+    above, at_high, between, at_low = np.sum(counts, axis=0).tolist()
+    if at_high < count <= between:
+        bits, positions = np.concatenate(held), np.concatenate(places)
+        return _cut_among(delta, base, bits, positions, count - at_high, bound, (low, high))
+    if bound == 0 and above < count <= at_high:
+        equals = [some[1] - some[0] for some in counts]
+        return _cut_of_equals(delta, base, high, count - above, equals)
+    if bound == 0 and between < count <= at_low:
+        equals = [some[3] - some[2] for some in counts]
+        return _cut_of_equals(delta, base, low, count - between, equals)
+    return None
 
 
-def _bits_of(delta: Delta, base: StoredTensor, block: NearBlock, near: np.ndarray) -> np.ndarray:
-    """The magnitudes of some elements of a block, as bits, made in a fixed order."""
-    values = block.values.reshape(-1)[near]
-    if block.bound.any() and len(near):
-        at, columns = near + block.first, base.matrix_shape[1]
-        values = np.zeros(len(near))
-        delta.add_entries_to(values, block.numbers.reshape(-1)[near], at // columns, at % columns)
-    return np.asarray(values.view(np.uint64) & MAGNITUDE)
+def _cut_among(
+    delta: Delta,
+    base: StoredTensor,
+    bits: np.ndarray,
+    positions: np.ndarray,
+    wanted: int,
+    bound: float,
+    between: tuple[float, float],
+) -> Cut | None:
+    """Find the cut among elements that are held, of which so many are wanted."""
+    if bound:
+        # Where no element is off by more than the bound, neither is the cut.
+        low, high = between
+        near = _float_of(np.partition(bits, len(bits) - wanted)[len(bits) - wanted])
+        least, most = near - 2 * bound, near + 2 * bound
+        if least <= low + bound or most >= high - bound:
+            return None
+        magnitudes = bits.view(np.float64)
+        wanted -= int(np.count_nonzero(magnitudes > most))
+        unsure = np.flatnonzero((magnitudes >= least) & (magnitudes <= most))
+        if len(unsure) > FEW:
+            return None
+        positions, values = positions[unsure], np.zeros(len(unsure))
+        columns = base.matrix_shape[1]
+        # Only products are off, and these do not look at the base.
+        rows = positions // columns
+        delta.add_entries_to(values, np.zeros(len(unsure)), rows, positions - rows * columns)
+        bits = _bits(values)
+    cut = np.partition(bits, len(bits) - wanted)[len(bits) - wanted]
+    wanted -= int(np.count_nonzero(bits > cut))
+    return Cut(_float_of(cut), int(positions[np.flatnonzero(bits == cut)[wanted - 1]]))
+
+
+def _cut_of_equals(
+    delta: Delta, base: StoredTensor, magnitude: float, wanted: int, counts: Sequence[int]
+) -> Cut:
+    """Find the element that is the last wanted one of those with this magnitude.
+
+    Args:
+        delta: the delta, whose rows are made to the last bit.
+        base: the base's tensor.
+        magnitude: the cut's.
+        wanted: how many of them are among the largest.
+        counts: how many of them each block has.
+    """
+    reached = np.cumsum(counts)
+    number = int(np.flatnonzero(reached >= wanted)[0])
+    rows, columns = base.matrix_shape
+    step = max(1, NORM_ELEMENTS // max(1, columns))
+    start = number * step
+    block = near_rows(delta, base, start, min(start + step, rows))
+    here = np.flatnonzero(_bits(block.values.reshape(-1)) == _edge(magnitude))
+    wanted -= int(reached[number - 1]) if number else 0
+    return Cut(magnitude, block.first + int(here[wanted - 1]))
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """The bits of each magnitude, as a whole number."""
+    return np.asarray(values.view(np.int64) & MAGNITUDE)
+
+
+def _edge(magnitude: float) -> int:
+    """The bits of a magnitude; -1, which all are above, if it is below 0."""
+    return int(np.float64(magnitude).view(np.int64)) if magnitude >= 0 else -1
+
+
+def _float_of(bits: np.int64) -> float:
+    return float(np.asarray(bits).view(np.float64))
 
 
 def _largest_by_digits(delta: Delta, base: StoredTensor, count: int) -> Cut:
@@ -227,8 +322,8 @@ def _largest_by_digits(delta: Delta, base: StoredTensor, count: int) -> Cut:
         shift -= DIGIT_BITS
         histogram = np.zeros(1 << DIGIT_BITS, np.int64)
         for _, bits in _candidates(delta, base, known, shift + DIGIT_BITS):
-            digits = (bits >> np.uint64(shift)) & np.uint64((1 << DIGIT_BITS) - 1)
-            histogram += np.bincount(digits.astype(np.int64), minlength=len(histogram))
+            digits = (bits >> shift) & ((1 << DIGIT_BITS) - 1)
+            histogram += np.bincount(digits, minlength=len(histogram))
         from_above = np.cumsum(histogram[::-1])[::-1]
         digit = int(np.flatnonzero(from_above >= wanted)[-1])
         wanted -= int(from_above[digit] - histogram[digit])
@@ -238,7 +333,7 @@ def _largest_by_digits(delta: Delta, base: StoredTensor, count: int) -> Cut:
     # More elements than can be held have the same bits, as in a model that was hardly trained.
     for positions, bits in _candidates(delta, base, known, 0):
         if len(bits) >= wanted:
-            return _cut(bits[wanted - 1], positions[wanted - 1])
+            return Cut(_float_of(bits[wanted - 1]), int(positions[wanted - 1]))
         wanted -= len(bits)
     raise AssertionError("a pass over a delta found other numbers than the one before")
 
@@ -248,11 +343,11 @@ def _candidates(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The elements whose magnitude has the known bits from `shift` on: positions and bits."""
     for first, values, _ in ordered_blocks(delta, base):
-        bits = values.view(np.uint64) & MAGNITUDE
+        bits = _bits(values)
         if shift == 64:
             yield np.arange(first, first + len(bits)), bits
             continue
-        here = np.flatnonzero(bits >> np.uint64(shift) == np.uint64(known))
+        here = np.flatnonzero(bits >> shift == known)
         yield first + here, bits[here]
 
 
@@ -262,8 +357,4 @@ def _among_few(delta: Delta, base: StoredTensor, known: int, shift: int, wanted:
     bits = np.concatenate([some for _, some in found])
     # Stable: of equal magnitudes the first one stays first.
     chosen = np.argsort(~bits, kind="stable")[wanted - 1]
-    return _cut(bits[chosen], positions[chosen])
-
-
-def _cut(bits: np.uint64, position: np.int64) -> Cut:
-    return Cut(float(np.array(bits).view(np.float64)), int(position))
+    return Cut(_float_of(bits[chosen]), int(positions[chosen]))

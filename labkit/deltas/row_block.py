@@ -39,14 +39,13 @@ class RowBlock(Delta):
             first = start + rows.start - self.first
             self.delta.add_rows_in_order(total[rows], first, base[rows])
 
-    def uncertainty(self, start: int, stop: int) -> np.ndarray:
-        """How far elements in rows can lie from those in a fixed order: the product's bound."""
-        bound = np.zeros((stop - start, 1))
+    def uncertainty(self, start: int, stop: int) -> float:
+        """How far elements of rows can lie from those in a fixed order: the product's bound."""
         rows = self._shared(start, stop - start)
-        if rows.start < rows.stop:
-            first = start - self.first
-            bound[rows] = self.delta.uncertainty(first + rows.start, first + rows.stop)
-        return bound
+        if rows.start >= rows.stop:
+            return 0.0
+        first = start - self.first
+        return self.delta.uncertainty(first + rows.start, first + rows.stop)
 
     def _shared(self, start: int, count: int) -> slice:
         """Which of so many rows from `start` on it has."""

@@ -58,7 +58,7 @@ class Total(BaseDependent):
         for part in self.parts:
             part.add_rows_in_order(total, start, base)
 
-    def uncertainty(self, start: int, stop: int) -> np.ndarray | None:
+    def uncertainty(self, start: int, stop: int) -> float | None:
         """Of products alone the sum of their bounds; of others nothing is known.
 
         What else is added is rounded to the last place of the sum, which may be far larger.
@@ -66,8 +66,7 @@ class Total(BaseDependent):
         products = [part for part in self.parts if isinstance(part, (LowRank, RowBlock))]
         if len(products) < len(self.parts):
             return super().uncertainty(start, stop)
-        bounds = [part.uncertainty(start, stop) for part in products]
-        return np.asarray(np.sum(bounds, axis=0))
+        return sum(part.uncertainty(start, stop) for part in products)
 
     def add_entries_to(
         self, total: np.ndarray, base: np.ndarray, rows: np.ndarray, columns: np.ndarray

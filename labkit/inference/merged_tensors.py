@@ -84,7 +84,7 @@ class MergedTensor:
         in_place = self.values.device.type == "cpu" and self.values.is_contiguous()
         merged = self.values if in_place else torch.empty(shape, dtype=self.values.dtype)
         rows = _as_array(merged, code).reshape(shape)
-        _, squared, _ = merger.merge(base, tensor.float_dtype, update, 0, code, rows)
+        _, squared, _, _ = merger.merge(base, tensor.float_dtype, update, 0, code, rows)
         if not math.isfinite(squared):  # as that of the change is, if all of its numbers are
             lost = np.isfinite(wide(base, tensor.float_dtype)) & ~np.isfinite(wide(rows, code))
             if lost.any():

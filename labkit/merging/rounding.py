@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
-from labkit.deltas.delta import Delta
+from labkit.deltas.delta import BaseDependent, Delta
 from labkit.files.floats import ARRAYS, round_once, wide
 
 SHORT = ("F16", "BF16")
@@ -113,11 +113,11 @@ def merge_all_exactly(
     update: Delta | None,
     start: int,
     merged: Float64[np.ndarray, "rows columns"],
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Merge a run of rows to float64, each element in a fixed order: slow, the same everywhere.
 
     Returns:
-        two sums of squares: see `BlockMerger.merge`.
+        three sums of squares: see `BlockMerger.merge`.
     """
     squared = missing = 0.0
     numbers, results = base.reshape(-1), merged.reshape(-1)
@@ -128,7 +128,7 @@ def merge_all_exactly(
             positions, wide(numbers[some], base_dtype), base.shape[1], update, start, "F64"
         )
         squared, missing = squared + change, missing + lacks
-    return squared, missing
+    return squared, missing, squared  # nothing is rounded away
 
 
 def _sum_of_squares(values: Shaped[np.ndarray, "rows columns"]) -> float:
@@ -164,7 +164,7 @@ class BlockMerger:
         start: int,
         dtype: str,
         out: Shaped[np.ndarray, "rows columns"] | None = None,
-    ) -> tuple[Shaped[np.ndarray, "rows columns"], float, float]:
+    ) -> tuple[Shaped[np.ndarray, "rows columns"], float, float, float]:
         """Add the update's rows from `start` on to a run of the base's rows, and round once.
 
         Args:
@@ -177,16 +177,17 @@ class BlockMerger:
             out: where the result goes; by default a buffer of this merger.
 
         Returns:
-            the merged rows (in a buffer, overwritten by the next call), and two sums of squares
-            to know what survived the rounding: of the change `W' - W`, and of what it lacks of the
+            the merged rows (in a buffer, overwritten by the next call), and sums of squares to
+            know what survived the rounding: of the change `W' - W`, and of what it lacks of the
             change that was asked for, `(W' - W) - wΔW`. Between 16-bit numbers, their relative
-            errors stay below 1e-6 and 1e-4.
+            errors stay below 1e-6 and 1e-4. The third is that of `wΔW` itself, where only making
+            its rows tells it (`BaseDependent`), else 0.
         """
         merged = self._buffer("merged", base.shape, ARRAYS[dtype]) if out is None else out
         if dtype == "F64":
             return merged, *merge_all_exactly(base, base_dtype, update, start, merged)
         step = max(1, BLOCK_ELEMENTS // max(1, base.shape[1]))
-        squared = missing = 0.0
+        squared = missing = asked = 0.0
         unsure: list[np.ndarray] = []
 
         def merge_unsure() -> tuple[float, float]:
@@ -204,10 +205,13 @@ class BlockMerger:
             for first in range(0, len(base), step):
                 rows = slice(first, first + step)
                 block = self._block(base[rows].shape, base_dtype, dtype)
-                found, change, lacks = block.merge(base[rows], update, start + first, merged[rows])
+                found, change, lacks, wanted = block.merge(
+                    base[rows], update, start + first, merged[rows]
+                )
                 unsure += [one + first * base.shape[1] for one in found]
                 squared += change
                 missing += lacks
+                asked += wanted
                 # Seldom so many: where halves of numbers fall between two that can be stored.
                 if sum(map(len, unsure)) > MOST_UNSURE:
                     change, lacks = merge_unsure()
@@ -217,7 +221,7 @@ class BlockMerger:
             change, lacks = merge_unsure()
             squared += change
             missing += lacks
-        return merged, squared, missing
+        return merged, squared, missing, asked
 
     def _block(self, shape: tuple[int, ...], base_dtype: str, dtype: str) -> _Block:
         key = shape, base_dtype, dtype
@@ -272,10 +276,15 @@ class _Block:
         update: Delta | None,
         start: int,
         merged: Shaped[np.ndarray, "rows columns"],
-    ) -> tuple[list[Int64[np.ndarray, " found"]], float, float]:
-        """Merge a block; return where the last bit is unsure, and the two sums of squares."""
+    ) -> tuple[list[Int64[np.ndarray, " found"]], float, float, float]:
+        """Merge a block; return where the last bit is unsure, and the three sums of squares."""
         found = self._widen(base)
         self._add(update, start)
+        asked = 0.0
+        if isinstance(update, BaseDependent):
+            # Where numbers are short their originals are at hand, and these are not needed again.
+            out = self.base if self.short else None
+            asked = _sum_of_squares(np.subtract(self.total, self.base, out=out))
         if self.dtype in SHORT:
             np.copyto(self.single, self.total, casting="same_kind")
             narrow = self._narrow_float16 if self.dtype == "F16" else self._narrow_bfloat16
@@ -303,7 +312,7 @@ class _Block:
         for one in found:  # counted when they are merged exactly
             change.reshape(-1)[one] = 0
             missing.reshape(-1)[one] = 0
-        return found, _sum_of_squares(change), _sum_of_squares(missing)
+        return found, _sum_of_squares(change), _sum_of_squares(missing), asked
 
     def _add(self, update: Delta | None, start: int) -> None:
         """Put the sum of the base's rows and the update's into `total`."""

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from labkit.deltas.delta import Delta
+from labkit.deltas.delta import BaseDependent, Delta
 from labkit.files.floats import ARRAYS, SIGNIFICAND_BITS, wide
 from labkit.files.tensor_file import FLOATS
 from labkit.merging.rounding import merge_all_exactly, merge_exactly, near_halfway_in_float64
@@ -34,7 +34,7 @@ class DeviceMerger:
         start: int,
         dtype: str,
         out: np.ndarray,
-    ) -> tuple[np.ndarray, float, float]:
+    ) -> tuple[np.ndarray, float, float, float]:
         """As `BlockMerger.merge`; what is given and what comes back are numpy's arrays."""
         if dtype == "F64":
             return out, *merge_all_exactly(base, base_dtype, update, start, out)
@@ -60,7 +60,10 @@ class DeviceMerger:
             )
             out.reshape(-1)[positions] = rounded
             squared, missing = squared + more_squared, missing + more_missing
-        return out, squared, missing
+        asked = 0.0
+        if isinstance(update, BaseDependent):
+            asked = float((total - original).square().sum())
+        return out, squared, missing, asked
 
     def _on_device(self, update: Delta) -> Delta:
         """The update with its numbers on the device; all pieces of a tensor have the same one."""

@@ -24,12 +24,20 @@ SCRIPT = "apply-lora-weight-ltl.py"
 def import_recipe(text_or_file: str | Path) -> Recipe:
     """Read a recipe of another tool: a file with mergekit's YAML, or the script's command line.
 
+    What lies behind the layers has the first weight of a list, as in mergekit 0.1.4 and 0.1.5; in
+    0.0.6 it had the last one.
+
     Raises:
         LabkitError: neither of the two, or a merge that labkit does not make.
     """
+    return imported(text_or_file)[0]
+
+
+def imported(text_or_file: str | Path) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe of `import_recipe`, and what is worth knowing of how it was read."""
     text = str(text_or_file)
     if "--peft_model_weights" in text:
-        return from_command_line(text)
+        return from_command_line(text), ()
     return from_mergekit(Path(text_or_file))
 
 

@@ -1,9 +1,10 @@
 """Reads mergekit's YAML where it describes LoRAs and models that are added to one base by layer.
 
-By mergekit 0.1.4 (arcee-ai/mergekit, `mergekit/config.py`, `plan.py` and `merge_methods`), layer
-`i` of a slice of `n` layers has the depth `i / (n - 1)`, a single one depth 1, and a list of
-numbers is interpolated over it. What lies before and behind the layers has depth 0 (until 0.0.6,
-what lies behind them had depth 1). A model written `base+lora` is the base with the whole LoRA.
+By mergekit 0.1.4 and 0.1.5 (arcee-ai/mergekit, `mergekit/config.py`, `plan.py` and
+`merge_methods`), layer `i` of a slice of `n` layers has the depth `i / (n - 1)`, a single one depth
+1, and a list of numbers is interpolated over it. What lies before and behind the layers has depth 0
+(until 0.0.6, what lies behind them had depth 1). A model written `base+lora` is the base with the
+whole LoRA.
 
 So these are merges that labkit makes, computed there from weights rounded once more on the way:
 
@@ -71,6 +72,13 @@ YES, NO, ONE = ("true", "True", "1", "1.0"), ("false", "False", "0", "0.0"), ("1
 NEVER = 0.0
 
 
+BEHIND = (
+    "behind the layers (final norm, head) the first weight of a list counts, as in mergekit 0.1.4 "
+    "and 0.1.5; in 0.0.6 it was the last one"
+)
+"""What is noted where the two differ."""
+
+
 @dataclass(frozen=True)
 class Values:
     """A number for each layer of a slice, and the one that counts outside the layers."""
@@ -125,8 +133,11 @@ class Slice:
     normalize: bool
 
 
-def from_mergekit(path: Path) -> Recipe:
+def from_mergekit(path: Path) -> tuple[Recipe, tuple[str, ...]]:
     """Read mergekit's YAML, where it adds LoRAs and models to one base by layer.
+
+    Returns:
+        the recipe; and notes where versions of mergekit differ.
 
     Raises:
         LabkitError: another merge; with the line and key.
@@ -160,13 +171,14 @@ def from_mergekit(path: Path) -> Recipe:
     added = {model.added: model for part in slices for model in part.models if model.added}
     if not added:
         raise what.error("all models are the base itself; expected base+lora, or another model")
-    terms, rests = [], set[float]()
+    terms, rests, moved = [], set[float](), False
     for name, model in added.items():
         source = model.entry.attempt(SOURCES[model.kind], _place(name, path))
         told = [each.get(name) for each in settings]
-        term, rest = _term(model.entry, base, source, told, slices)
+        term, rest, other = _term(model.entry, base, source, told, slices)
         terms.append(term)
         rests |= rest
+        moved |= other
     if len(rests) > 1:
         raise root.error(
             "what is added outside the layers has different weights "
@@ -174,7 +186,7 @@ def from_mergekit(path: Path) -> Recipe:
         )
     made = _method(method, slices, what)
     dtype = entries.get("out_dtype") or entries.get("dtype")
-    return (dtype or root).attempt(
+    recipe = (dtype or root).attempt(
         lambda: Recipe(
             base,
             terms,
@@ -183,6 +195,7 @@ def from_mergekit(path: Path) -> Recipe:
             method=made,
         )
     )
+    return recipe, (BEHIND,) if moved else ()
 
 
 def _base_entry(entries: dict[str, Entry], method: str, what: Entry, root: Entry) -> Entry:
@@ -477,11 +490,12 @@ def _term(
     source: Source,
     settings: list[Setting | None],
     slices: list[Slice],
-) -> tuple[Term, set[float]]:
+) -> tuple[Term, set[float], bool]:
     """Join what the slices say of one LoRA or model.
 
     Returns:
-        the term, and the weights of what it changes outside the layers.
+        the term; the weights of what it changes outside the layers; and whether one of them was
+        another in mergekit 0.0.6.
     """
     absent = [Setting(Values(NEVER, (NEVER,) * part.layers), {}) for part in slices]
     told = [setting or none for setting, none in zip(settings, absent, strict=True)]
@@ -497,14 +511,16 @@ def _term(
         for name in reversed(filters)
         if (pattern := _pattern(entry, name, names))
     }
-    rests = set()
+    rests, moved = set(), False
     for tensor, module in names.items():
         if base.layer_of(module) is None:
             chosen = told[0 if "embed" in module else -1]
             applied = next((name for name in filters if name in tensor), None)
             values = chosen.default if applied is None else chosen.for_filter(applied)
             rests.add(values.outside)
-    return Term(source, _joined([setting.default for setting in told]), patterns), rests
+            # Depth 1, which these had once, is the last layer's.
+            moved |= "embed" not in module and values.outside != values.layers[-1]
+    return Term(source, _joined([setting.default for setting in told]), patterns), rests, moved
 
 
 def _joined(values: list[Values]) -> Gradient:

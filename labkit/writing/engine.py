@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labkit.deltas.delta import Delta
+from labkit.deltas.delta import BaseDependent, Delta
 from labkit.errors import LabkitError, shown
 from labkit.files.direct_io import (
     SourceFile,
@@ -98,7 +98,8 @@ class MadePiece:
         read: its bytes in the base's file; None if the kernel copied them.
         written: likewise its bytes in the output file.
         update: what was added to its tensor; None if nothing was, or it was taken over.
-        squares: the sums of squares `‖W' - W‖²` and `‖(W' - W) - wΔW‖²` over its rows.
+        squares: the sums of squares `‖W' - W‖²`, `‖(W' - W) - wΔW‖²` and, where it is known by
+            rows alone, `‖wΔW‖²` over its rows.
         broken: how many of the base's numbers in it are NaN or infinite.
     """
 
@@ -107,7 +108,7 @@ class MadePiece:
     read: memoryview | None
     written: memoryview | None
     update: Delta | None = None
-    squares: tuple[float, float] = (0.0, 0.0)
+    squares: tuple[float, float, float] = (0.0, 0.0, 0.0)
     broken: int = 0
 
 
@@ -289,7 +290,7 @@ class Engine:
 
     def merge(
         self, piece: Piece, read: memoryview, written: memoryview, update: Delta | None
-    ) -> tuple[tuple[float, float], int]:
+    ) -> tuple[tuple[float, float, float], int]:
         """Merge the rows of a piece.
 
         Args:
@@ -299,8 +300,8 @@ class Engine:
             update: what is added to the tensor; None if only its dtype changes.
 
         Returns:
-            the sums of squares `‖W' - W‖²` and `‖(W' - W) - wΔW‖²`; and how many of the base's
-            numbers are NaN or infinite.
+            the sums of squares of `MadePiece`; and how many of the base's numbers are NaN or
+            infinite.
 
         Raises:
             LabkitError: a number that is finite in the base is not any more.
@@ -317,9 +318,10 @@ class Engine:
         merged = np.frombuffer(written, ARRAYS[dtype]).reshape(shape)
         merger = self._mergers.get()
         try:
-            _, squared, missing = merger.merge(base, base_dtype, update, first, dtype, merged)
+            _, *squares = merger.merge(base, base_dtype, update, first, dtype, merged)
         finally:
             self._mergers.put(merger)
+        squared, missing, asked = squares
         # The sum of squares of the change is not finite if any element of it is not.
         broken = 0
         if not math.isfinite(squared):
@@ -332,7 +334,7 @@ class Engine:
                     f"{FLOATS[dtype]} (its largest is {LARGEST[dtype]:g}); "
                     "choose another dtype, such as bfloat16 or float32, or smaller weights"
                 )
-        return (squared, missing), broken
+        return (squared, missing, asked), broken
 
 
 class ModelWriter:
@@ -346,8 +348,9 @@ class ModelWriter:
 
     Attributes:
         linked: the names of the files that were linked.
-        asked: the norm of the change that was asked for, by the name of the tensor.
-        squares: the sums of squares of its pieces; see `Engine.merge`.
+        asked: the norm of the change that was asked for, by the name of the tensor, where factors
+            tell it.
+        squares: the sums of squares of its pieces; see `MadePiece`.
         broken: how many of the base's numbers are NaN or infinite, by the name of the tensor;
             looked for in tensors that change.
         read_hashes: the SHA-256 of the base's files, by path.
@@ -365,13 +368,19 @@ class ModelWriter:
         self.hashes = hashes
         self.linked: list[str] = []
         self.asked: dict[str, float] = {}
-        self.squares: dict[str, list[tuple[float, float]]] = {}
+        self.squares: dict[str, list[tuple[float, float, float]]] = {}
         self.broken: Counter[str] = Counter()
         self.read_hashes: dict[str, str] = {}
         self.written_hashes: dict[str, str] = {}
         self.taken_over: set[str] = set()
         self.linked_earlier: list[str] = []
         self.made_anew: dict[str, Path] = {}
+
+    def norms(self, name: str) -> tuple[float, float, float]:
+        """The norms of a tensor's change: asked for, there after rounding, and missing."""
+        sums = zip(*self.squares[name], strict=True)
+        achieved, missing, asked = (math.sqrt(math.fsum(squares)) for squares in sums)
+        return self.asked.get(name, asked), achieved, missing
 
     def write(self, file: OutputFile) -> None:
         """Write an output file, or link the base's or an earlier merge's."""
@@ -458,7 +467,7 @@ class ModelWriter:
         if made.piece.tensor is None or made.update is None:
             return
         name = made.piece.tensor.name
-        if name not in self.asked:
+        if name not in self.asked and not isinstance(made.update, BaseDependent):
             self.asked[name] = made.update.norm()
         self.squares.setdefault(name, []).append(made.squares)
         if made.broken:

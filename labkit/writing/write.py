@@ -7,7 +7,6 @@ nothing at the final name; a merge that fails or is interrupted takes away what 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import threading
@@ -235,13 +234,7 @@ def _receipt(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
         tensors=tuple(
             taken.get(name)
-            or TensorReceipt(
-                name,
-                change.layer,
-                change.weights,
-                writer.asked[name],
-                *(math.sqrt(math.fsum(sums)) for sums in zip(*writer.squares[name], strict=True)),
-            )
+            or TensorReceipt(name, change.layer, change.weights, *writer.norms(name))
             for name, change in plan.changes.items()
         ),
         untouched=len(plan.base.tensors) - len(plan.changes),

@@ -243,3 +243,19 @@ def test_a_lora_out_of_two_models_and_of_loras(tiny_base, tiny_adapter, second_a
                   tmp_path / "half")  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert "model    model, mean weight 0.38" in made.stdout
+
+
+def test_an_import_says_where_versions_of_mergekit_differ(tmp_path):
+    from tests.tiny import make_adapter, make_base
+
+    base = make_base(tmp_path / "base", tie_word_embeddings=False)
+    lora = make_adapter(tmp_path / "lora", base, target_modules=["up_proj", "lm_head"])
+    path, out = tmp_path / "mergekit.yaml", tmp_path / "recipe.yaml"
+    path.write_text(
+        f"merge_method: task_arithmetic\nbase_model: {base}\nmodels:\n"
+        f"- {{model: {base}+{lora}, parameters: {{weight: [0, 1]}}}}\n"
+    )
+    done = labkit("recipe", "import", path, "--out", out)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("labkit: note: behind the layers (final norm, head) the first ")
+    assert lk.Recipe.load(out).rest == 0

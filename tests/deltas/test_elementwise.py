@@ -13,11 +13,11 @@ def test_a_rule_sees_each_element_with_its_place(stored, exact, monkeypatch):
     base = stored("base", numbers)
     first, second = LowRank(some(9, 3), some(3, 7)), LowRank(some(9, 2), some(2, 7))
 
-    def rule(values, old, positions):
-        return np.where(values[0] > values[1], values[0], old) + positions
+    def rule(values, old, positions, bounds):
+        marks = np.ones(len(old), bool) if exact else None
+        return np.where(values[0] > values[1], values[0], old) + positions, marks
 
-    unsure = (lambda values, bounds: values[0] == values[0]) if exact else None
-    delta = Elementwise([first, second], rule, base, unsure)
+    delta = Elementwise([first, second], rule, base, jumps=exact)
     assert not delta.by_element
     if exact:  # an element that is unsure is made as single elements are
         rows, columns = (each.reshape(-1) for each in np.indices((9, 7)))

@@ -17,7 +17,7 @@ DICE = np.random.default_rng(3)
 def chosen_by_sorting(values, count):
     """The marks of the `count` largest magnitudes, of equals the first."""
     flat = np.abs(values).reshape(-1)
-    order = sorted(range(flat.size), key=lambda at: (-flat[at], at))
+    order = np.argsort(-flat, kind="stable")
     marks = np.zeros(flat.size, bool)
     marks[order[:count]] = True
     return marks
@@ -50,7 +50,62 @@ def test_the_largest_are_those_that_sorting_finds(stored, monkeypatch, kind, cou
         delta = WholeReplacement(saved, base)
     values = dense(delta, base)
     marks = largest(delta, base, count).keeps(values, np.arange(values.size))
-    np.testing.assert_array_equal(marks, chosen_by_sorting(values, count))
+    np.testing.assert_array_equal(marks, np.where(chosen_by_sorting(values, count), -1, 0))
+
+
+def rows_of_many_sizes(rows, columns):
+    """Factors whose rows are as different as a LoRA's, and few with none at all."""
+    left = DICE.standard_normal((rows, 4)) * np.exp(DICE.standard_normal((rows, 1)))
+    left[::17] = 0
+    return LowRank(left, DICE.standard_normal((4, columns)))
+
+
+@pytest.fixture
+def no_digits(monkeypatch):
+    """The quick way alone: the slow one finds all."""
+
+    def fail(delta, base, count):
+        raise AssertionError("the cut was not found between two guesses")
+
+    monkeypatch.setattr(passes, "_largest_by_digits", fail)
+
+
+@pytest.mark.usefixtures("no_digits")
+@pytest.mark.parametrize("share", [1e-4, 0.02, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["factors", "replaced", "16 bits"])
+def test_the_cut_of_a_large_tensor_is_found_between_two_guesses(stored, kind, share):
+    rows, columns = 700, 300
+    numbers = DICE.standard_normal((rows, columns)).astype(np.float32)
+    base = stored("base", numbers)
+    delta = rows_of_many_sizes(rows, columns)
+    if kind == "replaced":
+        delta = WholeReplacement(stored("saved", numbers + 0.1 * numbers[::-1]), base)
+    elif kind == "16 bits":  # few magnitudes, each of many elements
+        base = stored("base", numbers.astype(np.float16))
+        saved = numbers.astype(np.float16) + np.float16(2e-3) * (numbers[::-1] > 0.5)
+        delta = WholeReplacement(stored("saved", saved), base)
+    values = dense(delta, base)
+    count = int(share * values.size)
+    marks = largest(delta, base, count).keeps(values, np.arange(values.size))
+    np.testing.assert_array_equal(marks, np.where(chosen_by_sorting(values, count), -1, 0))
+
+
+@pytest.mark.parametrize("count", [1, 50_000, 60_000, 209_000])
+def test_a_cut_that_is_not_between_the_guesses_is_found_too(stored, monkeypatch, count):
+    base = stored("base", DICE.standard_normal((700, 300)).astype(np.float32))
+    delta = rows_of_many_sizes(700, 300)
+    values = dense(delta, base)
+    expected = np.where(chosen_by_sorting(values, count), -1, 0)
+    some = np.sort(np.abs(values))[::-1][100_000]
+    for low, high in ((some, some), (-1.0, 0.0), (1e300, math.inf)):
+        monkeypatch.setattr(passes, "_guess", lambda *_, low=low, high=high: (low, high))
+        marks = largest(delta, base, count).keeps(values, np.arange(values.size))
+        np.testing.assert_array_equal(marks, expected)
+    monkeypatch.setattr(passes, "_guess", lambda *_: (-1.0, math.inf))
+    for held in (passes.MOST_HELD, 1000):
+        monkeypatch.setattr(passes, "MOST_HELD", held)
+        marks = largest(delta, base, count).keeps(values, np.arange(values.size))
+        np.testing.assert_array_equal(marks, expected)
 
 
 def test_every_pass_sees_the_bits_of_single_elements(stored):

@@ -99,7 +99,7 @@ def test_every_merged_element_is_the_correctly_rounded_sum(base_dtype, dtype, sp
     right = np.round(dice.standard_normal((4, 512)) * 8) / 4096
     left[:32] = 0
     update = LowRank(left, right)
-    merged, squared, missing = BlockMerger().merge(base, base_dtype, update, 0, dtype)
+    merged, squared, missing, _ = BlockMerger().merge(base, base_dtype, update, 0, dtype)
     original = wide(base, base_dtype)
     exact = original + left @ right
     expected = [exactly_rounded(value, dtype) for value in exact.reshape(-1).tolist()]
@@ -149,7 +149,7 @@ def test_a_mean_with_a_saved_tensor_is_rounded_once(make, dtype, weight, dice, t
     update = WholeReplacement(saved, base, weight)
     there = round_once(numbers[0], dtype)
     out = np.empty(there.shape, ARRAYS[dtype])
-    merged, squared, missing = make().merge(there, dtype, update, 0, dtype, out)
+    merged, squared, missing, _ = make().merge(there, dtype, update, 0, dtype, out)
     before, after = base.read(), saved.read()
     total = before - before * weight + after * weight
     expected = [exactly_rounded(value, dtype) for value in total.reshape(-1).tolist()]
@@ -170,7 +170,7 @@ def test_what_is_infinite_or_too_large(make, dtype, dice):
     update.left[5] = 0
     update.left[5, 0], update.right[0, 7:9] = 1, [LARGEST[dtype] * 1.01, -LARGEST[dtype] * 1e3]
     out = np.empty_like(base)
-    _, squared, _ = make().merge(base, dtype, update, 0, dtype, out)
+    _, squared, _, _ = make().merge(base, dtype, update, 0, dtype, out)
     merged = wide(out, dtype)
     assert (merged[1, 2], merged[2, 3]) == (math.inf, -math.inf)
     assert np.isnan(merged[3, 4])
@@ -189,7 +189,7 @@ def test_what_is_not_finite_stays_so_whatever_is_added(make, base_dtype, dtype):
     base = round_once(numbers, base_dtype)
     out = np.empty((1, 4), ARRAYS[dtype])
     update = LowRank(np.array([[1000.0]]), np.array([[-1.0, 1.0, -1.0, 0.0]]))
-    _, squared, _ = make().merge(base, base_dtype, update, 0, dtype, out)
+    _, squared, _, _ = make().merge(base, base_dtype, update, 0, dtype, out)
     np.testing.assert_array_equal(wide(out, dtype), numbers)
     assert not math.isfinite(squared)
 
@@ -200,7 +200,7 @@ def test_sums_of_squares_that_a_float32_cannot_hold(make, scale, dice):
     base = np.zeros((4, 100), np.uint16)
     update = some(dice, 4, 100, 4, 1.0).times(scale)
     out = np.empty_like(base)
-    _, squared, missing = make().merge(base, "BF16", update, 0, "BF16", out)
+    _, squared, missing, _ = make().merge(base, "BF16", update, 0, "BF16", out)
     change = wide(out, "BF16")
     assert squared == pytest.approx(np.square(change).sum(), abs=0)
     assert missing == pytest.approx(np.square(change - update.dense()).sum(), rel=1e-4, abs=0)

@@ -29,7 +29,7 @@ def read(tmp_path, tiny_base, tiny_adapter):
         for word, folder in (("BASE", tiny_base), ("LORA", tiny_adapter), ("OTHER", other)):
             text = text.replace(word, str(folder))
         path.write_text(text)
-        return from_mergekit(path)
+        return from_mergekit(path)[0]
 
     return read
 
@@ -143,7 +143,14 @@ def test_outside_the_layers_the_slice_at_that_end_counts(tmp_path):
         f"- sources:\n  - {{model: {base}+{lora}, layer_range: [2, 4]}}\n"
         f"  parameters: {{weight: [0.25, 0.75]}}\n"
     )
-    assert from_mergekit(path).rest == 0.25
+    recipe, (note,) = from_mergekit(path)
+    assert recipe.rest == 0.25  # 0.75 in mergekit 0.0.6
+    assert note == (
+        "behind the layers (final norm, head) the first weight of a list counts, as in mergekit "
+        "0.1.4 and 0.1.5; in 0.0.6 it was the last one"
+    )
+    path.write_text(path.read_text().replace("[0.25, 0.75]", "0.25"))
+    assert from_mergekit(path)[1] == ()  # no version tells the two apart
 
 
 def test_full_models(read, tiny_base, tiny_adapter, tmp_path):
@@ -167,7 +174,7 @@ def test_full_models(read, tiny_base, tiny_adapter, tmp_path):
     assert weights(both) == [there([0, 1]), [0.5] * 4]
     # What is written for mergekit is read again as the same.
     (tmp_path / "again.yaml").write_text(lk.export_recipe(both))
-    again = from_mergekit(tmp_path / "again.yaml")
+    again, _ = from_mergekit(tmp_path / "again.yaml")
     assert weights(again) == weights(both)
     assert again.rest == both.rest == 0.5
     with pytest.raises(lk.LabkitError, match=r"'other\+x' is not .*LORA; labkit adds LoRAs to one"):

@@ -9,20 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from labkit.deltas.delta import NORM_ELEMENTS, Delta
-from labkit.deltas.elementwise import Elementwise
-from labkit.deltas.passes import ordered_blocks, sum_in_order
+from labkit.deltas.elementwise import RULE_ELEMENTS, Elementwise
+from labkit.deltas.passes import only, ordered_blocks, sum_in_order
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import BaseTensor, WeightedDelta
 from labkit.merging.methods.parameters import as_seed, as_shares, share_at
 
 RESCALES = ("l1", "density", "none")
+STEP = 0x9E3779B97F4A7C15
+"""What SplitMix64's state grows by."""
 
 
 @dataclass(frozen=True)
@@ -74,44 +76,73 @@ class Dare:
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Draw what stays; by L1, weigh it in a pass over each delta."""
         given = base.one_delta_each(terms)
-        masks = [self._mask(base, term) for term in given]
-        factors = [
-            term.weight * self._scale(term.delta, mask, base)
-            for term, mask in zip(given, masks, strict=True)
-        ]
+        drawn = [self._draw(base, term) for term in given]
+        masks = [mask for mask, _ in drawn]
+        factors = [term.weight * scale for term, (_, scale) in zip(given, drawn, strict=True)]
 
-        def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
-            total = np.zeros_like(values[0])
+        def rule(
+            values: list[np.ndarray],
+            old: np.ndarray,
+            positions: np.ndarray,
+            bounds: list[float],
+        ) -> tuple[np.ndarray, None]:
+            total = np.zeros_like(old)
             for one, mask, factor in zip(values, masks, factors, strict=True):
-                total += np.where(mask.keeps(positions), one * factor, 0.0)
-            return total
+                total += only(mask.keeps(positions), one * factor)
+            return total, None
 
         return Elementwise([term.delta for term in given], rule, base.tensor)
 
-    def _mask(self, base: BaseTensor, term: WeightedDelta) -> Keeps:
-        key = key_of(self.seed, base.tensor.name, term.term)
-        return Mask(share_at(self.density, base.layer), key)
+    def _draw(self, base: BaseTensor, term: WeightedDelta) -> tuple[Keeps, float]:
+        """Draw what stays of a delta; and what it is multiplied with."""
+        share = share_at(self.density, base.layer)
+        mask = Mask(share, key_of(self.seed, base.tensor.name, term.term))
+        if self.rescale != "l1":
+            return mask, 1.0 if self.rescale == "none" else 1 / share
+        sums = Sums()
+        for first, values, _ in ordered_blocks(term.delta, base.tensor):
+            positions = np.arange(first, first + len(values))
+            sums.add(values, [mask.keeps(some) for some in pieces(positions)])
+        return mask, sums.scale
 
-    def _scale(self, delta: Delta, mask: Keeps, base: BaseTensor) -> float:
-        if self.rescale == "none":
-            return 1.0
-        if self.rescale == "density":
-            return 1 / share_at(self.density, base.layer)
-        before, after = [], []
-        for first, values, _ in ordered_blocks(delta, base.tensor):
-            magnitudes = np.abs(values)
-            kept = mask.keeps(np.arange(first, first + len(values)))
-            before.append(sum_in_order(magnitudes))
-            after.append(sum_in_order(np.where(kept, magnitudes, 0.0)))
-        left = math.fsum(after)
-        return math.fsum(before) / left if left else 1.0
+
+@dataclass
+class Sums:
+    """Sums of magnitudes, of all elements and of those that stay."""
+
+    before: list[float] = field(default_factory=list)
+    after: list[float] = field(default_factory=list)
+
+    def add(self, values: np.ndarray, kept: Sequence[np.ndarray]) -> None:
+        """Add a block's elements.
+
+        Args:
+            values: the elements, flat.
+            kept: which of each piece of them stay, as `Keeps` tells it.
+        """
+        magnitudes = np.abs(values)
+        self.before.append(sum_in_order(magnitudes))
+        for some, bits in zip(pieces(magnitudes), kept, strict=True):
+            some[...] = only(bits, some)
+        self.after.append(sum_in_order(magnitudes))
+
+    @property
+    def scale(self) -> float:
+        """What makes the second sum the first one; 1 where nothing is left."""
+        left = math.fsum(self.after)
+        return math.fsum(self.before) / left if left else 1.0
+
+
+def pieces(values: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in pieces that a processor's cache holds."""
+    return (values[at : at + RULE_ELEMENTS] for at in range(0, len(values), RULE_ELEMENTS))
 
 
 class Keeps(Protocol):
     """Which elements of a tensor stay."""
 
     def keeps(self, positions: np.ndarray) -> np.ndarray:
-        """Tell which elements stay: a mark for each."""
+        """Tell which elements stay: for each a whole number with all bits 1 (-1), or 0."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +158,18 @@ class Mask:
     key: int
 
     def keeps(self, positions: np.ndarray) -> np.ndarray:
-        """Tell which elements stay: a mark for each."""
-        drawn = drawn_at(self.key, positions)
-        return np.asarray(drawn < np.uint64(math.ceil(self.density * 2**53)))
+        """Tell which elements stay: for each a whole number with all bits 1 (-1), or 0."""
+        return below(drawn_at(self.key, positions), math.ceil(self.density * 2**53))
+
+
+def below(drawn: np.ndarray, limits: np.ndarray | int) -> np.ndarray:
+    """Tell which draws are below a limit; overwrites the draws.
+
+    The difference's sign, over all bits: both are far from the ends of what 64 bits hold.
+    """
+    drawn -= limits
+    drawn >>= 63
+    return drawn
 
 
 def key_of(seed: int, tensor: str, term: int) -> int:
@@ -140,7 +180,9 @@ def key_of(seed: int, tensor: str, term: int) -> int:
 
 def drawn_at(key: int, positions: np.ndarray) -> np.ndarray:
     """A random whole number below 2⁵³ (as many as a float64 has) for each position."""
-    return random_bits(key, positions) >> np.uint64(11)
+    bits = random_bits(key, positions)
+    bits >>= np.uint64(11)
+    return bits.view(np.int64)
 
 
 def random_bits(key: int, positions: np.ndarray) -> np.ndarray:
@@ -149,12 +191,13 @@ def random_bits(key: int, positions: np.ndarray) -> np.ndarray:
     SplitMix64, whose state is a counter: Steele, Lea and Flood, "Fast splittable pseudorandom
     number generators", OOPSLA 2014; constants of Vigna's `splitmix64.c`.
     """
-    bits = positions.astype(np.uint64)
-    bits += np.uint64(1)
-    bits *= np.uint64(0x9E3779B97F4A7C15)
-    bits += np.uint64(key)
+    bits = positions.view(np.uint64) * np.uint64(STEP)
+    bits += np.uint64((key + STEP) % 2**64)
+    shifted = np.empty_like(bits)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits ^= bits >> np.uint64(shift)
+        np.right_shift(bits, np.uint64(shift), out=shifted)
+        bits ^= shifted
         bits *= np.uint64(factor)
-    bits ^= bits >> np.uint64(31)
+    np.right_shift(bits, np.uint64(31), out=shifted)
+    bits ^= shifted
     return bits

@@ -14,7 +14,7 @@ import numpy as np
 from labkit.deltas.passes import ordered_blocks
 from labkit.errors import LabkitError, shown
 from labkit.merging.formula import BaseTensor, WeightedDelta
-from labkit.merging.methods.dare import Dare, Keeps, drawn_at, key_of
+from labkit.merging.methods.dare import Dare, Keeps, Sums, below, drawn_at, key_of, pieces
 from labkit.merging.methods.parameters import as_number, share_at
 
 
@@ -54,29 +54,51 @@ class Della(Dare):
         """A block's arrays: those of `dare`, and ranks."""
         return super().working_memory(terms + 4)
 
-    def _mask(self, base: BaseTensor, term: WeightedDelta) -> Keeps:
+    def _draw(self, base: BaseTensor, term: WeightedDelta) -> tuple[Keeps, float]:
         """Draw in a pass over the delta; the result is kept, a bit for each element."""
         tensor, density = base.tensor, share_at(self.density, base.layer)
         key = key_of(self.seed, tensor.name, term.term)
-        lines = (lambda n: n.reshape(1, -1)) if len(tensor.shape) < 2 else np.atleast_2d
         columns = tensor.matrix_shape[1]
         packed = np.zeros(tensor.elements // 8 + 1, np.uint8)
-        left, place = np.zeros(0, bool), 0
+        left, place, sums = np.zeros(0, bool), 0, Sums()
         for first, values, _ in ordered_blocks(term.delta, tensor):
-            rows = lines(np.abs(values).reshape(-1, columns))
-            # Each order of an order is the rank.
-            ranks = np.argsort(np.argsort(rows, axis=1, kind="stable"), axis=1, kind="stable")
-            share = ranks / max(1, rows.shape[1] - 1)
-            odds = (density - self.epsilon + share * (2 * self.epsilon)).reshape(-1)
-            drawn = drawn_at(key, np.arange(first, first + len(values)))
-            left = np.concatenate([left, drawn < np.ceil(odds * 2.0**53).astype(np.uint64)])
+            # A vector is one row.
+            rows = np.abs(values).reshape((1, -1) if len(tensor.shape) < 2 else (-1, columns))
+            limits = self._limits(density, rows, term.delta.by_element)
+            kept = below(drawn_at(key, np.arange(first, first + len(values))), limits)
+            if self.rescale == "l1":
+                sums.add(values, list(pieces(kept)))
+            left = np.concatenate([left, kept.astype(bool)])
             whole = len(left) // 8
             packed[place : place + whole] = np.packbits(left[: 8 * whole])
             left, place = left[8 * whole :], place + whole
         packed[place:] = np.packbits(np.concatenate([left, np.zeros(8, bool)]))[
             : len(packed) - place
         ]
-        return Drawn(packed)
+        scales = {"none": 1.0, "density": 1 / density, "l1": sums.scale}
+        return Drawn(packed), scales[self.rescale]
+
+    def _limits(self, density: float, rows: np.ndarray, with_equals: bool) -> np.ndarray:
+        """What each element's draw must be below, by its rank in its row.
+
+        Args:
+            density: the mean probability.
+            rows: magnitudes.
+            with_equals: many of a row are equal, as differences of 16-bit numbers are.
+        """
+        columns = rows.shape[1]
+        shares = np.arange(columns) / max(1, columns - 1)
+        odds = density - self.epsilon + shares * (2 * self.epsilon)
+        of_rank = np.ceil(odds * 2.0**53).astype(np.int64)
+        # The quicker sort does not keep the order of equals.
+        order = np.argsort(rows, axis=1, kind="stable" if with_equals else None)
+        if not with_equals:
+            ordered = np.take_along_axis(rows, order, axis=1)
+            equal = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+            order[equal] = np.argsort(rows[equal], axis=1, kind="stable")
+        limits = np.empty(rows.shape, np.int64)
+        np.put_along_axis(limits, order, of_rank[None], axis=1)
+        return limits.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,7 @@ class Drawn:
     packed: np.ndarray
 
     def keeps(self, positions: np.ndarray) -> np.ndarray:
-        """Tell which elements stay: a mark for each."""
+        """Tell which elements stay: for each a whole number with all bits 1 (-1), or 0."""
         shifts = (~positions & 7).astype(np.uint8)  # the first of eight is the highest bit
-        return np.asarray((self.packed[positions >> 3] >> shifts) & 1, bool)
+        bits = (self.packed[positions >> 3] >> shifts) & 1
+        return np.asarray(-bits.astype(np.int64))

@@ -21,6 +21,8 @@ from labkit.merging.formula import BaseTensor, WeightedDelta
 
 PARALLEL = 0.9995
 """`|cos|` above which the arc is taken for a straight line."""
+ROUNDING = 1e-6
+"""By how much a cosine that is found quickly can be off, and far more."""
 BLOCK_ARRAYS = 6
 """Arrays of float64 that a block takes: delta, result, positions, and what is between."""
 
@@ -64,25 +66,48 @@ class Slerp:
         (term,) = base.one_delta_each(terms)
         of_base, of_delta = _shares(term.delta, base, term.weight)
 
-        def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
-            return old * of_base + values[0] * of_delta
+        def rule(
+            values: list[np.ndarray],
+            old: np.ndarray,
+            positions: np.ndarray,
+            bounds: list[float],
+        ) -> tuple[np.ndarray, None]:
+            return old * of_base + values[0] * of_delta, None
 
         return Elementwise([term.delta], rule, base.tensor)
 
 
 def _shares(delta: Delta, base: BaseTensor, t: float) -> tuple[float, float]:
     """How much of `W` and of `ΔW` is added to `W`."""
-    sums: list[tuple[float, float, float]] = []
-    for start, old in base.tensor.blocks(NORM_ELEMENTS):
-        new = old.copy()
-        delta.add_rows_in_order(new, start, old)
-        sums.append((sum_in_order(old * old), sum_in_order(new * new), sum_in_order(old * new)))
-    of_old, of_new, of_both = (math.fsum(column) for column in zip(*sums, strict=True))
-    length = math.sqrt(of_old) * math.sqrt(of_new)
-    cosine = of_both / length if length else 1.0
+    if abs(_cosine(delta, base, quickly=True)) > PARALLEL + ROUNDING:
+        return 0.0, t  # whatever its last bits
+    cosine = _cosine(delta, base)
     if abs(cosine) > PARALLEL:
         return 0.0, t
     angle = math.acos(cosine)
     of_old = math.sin((1 - t) * angle) / math.sin(angle)
     of_new = math.sin(t * angle) / math.sin(angle)
     return of_old + of_new - 1, of_new
+
+
+def _cosine(delta: Delta, base: BaseTensor, quickly: bool = False) -> float:
+    """The cosine of the angle between `W` and `W + ΔW`; 1 if one of the two is 0.
+
+    Args:
+        delta: what is added.
+        base: the base's tensor.
+        quickly: by products and sums in any order, whose last bits hang on the processor.
+    """
+    sums: list[tuple[float, float, float]] = []
+    for start, old in base.tensor.blocks(NORM_ELEMENTS):
+        new = old.copy()
+        if quickly:
+            delta.add_rows_to(new, start, old)
+            one, other = old.reshape(-1), new.reshape(-1)
+            sums.append((float(one @ one), float(other @ other), float(one @ other)))
+        else:
+            delta.add_rows_in_order(new, start, old)
+            sums.append((sum_in_order(old * old), sum_in_order(new * new), sum_in_order(old * new)))
+    of_old, of_new, of_both = (math.fsum(column) for column in zip(*sums, strict=True))
+    length = math.sqrt(of_old) * math.sqrt(of_new)
+    return of_both / length if length else 1.0

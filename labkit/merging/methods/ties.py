@@ -13,7 +13,7 @@ import numpy as np
 
 from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.deltas.elementwise import Elementwise
-from labkit.deltas.passes import Cut, largest
+from labkit.deltas.passes import Cut, largest, only
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import BaseTensor, WeightedDelta
@@ -94,48 +94,86 @@ class Ties:
         count = max(1, int(share_at(self.density, base.layer) * base.tensor.elements))
         cuts: list[Cut | None] = [None] * len(given)
         if count < base.tensor.elements:
-            cuts = [largest(term.delta, base.tensor, count) for term in given]
+            found = [largest(term.delta, base.tensor, count) for term in given]
+            # What is 0 has no sign, and changes nothing whether it is kept or not.
+            cuts = [cut if cut.magnitude else None for cut in found]
 
-        def rule(values: list[np.ndarray], old: np.ndarray, positions: np.ndarray) -> np.ndarray:
-            trimmed = [
-                np.where(cut.keeps(one, positions), one, 0.0) if cut else one
+        def rule(
+            values: list[np.ndarray],
+            old: np.ndarray,
+            positions: np.ndarray,
+            bounds: list[float],
+        ) -> tuple[np.ndarray, np.ndarray | None]:
+            kept = [
+                cut.keeps(one, positions) if cut else not_zero(one)
                 for one, cut in zip(values, cuts, strict=True)
             ]
-            return self._mean_of_agreeing(trimmed, weights) * self.scale
+            change, votes = self._mean_of_agreeing(values, kept, weights)
+            if not any(bounds):
+                return change, None
+            return change, self._unsure(values, kept, votes, cuts, weights, bounds)
 
-        def unsure(values: list[np.ndarray], bounds: list[np.ndarray]) -> np.ndarray:
-            """Where a sign, or whether an element is kept, hangs on the last bits."""
-            marks = np.zeros(values[0].shape, bool)
-            votes, sizes, off = (np.zeros_like(values[0]) for _ in range(3))
-            for one, bound, cut, weight in zip(values, bounds, cuts, weights, strict=True):
-                size, share = np.abs(one), abs(weight) if self.convention == "mergekit" else 1.0
-                marks |= size < bound
-                kept = one
-                if cut:
-                    marks |= np.abs(size - cut.magnitude) < bound
-                    kept = np.where(size >= cut.magnitude, one, 0.0)
-                votes += kept * weight if self.convention == "mergekit" else kept
-                sizes += np.abs(kept) * share
-                off += bound * share
-            off += sizes * (len(values) * 2.0**-50)  # the rounding of the votes' own sum
-            return np.asarray(marks | ((np.abs(votes) < off) & (sizes > 0)))
-
-        return Elementwise([term.delta for term in given], rule, base.tensor, unsure)
+        return Elementwise([term.delta for term in given], rule, base.tensor, jumps=True)
 
     def _mean_of_agreeing(
-        self, trimmed: Sequence[np.ndarray], weights: Sequence[float]
-    ) -> np.ndarray:
+        self, values: Sequence[np.ndarray], kept: Sequence[np.ndarray], weights: Sequence[float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Elect a sign for each element and average what agrees with it.
+
+        Args:
+            values: each delta's elements.
+            kept: where they are kept and not 0: all bits, or none.
+            weights: the deltas' weights.
+
+        Returns:
+            the change; and the sums whose signs were elected.
+        """
         before = self.convention == "mergekit"
+        trimmed = [only(marks, one) for marks, one in zip(kept, values, strict=True)]
         weighted = [one * weight for one, weight in zip(trimmed, weights, strict=True)]
         voting = weighted if before else trimmed
         election = np.zeros_like(voting[0])
         for one in voting:
             election += one
-        sign = np.where(election >= 0, 1.0, -1.0)
-        total, divisor = np.zeros_like(sign), np.zeros_like(sign)
-        for vote, one, weight in zip(voting, weighted, weights, strict=True):
-            agrees = vote * sign > 0
-            total += np.where(agrees, one, 0.0)
-            divisor += agrees * (weight if before else 1.0)
-        divisor[divisor == 0] = 1.0
-        return np.asarray(total / divisor)
+        total, divisor = np.zeros_like(election), np.zeros_like(election)
+        for vote, marks, one, weight in zip(voting, kept, weighted, weights, strict=True):
+            disagrees = vote.view(np.int64) ^ election.view(np.int64)
+            disagrees >>= 63  # the sign, over all bits
+            agrees = marks & ~disagrees
+            total += only(agrees, one)
+            divisor += only(agrees, np.float64(weight if before else 1.0))
+        divisor += divisor == 0
+        total /= divisor
+        return total * self.scale, election
+
+    def _unsure(
+        self,
+        values: Sequence[np.ndarray],
+        kept: Sequence[np.ndarray],
+        votes: np.ndarray,
+        cuts: Sequence[Cut | None],
+        weights: Sequence[float],
+        bounds: Sequence[float],
+    ) -> np.ndarray:
+        """Mark where a sign, or whether an element is kept, hangs on the last bits."""
+        marks, somebody_votes = np.zeros(votes.shape, bool), np.zeros(votes.shape, np.int64)
+        off = 0.0
+        for one, here, cut, weight, bound in zip(values, kept, cuts, weights, bounds, strict=True):
+            size = np.abs(one)
+            bound *= 2  # what follows is rounded, too
+            if cut:
+                marks |= (size > cut.magnitude - bound) & (size < cut.magnitude + bound)
+            if cut is None or cut.magnitude <= 2 * bound:
+                marks |= size < bound
+            somebody_votes |= here
+            off += bound * (abs(weight) if self.convention == "mergekit" else 1.0)
+        # The rounding of the votes' own sum: each vote is at most 2⁵⁰ times its bound.
+        off *= 1 + len(values)
+        marks |= (np.abs(votes) < off) & (somebody_votes != 0)
+        return marks
+
+
+def not_zero(values: np.ndarray) -> np.ndarray:
+    """Where numbers are not 0: for each all bits (-1), or none."""
+    marks: np.ndarray = -(values != 0).astype(np.int64)
+    return marks

@@ -65,9 +65,11 @@ def test_both_conventions(pair, tmp_path, density, convention, scale):
 def test_in_the_papers_own_example_of_one_element():
     """Two deltas agree, a larger one stands against both: the side of the greater sum counts."""
     three = [np.array([0.4]), np.array([0.5]), np.array([-0.6])]
-    found = Ties(density=1.0, convention="peft")._mean_of_agreeing(three, [1.0, 1.0, 1.0])
+    kept = [np.array([-1])] * 3
+    found, _ = Ties(density=1.0, convention="peft")._mean_of_agreeing(three, kept, [1.0, 1.0, 1.0])
     assert found == pytest.approx([0.45])
-    found = Ties(density=1.0, convention="mergekit")._mean_of_agreeing(three, [1.0, 3.0, 4.0])
+    ties = Ties(density=1.0, convention="mergekit")
+    found, _ = ties._mean_of_agreeing(three, kept, [1.0, 3.0, 4.0])
     assert found == pytest.approx([-0.6])  # 0.4 + 1.5 − 2.4 is negative
 
 
@@ -100,6 +102,17 @@ def test_one_term_alone_by_mergekits_convention(llamas):
     with pytest.raises(lk.LabkitError, match=re.escape(message)):
         planned("mergekit")
     assert planned("peft").notes == ()
+
+
+def test_a_lora_and_a_model_where_no_last_bit_decides(llamas, tmp_path):
+    """Elements of a model are read one by one only where there are such."""
+    base, first, second = llamas
+    model = tmp_path / "model"
+    lk.plan(lk.Checkpoint(base), lk.Adapter(second), [1.0] * 3).write(model, progress=False)
+    terms = [lk.Term(lk.Adapter(first), [1.0] * 3), lk.Term(lk.Checkpoint(model), [1.0] * 3)]
+    plan = lk.plan(lk.Recipe(lk.Checkpoint(base), terms, 0.0, method="ties"))
+    receipt = plan.write(tmp_path / "merged", progress=False)
+    assert 0 < receipt.lost < 0.01
 
 
 def test_other_tokens_than_the_bases_are_refused(tmp_path):
