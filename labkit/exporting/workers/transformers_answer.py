@@ -17,7 +17,7 @@ AT_ONCE = 8
 def main(folder: Path) -> None:
     """Answer what `job.json` asks."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    # GPT-QModel has its kernels compiled, anew for each length, which takes longer than to use them.
+    # GPT-QModel compiles its kernels, anew for each length, which takes longer than to use them.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
