@@ -75,6 +75,7 @@ FORMATS = (
         missing=missing_uv,
         calibration="never",
         bits=4.6,
+        seconds=1,
         convert=convert,
         answer=answer,
         library="mlx",

@@ -171,6 +171,7 @@ def _by_llm_compressor(name: str, scheme: str, calibration: str, bits: float, wh
         calibration=calibration,
         bits=bits,
         bits_outside=16,
+        seconds=13 if calibration == "never" else 0,
         convert=partial(convert_by_llm_compressor, scheme),
         answer=partial(answer, ("compressed-tensors",), command),
         tags=("compressed-tensors", "llm-compressor", name),
