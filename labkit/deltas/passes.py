@@ -28,7 +28,9 @@ SAMPLED_ELEMENTS = 1 << 18
 SURE = (4, 16)
 """How far from a guess the cut is looked for, in standard errors; then, where it is not there."""
 MOST_HELD = 1 << 22
-"""Elements between two guesses that are held in memory, of 16 bytes each."""
+"""Elements between two guesses that are held in memory."""
+HELD_BYTES = 16
+"""Of each: its magnitude, and where it is."""
 MAGNITUDE = np.int64((1 << 63) - 1)
 """All bits of a float64 but its sign. Of numbers that are not negative, the larger has the larger
 bits."""

@@ -99,12 +99,10 @@ class Method(Protocol):
         name: what a recipe calls it.
         linear: `Δ` is linear in the weights: then a live model can turn them by scaling what each
             adapter adds, and a bake can put them into the adapter.
-        mask_bits: bits that are kept for each element of each term while a tensor is merged.
     """
 
     name: ClassVar[str]
     linear: ClassVar[bool]
-    mask_bits: ClassVar[int]
 
     def require(self, base: BaseTensor) -> None:
         """Check before anything is written that the method makes sense for a tensor.
@@ -125,6 +123,14 @@ class Method(Protocol):
 
         Args:
             terms: how many terms the recipe has.
+        """
+
+    def held_memory(self, terms: int, elements: int) -> int:
+        """Bytes that are held for one tensor while it is looked through, and while it is merged.
+
+        Args:
+            terms: how many terms the recipe has.
+            elements: the tensor's.
         """
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:

@@ -69,9 +69,9 @@ def working_memory(plan: Plan) -> int:
     method, terms = plan.recipe.method, len(plan.recipe.terms)
     of_method = method.working_memory(terms)
     blocks = workers() * BUFFER_BYTES + (pieces + FILES_AT_ONCE) * of_method
-    # Masks of the tensors that are being written, and of those that are looked through.
+    # Of the tensors that are being written, and of those that are looked through.
     largest = max((change.tensor.elements for change in plan.changes.values()), default=0)
-    blocks += 2 * FILES_AT_ONCE * terms * largest * method.mask_bits // 8
+    blocks += 2 * FILES_AT_ONCE * method.held_memory(terms, largest)
     # Factors of as many tensors as pieces under way, and those that are just being read.
     return slots + blocks + (pieces + 4) * factors + THREADS_BYTES
 

@@ -47,7 +47,6 @@ class Dare:
     seed: int = 0
     name: ClassVar[str] = "dare"
     linear: ClassVar[bool] = False
-    mask_bits: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", as_shares("density", self.density))
@@ -72,6 +71,10 @@ class Dare:
     def working_memory(self, terms: int) -> int:
         """A block's arrays: for each term the delta, and what is between."""
         return (terms + 9) * 8 * NORM_ELEMENTS
+
+    def held_memory(self, terms: int, elements: int) -> int:
+        """Nothing: what stays is drawn anew."""
+        return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Draw what stays; by L1, weigh it in a pass over each delta."""

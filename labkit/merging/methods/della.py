@@ -37,7 +37,6 @@ class Della(Dare):
 
     epsilon: float = 0.15
     name: ClassVar[str] = "della"
-    mask_bits: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +52,10 @@ class Della(Dare):
     def working_memory(self, terms: int) -> int:
         """A block's arrays: those of `dare`, and ranks."""
         return super().working_memory(terms + 4)
+
+    def held_memory(self, terms: int, elements: int) -> int:
+        """What was drawn: a bit for each element of each term."""
+        return terms * elements // 8
 
     def _draw(self, base: BaseTensor, term: WeightedDelta) -> tuple[Keeps, float]:
         """Draw in a pass over the delta; the result is kept, a bit for each element."""

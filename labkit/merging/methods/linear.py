@@ -31,7 +31,6 @@ class Linear:
 
     name: ClassVar[str] = "linear"
     linear: ClassVar[bool] = False
-    mask_bits: ClassVar[int] = 0
 
     def require(self, base: BaseTensor) -> None:
         """Check that weights count, and can be divided by.
@@ -58,6 +57,10 @@ class Linear:
 
     def working_memory(self, terms: int) -> int:
         """Nothing more than a sum takes."""
+        return 0
+
+    def held_memory(self, terms: int, elements: int) -> int:
+        """Nothing."""
         return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:

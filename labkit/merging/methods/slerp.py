@@ -38,7 +38,6 @@ class Slerp:
 
     name: ClassVar[str] = "slerp"
     linear: ClassVar[bool] = False
-    mask_bits: ClassVar[int] = 0
 
     def require(self, base: BaseTensor) -> None:
         """Check that there are two models.
@@ -60,6 +59,10 @@ class Slerp:
     def working_memory(self, terms: int) -> int:
         """A block's arrays."""
         return BLOCK_ARRAYS * 8 * NORM_ELEMENTS
+
+    def held_memory(self, terms: int, elements: int) -> int:
+        """Nothing."""
+        return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Find the angle in a pass over both tensors, and how much of each to take."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.deltas.elementwise import Elementwise
-from labkit.deltas.passes import Cut, largest, only
+from labkit.deltas.passes import HELD_BYTES, MOST_HELD, Cut, largest, only
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import BaseTensor, WeightedDelta
@@ -53,7 +53,6 @@ class Ties:
     scale: float = 1.0
     name: ClassVar[str] = "ties"
     linear: ClassVar[bool] = False
-    mask_bits: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", as_shares("density", self.density))
@@ -86,6 +85,10 @@ class Ties:
     def working_memory(self, terms: int) -> int:
         """A block's arrays: for each term delta, trimmed and mark, and what is between."""
         return (4 * terms + 6) * 8 * NORM_ELEMENTS
+
+    def held_memory(self, terms: int, elements: int) -> int:
+        """Elements near a cut, of one term at a time; once more while they are joined."""
+        return HELD_BYTES * min(elements, MOST_HELD)
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Find what each delta keeps, in some passes over it."""

@@ -20,7 +20,6 @@ class WeightedSum:
 
     name: ClassVar[str] = "sum"
     linear: ClassVar[bool] = True
-    mask_bits: ClassVar[int] = 0
 
     def require(self, base: BaseTensor) -> None:
         """A sum always makes sense."""
@@ -31,6 +30,10 @@ class WeightedSum:
 
     def working_memory(self, terms: int) -> int:
         """Nothing more."""
+        return 0
+
+    def held_memory(self, terms: int, elements: int) -> int:
+        """Nothing."""
         return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
