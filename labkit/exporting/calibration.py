@@ -24,6 +24,8 @@ from labkit.files.paths import user_path
 from labkit.files.small_files import read_text
 from labkit.inference.prompts import PLAIN
 from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
+from labkit.merging.recipe import Recipe
+from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.model_files import ADAPTER_WEIGHTS
 from labkit.probing.texts import Passage, Texts
@@ -48,6 +50,20 @@ def own_domains(model: Checkpoint) -> list[str]:
         for name, folder in adapter_folders().items()
         if hash_file(folder / ADAPTER_WEIGHTS) in said
     ]
+
+
+def domains_of(recipe: Recipe) -> list[str]:
+    """The demo's adapters that are terms of a recipe, by the SHA-256 sums of their files."""
+    files = [term.source.file.path for term in recipe.terms if isinstance(term.source, Adapter)]
+    return [
+        name
+        for name, folder in adapter_folders().items()
+        if any(_same(folder / ADAPTER_WEIGHTS, path) for path in files)
+    ]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and hash_file(one) == hash_file(other)
 
 
 def training_texts(names: Sequence[str]) -> Texts:
@@ -76,26 +92,15 @@ def _steps() -> Iterator[Passage]:
 _KINDS = {"kjv": _scripture, "stepwise": _steps}
 
 
-def refuse_calibration(format: Format, given: Texts | str | Path | None) -> None:
-    """Refuse texts for a format that is not calibrated.
-
-    Raises:
-        LabkitError: there are some.
-    """
-    if format.calibration == "never" and given is not None:
-        raise LabkitError(
-            f"{format.name} is not calibrated; leave {spelled('calibration', '--calibration')} out"
-        )
-
-
 def calibration_for(
-    format: Format, model: Checkpoint, given: Texts | str | Path | None
+    format: Format, name: str, domains: Sequence[str], given: Texts | str | Path | None
 ) -> Texts | None:
     """The texts to calibrate on.
 
     Args:
         format: the format.
-        model: the merged model.
+        name: the merged model's.
+        domains: the demo's adapters that it was made of.
         given: texts; a file of texts; "kjv" or "stepwise" for what an adapter of the demo was
             trained on; "none" for no calibration; or None for the texts of the merge's own
             domains, where they are known.
@@ -104,13 +109,16 @@ def calibration_for(
         LabkitError: texts for a format that takes none, none for one that needs some, or a file
             that is none.
     """
-    refuse_calibration(format, given)
     if format.calibration == "never":
+        if given is not None:
+            raise LabkitError(
+                f"{format.name} is not calibrated; leave "
+                f"{spelled('calibration', '--calibration')} out"
+            )
         return None
     if isinstance(given, Texts):
         return given
     if given is None:
-        domains = own_domains(model)
         if domains:
             return training_texts(domains)
     elif str(given) in _KINDS:
@@ -119,18 +127,18 @@ def calibration_for(
         return Texts.read(user_path(given))
     if format.calibration == "must":
         raise LabkitError(
-            f"{format.name} must be calibrated, and what {shown(model.name)} is for is not known; "
+            f"{format.name} must be calibrated, and what {shown(name)} is for is not known; "
             "give texts of its domain: a .txt or .jsonl file, with "
             f"{spelled('calibration', '--calibration')}"
         )
     return None
 
 
-def check_texts(model: Checkpoint, given: Texts | Sequence[Texts] | None) -> list[Texts]:
+def check_texts(domains: Sequence[str], given: Texts | Sequence[Texts] | None) -> list[Texts]:
     """The texts that the check measures on: the domain's first, then general ones.
 
     Args:
-        model: the merged model.
+        domains: the demo's adapters that the model was made of.
         given: sets of texts in their place.
     """
     if isinstance(given, Texts):
@@ -138,7 +146,7 @@ def check_texts(model: Checkpoint, given: Texts | Sequence[Texts] | None) -> lis
     if given is not None:
         return list(given)
     sets = demo_texts()
-    return [sets[name] for name in (*(HELD_OUT[one] for one in own_domains(model)), GENERAL)]
+    return [sets[name] for name in (*(HELD_OUT[one] for one in domains), GENERAL)]
 
 
 @dataclass(frozen=True)

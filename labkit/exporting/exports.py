@@ -10,18 +10,19 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.errors import LabkitError, shown, spelled
-from labkit.exporting.calibration import calibration_for, check_texts, refuse_calibration
-from labkit.exporting.checking import PASSAGES, TOKENS, Checked, compare, draw, listen
+from labkit.exporting.calibration import calibration_for, check_texts, domains_of, own_domains
+from labkit.exporting.checking import PASSAGES, TOKENS, Checked, Drawn, compare, draw, listen
 from labkit.exporting.export_card import export_card
 from labkit.exporting.export_receipt import KIND, Export
 from labkit.exporting.formats import format_of
-from labkit.exporting.job import Converted, Format, Job
+from labkit.exporting.job import Answers, Converted, Format, Job, Questions
 from labkit.exporting.lora_files import LORA, changes_of
-from labkit.exporting.staging import stage
+from labkit.exporting.staging import require_plain_model, stage
 from labkit.files.atomic_folder import (
     RECEIPT,
     building,
@@ -37,7 +38,7 @@ from labkit.merging.recipe import FILE_NAME as RECIPE_NAME
 from labkit.merging.recipe import Recipe
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
-from labkit.models.model_files import ADAPTER_CONFIG, CONFIG, is_legal
+from labkit.models.model_files import ADAPTER_CONFIG, CONFIG, SINGLE, is_legal
 from labkit.probing.texts import Texts
 from labkit.publishing.baking import BakeReceipt
 from labkit.writing.front_matter import CARD
@@ -49,9 +50,12 @@ if TYPE_CHECKING:
 
 SPARE_BYTES = 64 << 20
 """Free disk to leave for small files."""
-ANSWERS_BYTES = 2 * 4 * 3 * PASSAGES * TOKENS
-"""Bytes on the disk for each token of the vocabulary while three sets of texts are checked: what
-two models expect after each token, in float32."""
+ANSWERS_BYTES = 2 * 4 * PASSAGES * TOKENS
+"""Bytes on the disk for each token of the vocabulary while a set of texts is checked: what two
+models expect after each token, in float32."""
+IN_FLOAT32 = 4
+"""How much larger two copies of a LoRA in float32 are than one in 16 bits: the factors, and the
+export."""
 SECONDS_TO_START = 7
 """Processor time that the tools take to be imported."""
 CALIBRATED = 2
@@ -103,7 +107,7 @@ def export(
     """
     found = merged.folder if isinstance(merged, (Receipt, BakeReceipt)) else merged
     target = user_path(out).absolute()
-    adapter = _adapter_of(found)
+    adapter = _adapter_of(found, format, base)
     if adapter is not None:
         chosen, model = _lora_format(format, adapter), _base_of(adapter, base)
         changes_of(adapter, model)
@@ -114,33 +118,45 @@ def export(
     else:
         chosen = format_of(format)
         model = Checkpoint.open(found)  # type: ignore[arg-type] # adapters are dealt with
-    refuse_calibration(chosen, calibration)
+    _require_check(check, texts)
+    domains = own_domains(model)
+    calibrated_on = calibration_for(chosen, model.name, domains, calibration)
+    sets = check_texts(domains, texts) if check else []
     inputs = [model, *([adapter] if adapter else [])]
-    _check_target(chosen, inputs, target, overwrite, forecast_disk(chosen, model, check))
-    return _make(
-        chosen,
-        target,
-        lambda _: model,
-        calibration,
-        texts,
-        check,
-        overwrite,
-        _teller(progress),
-        adapter,
-    )
+    needed = forecast_disk(chosen, model, len(sets), adapter)
+    _check_target(chosen, inputs, target, overwrite, needed)
+    say = _teller(progress)
+    return _make(chosen, target, lambda _: model, calibrated_on, sets, overwrite, say, adapter)
 
 
-def _adapter_of(found: Checkpoint | Adapter | str | Path) -> Adapter | None:
-    """The LoRA, if it is one, or a folder here that holds one and no model."""
+def _require_check(check: bool, texts: object) -> None:
+    if texts is not None and not check:
+        raise LabkitError(
+            f"the check measures on {spelled('texts', '--texts')}, and "
+            f"{spelled('check=False', '--no-check')} leaves it out; leave out one of the two"
+        )
+
+
+def _adapter_of(
+    found: Checkpoint | Adapter | str | Path, format: str, base: Checkpoint | str | Path | None
+) -> Adapter | None:
+    """The LoRA, if it is one: by its kind, by what its folder holds, else by what is asked."""
     if not isinstance(found, (str, Path)):
         return found if isinstance(found, Adapter) else None
     folder = user_path(found)
-    alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
+    if folder.is_dir():
+        alone = (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
+    else:
+        alone = base is not None or _is_for_loras(format)
     return Adapter(found) if alone else None
 
 
+def _is_for_loras(format: str) -> bool:
+    return format.strip().lower() in ("gguf", LORA.name)
+
+
 def _lora_format(name: str, adapter: Adapter) -> Format:
-    if name.strip().lower() not in ("gguf", LORA.name):
+    if not _is_for_loras(name):
         raise LabkitError(
             f"{shown(adapter.name)} is a LoRA, and is exported as gguf; {shown(name)!r} is for "
             "models: merge it into its base first"
@@ -179,30 +195,33 @@ def export_plan(
 ) -> Export:
     """Carry a plan out, export the merge, and keep the export alone; see `Plan.export`."""
     chosen, target = format_of(format), user_path(out).absolute()
-    refuse_calibration(chosen, calibration)
+    _require_check(check, texts)
+    require_plain_model(plan.base)
+    domains = domains_of(plan.recipe)
+    calibrated_on = calibration_for(chosen, "the merge", domains, calibration)
+    sets = check_texts(domains, texts) if check else []
     inputs = [plan.base, *(term.source for term in plan.recipe.terms)]
-    needed = forecast_disk(chosen, plan.base, check) + plan.forecast().bytes_to_write
+    needed = forecast_disk(chosen, plan.base, len(sets)) + plan.forecast().bytes_to_write
     _check_target(chosen, inputs, target, overwrite, needed)
 
     def write(work: Path) -> Checkpoint:
-        # The name of the folder is the model's in file names and card.
-        folder = work / "merge" / target.name
+        # The name of the folder is the model's in file names and card, which add the format's.
+        folder = work / "merge" / target.name.removesuffix(f"-{chosen.name}")
         folder.parent.mkdir()
         plan.write(folder, progress=progress)
         # What was merged stays known, though the merge does not stay.
         Recipe.load(folder / RECIPE_NAME).save(work.parent / RECIPE_NAME)
         return Checkpoint(folder)
 
-    return _make(chosen, target, write, calibration, texts, check, overwrite, _teller(progress))
+    return _make(chosen, target, write, calibrated_on, sets, overwrite, _teller(progress))
 
 
 def _make(
     chosen: Format,
     target: Path,
     source: Callable[[Path], Checkpoint],
-    calibration: Texts | str | Path | None,
-    texts: Texts | Sequence[Texts] | None,
-    check: bool,
+    calibration: Texts | None,
+    sets: Sequence[Texts],
     overwrite: bool,
     say: Callable[[str], None],
     adapter: Adapter | None = None,
@@ -213,10 +232,9 @@ def _make(
         chosen: the format.
         target: the folder's final name.
         source: gives the model, or makes it in a folder that is removed at the end.
-        calibration: as `export` takes it.
-        texts: likewise.
-        check: likewise.
-        overwrite: likewise.
+        calibration: the texts to calibrate on.
+        sets: the texts that the check measures on; none if it is left out.
+        overwrite: as `export` takes it.
         say: is told what is done.
         adapter: the LoRA that is exported; the model is its base then.
     """
@@ -226,23 +244,24 @@ def _make(
             work = made.folder / WORK
             work.mkdir()
             model = source(work)
-            calibrated_on = calibration_for(chosen, model, calibration)
             name = adapter.name if adapter else model.name
-            job = Job(model, name, work / model.name, made.folder, work, calibrated_on, adapter)
+            job = Job(model, name, work / model.name, made.folder, work, calibration, adapter)
             say(_forecast(chosen, job))
             stage(model, job.staged)
+            reader = _reader(chosen, model, bool(sets))
+            heard = None
+            if isinstance(reader, Reader):
+                # First: what cannot be compared is said before hours of conversion.
+                say("reads the texts with the merge")
+                heard = _hear(job, reader, sets)
             converted = chosen.convert(job)
-            checked = None
-            unchecked = _why_not_checked(chosen, model, check)
-            if not unchecked:
+            if heard is not None:
                 say("runs it, and compares it with the merge")
-                checked = _check(chosen, job, converted, check_texts(model, texts))
+            found = _compare(chosen, job, converted, heard) if heard else str(reader)
             model.require_unchanged()
             job.subject.require_unchanged()
             beside = _files_beside(job)
-            receipt = _receipt(
-                chosen, job, converted, checked if checked else unchecked, beside, target, began
-            )
+            receipt = _receipt(chosen, job, converted, found, beside, target, began)
             (made.folder / CARD).write_text(export_card(chosen, job, receipt), encoding="utf-8")
             (made.folder / RECEIPT).write_text(
                 json.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n",
@@ -277,13 +296,26 @@ def _check_target(
         )
 
 
-def forecast_disk(chosen: Format, model: Checkpoint, check: bool) -> int:
-    """Bytes of disk that an export takes at most while it is made."""
+def forecast_disk(
+    chosen: Format, model: Checkpoint, sets: int, adapter: Adapter | None = None
+) -> int:
+    """Bytes of disk that an export takes at most while it is made.
+
+    Args:
+        chosen: the format.
+        model: the model; the base of a LoRA.
+        sets: how many sets of texts the check measures on.
+        adapter: the LoRA that is exported.
+    """
     needed = forecast_bytes(chosen, model) + SPARE_BYTES
-    if check and chosen is LORA:
-        needed += 2 * sum(tensor.elements for tensor in model.tensors.values())  # its base
-    if check and model.embedding is not None:
-        needed += ANSWERS_BYTES * model.embedding.shape[0]
+    if chosen.calibration == "must":
+        needed *= 2  # gptqmodel lays what it has quantised aside
+    if adapter is not None:
+        needed += IN_FLOAT32 * adapter.nbytes
+        if sets:
+            needed += 2 * sum(tensor.elements for tensor in model.tensors.values())  # its base
+    if sets and chosen.answer is not None and model.embedding is not None:
+        needed += (sets + 1) * ANSWERS_BYTES * model.embedding.shape[0]
     return needed
 
 
@@ -321,40 +353,68 @@ def _teller(progress: bool) -> Callable[[str], None]:
     return tell
 
 
-def _why_not_checked(chosen: Format, model: Checkpoint, check: bool) -> str:
-    """Why an export is not checked, to be said after "not checked"; empty if it is."""
+@dataclass(frozen=True)
+class Reader:
+    """Where the merge is read for the check, and in which dtype."""
+
+    device: str
+    dtype: str
+
+
+def _reader(chosen: Format, model: Checkpoint, check: bool) -> Reader | str:
+    """Where the merge is read; or why it is not checked, to be said after "not checked"."""
     from labkit.inference.loading import dtype_that_fits, memory_for
 
     if not check:
         return ", as was asked for"
     if chosen.answer is None:
         return ": what runs this format is not here"
-    free = free_memory()
-    needed = memory_for(model, (), dtype_that_fits(model, ())[0])
-    if choose_device("auto") == "cpu" and free is not None and needed > free:
+    (first, *others) = model.files
+    if not others and first.path.name != SINGLE:
+        return f": transformers looks for {SINGLE}, and the weights are in {shown(first.path.name)}"
+    if choose_device("auto") == "cuda":
+        import torch
+
+        if memory_for(model, (), "float32") <= torch.cuda.mem_get_info()[0]:
+            return Reader("cuda", "float32")
+    dtype, _ = dtype_that_fits(model, ())
+    needed, free = memory_for(model, (), dtype), free_memory()
+    if free is not None and needed > free:
         return (
             f": to read the merge takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB "
             "are free"
         )
-    return ""
+    return Reader("cpu", dtype)
 
 
-def _check(chosen: Format, job: Job, converted: Converted, sets: Sequence[Texts]) -> Checked:
-    """Ask the merge, and then the export; only one of them is in memory at a time."""
+@dataclass(frozen=True)
+class Heard:
+    """What the merge said, and to what."""
+
+    drawn: list[Drawn]
+    questions: Questions
+    answers: Answers
+    dtype: str
+
+
+def _hear(job: Job, reader: Reader, sets: Sequence[Texts]) -> Heard:
+    """Ask the merge; it is not in memory any more when the export is."""
     from labkit.inference.live_model import LiveModel
-    from labkit.inference.loading import dtype_that_fits
 
-    assert chosen.answer is not None  # noqa: S101 - asked for only then
-    device = choose_device("auto")
-    dtype = "float32" if device != "cpu" else dtype_that_fits(job.model, ())[0]
     adapters = (job.adapter,) if job.adapter else ()
-    model = LiveModel(job.model, adapters, 1.0, device, dtype)
+    model = LiveModel(job.model, adapters, 1.0, reader.device, reader.dtype)
     try:
         drawn = draw(model, sets, job.calibration)
-        questions, merge = listen(model, drawn, job.work / "merge says")
+        return Heard(drawn, *listen(model, drawn, job.work / "merge says"), reader.dtype)
     finally:
         model.free()
-    return compare(drawn, questions, merge, chosen.answer(job, converted, questions), dtype)
+
+
+def _compare(chosen: Format, job: Job, converted: Converted, heard: Heard) -> Checked:
+    """Ask the export, and compare."""
+    assert chosen.answer is not None  # noqa: S101 - the merge was asked only then
+    answers = chosen.answer(job, converted, heard.questions)
+    return compare(heard.drawn, heard.questions, heard.answers, answers, heard.dtype)
 
 
 def _files_beside(job: Job) -> tuple[str, ...]:

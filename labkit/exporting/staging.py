@@ -13,7 +13,7 @@ from pathlib import Path
 from labkit.errors import LabkitError, shown
 from labkit.files.small_files import read_json
 from labkit.models.checkpoint import Checkpoint
-from labkit.models.model_files import CONFIG, INDEX, PICKLED_INDEX, SINGLE, is_legal, is_side_file
+from labkit.models.model_files import CONFIG, INDEX, SINGLE, is_legal, is_side_file
 
 AUTO_MAP = "auto_map"
 """The key of a config that names code to run."""
@@ -27,25 +27,27 @@ def stage(model: Checkpoint, folder: Path) -> None:
         folder: the folder to make.
 
     Raises:
-        LabkitError: a config names code to run; the model is quantised; or what belongs beside it
-            is a link out of its folder.
+        LabkitError: a config names code to run; weights are pickled; the model is quantised; or
+            what belongs beside it is a link out of its folder.
     """
     from labkit.writing.side_files import folder_files
 
     require_plain_model(model)
+    pickled = [file.path.name for file in model.files if file.path.suffix != ".safetensors"]
+    if pickled:
+        raise LabkitError(
+            f"{shown(model.folder)} keeps its weights in {shown(pickled[0])}, and tools would run "
+            "what is pickled there; save it as safetensors first (transformers' save_pretrained)"
+        )
     folder.mkdir()
     alone = len(model.files) == 1
     for file in model.files:
         path = file.path
         # Tools look for the usual name; one file of another name is the model all the same.
-        name = SINGLE if alone and path.suffix == ".safetensors" else path.name
+        name = SINGLE if alone else path.name
         (folder / name).symlink_to(path.resolve())
-    index = next(
-        (model.folder / one for one in (INDEX, PICKLED_INDEX) if (model.folder / one).is_file()),
-        None,
-    )
-    if index is not None and not alone:
-        shutil.copyfile(index, folder / index.name)
+    if not alone and (model.folder / INDEX).is_file():
+        shutil.copyfile(model.folder / INDEX, folder / INDEX)
     beside = folder_files(
         model.folder, model.name, [], lambda name: is_side_file(name) and not is_legal(name)
     )

@@ -9,12 +9,16 @@ from labkit.exporting.calibration import (
     calibration_for,
     calibration_tokens,
     check_texts,
+    domains_of,
     own_domains,
     training_texts,
 )
 from labkit.exporting.formats import FORMATS
 from labkit.exporting.job import Job
 from labkit.files.direct_io import hash_file
+from labkit.gradients.gradient import Gradient
+from labkit.merging.recipe import Recipe, Term
+from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.texts import Texts
 
@@ -41,10 +45,17 @@ def test_a_merge_of_the_demos_adapters_knows_its_domains(tmp_path, kjv, words):
     assert own_domains(Checkpoint(words)) == []
 
 
-def test_a_merge_is_calibrated_on_its_domain_and_measured_on_what_no_adapter_saw(kjv):
-    texts = calibration_for(MAY, kjv, None)
+def test_a_plan_knows_the_domains_of_its_merge(tmp_path, words, tiny_adapter):
+    copy = shutil.copytree(adapter_folders()["stepwise"], tmp_path / "another name")
+    terms = [Term(Adapter(one), Gradient.constant(4)) for one in (tiny_adapter, copy)]
+    assert domains_of(Recipe(Checkpoint(words), terms)) == ["stepwise"]
+    assert domains_of(Recipe(Checkpoint(words), terms[:1])) == []
+
+
+def test_a_merge_is_calibrated_on_its_domain_and_measured_on_what_no_adapter_saw():
+    texts = calibration_for(MAY, "merge", ["kjv"], None)
     assert texts.name == "the training text of kjv"
-    sets = check_texts(kjv, None)
+    sets = check_texts(["kjv"], None)
     assert [one.name for one in sets] == ["scripture", "modern prose"]
     read = {passage.text for passage in texts}
     assert not read & {passage.text for one in sets for passage in one}
@@ -61,33 +72,35 @@ def test_two_domains_are_read_in_turns():
 
 
 def test_a_model_of_unknown_origin_is_not_calibrated_unless_it_must_be(words):
-    model = Checkpoint(words)
-    assert calibration_for(MAY, model, None) is None
-    assert [one.name for one in check_texts(model, None)] == ["modern prose"]
+    assert own_domains(Checkpoint(words)) == []
+    assert calibration_for(MAY, "tiny-llama", [], None) is None
+    assert [one.name for one in check_texts([], None)] == ["modern prose"]
     with pytest.raises(LabkitError) as caught:
-        calibration_for(MUST, model, None)
+        calibration_for(MUST, "tiny-llama", [], None)
     assert str(caught.value) == (
         "gptq must be calibrated, and what tiny-llama is for is not known; give texts of its "
         "domain: a .txt or .jsonl file, with calibration"
     )
 
 
-def test_texts_a_file_and_a_name_are_understood(kjv, tmp_path):
+def test_texts_a_file_and_a_name_are_understood(tmp_path):
     given = Texts("mine", ["one two three"])
-    assert calibration_for(MAY, kjv, given) is given
+    assert calibration_for(MAY, "merge", ["kjv"], given) is given
     (tmp_path / "mine.txt").write_text("first passage\n\nsecond passage")
-    assert len(calibration_for(MAY, kjv, tmp_path / "mine.txt")) == 2
-    assert calibration_for(MAY, kjv, "stepwise").name == "the training text of stepwise"
-    assert calibration_for(MAY, kjv, "none") is None
+    assert len(calibration_for(MAY, "merge", ["kjv"], tmp_path / "mine.txt")) == 2
+    assert (
+        calibration_for(MAY, "merge", ["kjv"], "stepwise").name == "the training text of stepwise"
+    )
+    assert calibration_for(MAY, "merge", ["kjv"], "none") is None
     with pytest.raises(LabkitError, match="cannot read the file of texts"):
-        calibration_for(MAY, kjv, tmp_path / "nothing.txt")
+        calibration_for(MAY, "merge", ["kjv"], tmp_path / "nothing.txt")
 
 
-def test_texts_for_a_format_that_takes_none_are_refused(kjv):
+def test_texts_for_a_format_that_takes_none_are_refused():
     with pytest.raises(LabkitError) as caught:
-        calibration_for(NEVER, kjv, "kjv")
+        calibration_for(NEVER, "merge", ["kjv"], "kjv")
     assert str(caught.value) == "gguf-bf16 is not calibrated; leave calibration out"
-    assert calibration_for(NEVER, kjv, None) is None
+    assert calibration_for(NEVER, "merge", ["kjv"], None) is None
 
 
 def test_sequences_are_of_one_length_and_of_the_texts_tokens(words, tmp_path):

@@ -9,11 +9,15 @@ import threading
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import labkit as lk
 from labkit.errors import LabkitError
 from labkit.exporting import exports, formats
+from labkit.merging.planning import Plan
 from labkit.probing.texts import Texts
+from tests.tiny import load_file_of
 
 TEXTS = Texts("mine", ["some words to read here", "and other words, too", "a third one"])
 
@@ -92,6 +96,57 @@ def test_a_merge_that_does_not_fit_in_memory_is_exported_and_not_checked(
     )
 
 
+def test_a_merge_that_does_not_fit_on_the_gpu_is_read_on_the_cpu(model, plain_format, monkeypatch):
+    monkeypatch.setattr(exports, "choose_device", lambda _: "cuda")
+    for free, device in ((10**12, "cuda"), (10**6, "cpu")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
+        reader = exports._reader(plain_format, lk.Checkpoint(model), check=True)
+        assert (reader.device, reader.dtype) == (device, "float32")
+
+
+def test_weights_under_a_name_that_transformers_does_not_look_for(model, tmp_path, plain_format):
+    tensors = load_file_of(model)
+    for path in [*model.glob("*.safetensors"), *model.glob("*.index.json")]:
+        path.unlink()
+    save_file(tensors, model / "consolidated.safetensors", metadata={"format": "pt"})
+    made = lk.export(model, tmp_path / "out", "plain", progress=False)
+    assert made.notes == (
+        "not checked: transformers looks for model.safetensors, and the weights are in "
+        "consolidated.safetensors",
+    )
+
+
+def test_what_cannot_be_compared_is_said_before_it_is_converted(
+    model, tmp_path, plain_format, monkeypatch
+):
+    converted = []
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, convert=converted.append))
+    with pytest.raises(LabkitError, match="is calibrated on all passages of 'mine'"):
+        lk.export(model, tmp_path / "out", "plain", calibration=TEXTS, texts=TEXTS, progress=False)
+    assert converted == []
+    assert left_in(tmp_path) == ["merged"]
+
+
+def test_a_plan_is_not_carried_out_for_an_export_that_is_refused(
+    loud_base, loud_adapter, tmp_path, plain_format, monkeypatch
+):
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, calibration="must"))
+    monkeypatch.setattr(Plan, "write", lambda *_, **__: pytest.fail("it was written"))
+    with pytest.raises(LabkitError, match="must be calibrated, and what the merge is for is not"):
+        lk.plan(loud_base, loud_adapter, "1x4").export(tmp_path / "out", "plain", progress=False)
+
+
+def test_texts_without_a_check_are_refused(model, loud_base, loud_adapter, tmp_path, plain_format):
+    said = "the check measures on texts, and check=False leaves it out; leave out one of the two"
+    for start in (
+        lambda **given: lk.export(model, **given),
+        lk.plan(loud_base, loud_adapter, "1x4").export,
+    ):
+        with pytest.raises(LabkitError) as caught:
+            start(out=tmp_path / "out", format="plain", texts=TEXTS, check=False)
+        assert str(caught.value) == said
+
+
 def test_what_is_done_is_said_on_standard_error(model, tmp_path, plain_format, capsys):
     lk.export(model, tmp_path / "out", "plain", texts=TEXTS)
     said = capsys.readouterr()
@@ -99,6 +154,7 @@ def test_what_is_done_is_said_on_standard_error(model, tmp_path, plain_format, c
     lines = [line for line in said.err.splitlines() if line.startswith("labkit: ")]
     assert lines == [
         "labkit: exports merged to plain: about 0.00 GB",
+        "labkit: reads the texts with the merge",
         "labkit: runs it, and compares it with the merge",
     ]
 
@@ -117,8 +173,10 @@ def test_a_plan_is_exported_and_its_merge_is_not_kept(
 ):
     """The exported bytes are those of the merge, and the recipe makes it again."""
     plan = lk.plan(loud_base, loud_adapter, lk.Gradient.parse("0,0.5,1,1"))
-    made = plan.export(tmp_path / "out", "plain", texts=TEXTS, progress=False)
-    assert left_in(tmp_path) == ["out"]
+    # What the name says of the format is not said twice in the names of the files.
+    made = plan.export(tmp_path / "out-plain", "plain", texts=TEXTS, progress=False)
+    assert left_in(tmp_path) == ["out-plain"]
+    (tmp_path / "out-plain").rename(tmp_path / "out")
     assert left_in(tmp_path / "out") == [
         "LICENSE",
         "README.md",

@@ -167,4 +167,8 @@ def test_errors_of_loras(tiny_base, tiny_adapter, tmp_path):
     assert error(silent, out, "gguf") == (
         "silent does not say which base model it is for; name it with base"
     )
+    # A folder that is not there is a LoRA's where a LoRA is spoken of.
+    for more in ({"base": tiny_base}, {}):
+        assert "bakd" in error("bakd", out, "gguf", **more)
+        assert "unknown" not in error("bakd", out, "gguf", **more)
     assert "lie in each other" in error(tiny_adapter, tiny_adapter / "out", "gguf", base=tiny_base)

@@ -2,11 +2,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from labkit.errors import LabkitError
 from labkit.exporting.staging import stage
 from labkit.models.checkpoint import Checkpoint
-from tests.tiny import make_letters
+from tests.tiny import load_file_of, make_letters
 
 
 @pytest.fixture
@@ -45,8 +46,6 @@ def test_one_file_of_another_name_gets_the_usual_one(tmp_path, loud_base):
     folder = shutil.copytree(loud_base, tmp_path / "one")
     from safetensors.torch import save_file
 
-    from tests.tiny import load_file_of
-
     tensors = load_file_of(folder)
     for path in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
         path.unlink()
@@ -55,6 +54,19 @@ def test_one_file_of_another_name_gets_the_usual_one(tmp_path, loud_base):
     linked = tmp_path / "staged" / "model.safetensors"
     assert linked.resolve() == (folder / "consolidated.safetensors").resolve()
     assert not (tmp_path / "staged" / "model.safetensors.index.json").exists()
+
+
+def test_pickled_weights_are_refused(model, tmp_path):
+    tensors = load_file_of(model)
+    for path in [*model.glob("*.safetensors"), *model.glob("*.index.json")]:
+        path.unlink()
+    torch.save(tensors, model / "pytorch_model.bin")
+    with pytest.raises(LabkitError) as caught:
+        stage(Checkpoint(model), tmp_path / "staged")
+    assert str(caught.value) == (
+        f"{model} keeps its weights in pytorch_model.bin, and tools would run what is pickled "
+        "there; save it as safetensors first (transformers' save_pretrained)"
+    )
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
