@@ -27,6 +27,8 @@ import numpy as np
 import benchmarks.merge
 import labkit as lk
 from benchmarks.merge import make_adapter, make_checkpoint
+
+# It says where a tensor lies in its file, so that its numbers can be changed there.
 from labkit.files.tensor_file import open_tensor_file
 
 SHAPE = (2048, 5632, 1, 32)
