@@ -62,6 +62,15 @@ def test_exl2_has_texts_that_it_cuts_itself(small_model, tmp_path):
     )
 
 
+def test_exl2_counts_the_whole_of_a_long_passage(small_model, tmp_path):
+    one = Texts("one passage", [" ".join(passage.text for passage in LONG)])
+    counts = [
+        export(small_model, tmp_path / texts.name, "exl2", calibration=texts).calibrated
+        for texts in (LONG, one)
+    ]
+    assert counts[0] == counts[1] > 4 * 512
+
+
 def test_exl2_needs_texts_of_some_length(small_model, tmp_path):
     with pytest.raises(LabkitError) as caught:
         export(small_model, tmp_path / "out", "exl2", calibration=Texts("short", ["a b c"]))
