@@ -189,7 +189,7 @@ def _failure(what: str, status: int, log: Path) -> LabkitError:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - READ_OF_LOG))
         lines = file.read().decode(errors="replace").splitlines()
-    said = [shown(line.strip(), LONGEST_REASON) for line in lines if line.strip()][-LAST_LINES:]
+    said = [shown(line.rstrip(), LONGEST_REASON) for line in lines if line.strip()][-LAST_LINES:]
     error = LabkitError(f"{what} failed: {_reason(status, said)}")
     if said:
         error.add_note("\n".join(["it said last:", *said]))
@@ -207,4 +207,4 @@ def _reason(status: int, said: Sequence[str]) -> str:
     if not said:
         return f"it ended with {status} and said nothing"
     # Warnings and progress may follow an exception.
-    return next((line for line in reversed(said) if EXCEPTION.fullmatch(line)), said[-1])
+    return next((line for line in reversed(said) if EXCEPTION.fullmatch(line)), said[-1].strip())
