@@ -6,6 +6,7 @@ answers (`workers/llama_answer.py`).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -53,7 +54,7 @@ def convert(kind: str, job: Job) -> Converted:
     return Converted(
         files=(file,),
         runs=file,
-        usage=f"llama-cli -m {file}",
+        usage=shlex.join(["llama-cli", "-m", file]),
         tools=done.result["tools"],
         peak_memory=done.peak_memory,
         processor_seconds=done.processor_seconds,
