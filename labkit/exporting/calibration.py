@@ -172,20 +172,41 @@ def calibration_tokens(
 ) -> list[list[int]]:
     """The tokens to calibrate on: sequences of a length, each of whole passages but the last one.
 
-    Fewer where the texts are short.
+    What is cut off gives further sequences, once every passage has been read: so an ordinary file
+    of one long passage gives as many as others. Fewer come out, or a shorter last one, where the
+    texts are short.
     """
     from labkit.inference.loading import load_tokenizer
 
     tokenizer = load_tokenizer(job.model)
     found: list[list[int]] = []
+    cut_off: list[int] = []
     for text in calibration_passages(job):
         tokens = tokenizer(text).input_ids
         if not found or len(found[-1]) >= length:
             if len(found) == sequences:
                 break
             found.append([])
-        found[-1] = (found[-1] + tokens)[:length]
-    return [sequence for sequence in found if sequence]
+        room = length - len(found[-1])
+        found[-1] += tokens[:room]
+        cut_off += tokens[room:]
+    found += [cut_off[start : start + length] for start in range(0, len(cut_off), length)]
+    return [sequence for sequence in found if sequence][:sequences]
+
+
+def shortage(found: Sequence[Sequence[int]], wanted: int = SEQUENCES) -> tuple[str, ...]:
+    """A note where texts gave fewer sequences to calibrate on than were wanted.
+
+    Args:
+        found: the sequences; none where there were no texts.
+        wanted: how many were.
+    """
+    if not 0 < len(found) < wanted:
+        return ()
+    return (
+        f"the calibration's texts gave {len(found)} of {wanted} sequences of {LENGTH} tokens; "
+        "longer texts give more",
+    )
 
 
 def dtype_for(model: Checkpoint) -> str:

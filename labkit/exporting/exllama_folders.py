@@ -6,6 +6,7 @@ it writes the job, to be run there: the calibration, and a script that takes it 
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -78,15 +79,18 @@ def arguments(
 def script(name: str, calibration: str, rows: int) -> str:
     """The script that makes the export where a GPU is."""
     maker = MAKERS[name]
+    path = f"$here/{calibration}" if calibration else ""
     told = " ".join(
         f'"{one}"' if "$" in one else one
-        for one in arguments(name, "$1", "$2", "$2-work", calibration, rows)
+        for one in arguments(name, "$1", "$out", "$out-work", path, rows)
     )
     return f"""#!/bin/sh
 # Makes an {name.upper()} export on a machine with a GPU of Nvidia's and CUDA's compiler (nvcc):
 #     sh {SCRIPT} FOLDER_OF_THE_MERGED_MODEL NEW_FOLDER
 set -e
-mkdir -p "$2" "$2-work"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+out=${{2%/}}
+mkdir -p "$out" "$out-work"
 exec uv run --no-project --isolated --with {maker.package}=={maker.version} \\
     python -m {maker.module} {told}
 """
@@ -112,7 +116,7 @@ def convert(name: str, job: Job) -> Converted:
         return Converted(
             files=(*([calibration] if calibration else []), SCRIPT),
             runs=".",
-            usage=f"sh {SCRIPT} path/to/{job.model.name} {job.name}-{name}",
+            usage=shlex.join(["sh", SCRIPT, f"path/to/{job.model.name}", f"{job.name}-{name}"]),
             tools={},
             peak_memory=0,
             processor_seconds=0.0,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.exporting.checking import Checked
-from labkit.files.atomic_folder import RECEIPT
+from labkit.files.atomic_folder import EXPORT, RECEIPT
 from labkit.probing.intervals import Estimate
 from labkit.summary import Summary
 from labkit.writing.front_matter import CARD
 
-KIND = "format"
+KIND = EXPORT
 """What tells an export's receipt from a merge's."""
 
 

@@ -6,11 +6,13 @@ answers (`workers/llama_answer.py`).
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from labkit.exporting.calibration import calibration_tokens, dtype_for
+from labkit.exporting.calibration import calibration_tokens, dtype_for, shortage
 from labkit.exporting.job import Answers, Converted, Format, Job, Questions
 from labkit.exporting.processes import Done, run
 from labkit.machine import workers
@@ -45,22 +47,25 @@ def convert(kind: str, job: Job) -> Converted:
         LabkitError: the converter does not know the model or its tokenizer.
     """
     file = f"{job.name}-{kind}.gguf"
-    done = write_model(kind, job, job.out / file, job.work / "convert")
+    sequences = calibration_tokens(job) if job.calibration else []
+    done = write_model(kind, job, job.out / file, job.work / "convert", sequences)
     types = done.result["types"]
     mixed = ", ".join(f"{count} of {name}" for name, count in sorted(types.items()))
     return Converted(
         files=(file,),
         runs=file,
-        usage=f"llama-cli -m {file}",
+        usage=shlex.join(["llama-cli", "-m", file]),
         tools=done.result["tools"],
         peak_memory=done.peak_memory,
         processor_seconds=done.processor_seconds,
         calibrated=done.result["calibrated_tokens"],
-        notes=(f"tensors: {mixed}",) if mixed else (),
+        notes=(*([f"tensors: {mixed}"] if mixed else []), *shortage(sequences)),
     )
 
 
-def write_model(kind: str, job: Job, path: Path, folder: Path) -> Done:
+def write_model(
+    kind: str, job: Job, path: Path, folder: Path, sequences: Sequence[Sequence[int]] = ()
+) -> Done:
     """Let llama.cpp's converter write a model's file.
 
     Args:
@@ -68,11 +73,11 @@ def write_model(kind: str, job: Job, path: Path, folder: Path) -> Done:
         job: what to convert.
         path: the file.
         folder: a folder to make for the process.
+        sequences: rows of tokens to calibrate on.
 
     Raises:
         LabkitError: as `convert` does.
     """
-    sequences = calibration_tokens(job) if job.calibration else []
     return run(
         "gguf_convert",
         {
@@ -81,7 +86,7 @@ def write_model(kind: str, job: Job, path: Path, folder: Path) -> Done:
             "kind": kind,
             "name": job.name,
             "threads": workers(),
-            "calibration": sequences,
+            "calibration": list(sequences),
             "calibration_name": job.calibration.name if job.calibration else "",
             "dtype": dtype_for(job.model) if sequences else "",
         },

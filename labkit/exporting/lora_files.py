@@ -6,6 +6,7 @@ scales a module (`alpha_pattern`, rsLoRA, an alpha of 0) goes into its factor B.
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def convert(job: Job) -> Converted:
     return Converted(
         files=(file,),
         runs=file,
-        usage=f"llama-cli -m BASE.gguf --lora {file}",
+        usage=shlex.join(["llama-cli", "-m", "BASE.gguf", "--lora", file]),
         tools=done.result["tools"],
         peak_memory=done.peak_memory,
         processor_seconds=done.processor_seconds,

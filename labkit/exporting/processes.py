@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,15 @@ SECONDS_TO_END = 5.0
 """How long a process that is told to end may take."""
 SECONDS_BETWEEN = 0.1
 """How often it is looked at a process that runs."""
+END_WITH_LABKIT = 'read -r nothing; kill -s KILL -- "-$0"'
+"""For the shell: wait until the pipe's other end is closed, then end a group of processes."""
+SIGNALS = range(129, 160)
+"""What a program between labkit and a worker, such as uv, says of one that a signal ended: 128 more
+than the signal's number."""
+EXCEPTION = re.compile(r"[\w.]*(Error|Exception): \S.*")
 LONGEST_REASON = 300
+LAST_LINES = 20
+"""How much of a log a failure carries along."""
 READ_OF_LOG = 100_000
 """Bytes at the end of a log in which the reason of a failure is looked for."""
 OFFLINE = {
@@ -63,7 +72,8 @@ def run(
 ) -> Done:
     """Run a script of `workers/` in a process of its own, and wait for it.
 
-    An interruption ends the process and all that it started.
+    An interruption ends the process and all that it started, and so does the end of this process,
+    whatever ended it.
 
     Args:
         worker: the script's name, without `.py`.
@@ -73,7 +83,8 @@ def run(
         command: the Python to run it with.
 
     Raises:
-        LabkitError: it cannot be started, failed or was ended; with the reason that it gave.
+        LabkitError: it cannot be started, failed or was ended; with the reason that it gave. Its
+            last lines are a note of the error.
     """
     folder.mkdir()
     (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
@@ -95,7 +106,8 @@ def run(
                 f"{what} cannot be started: {shown(line[0])}: {error.strerror}"
             ) from error
         try:
-            status, usage, peak = _wait(process.pid)
+            with _ending_with_labkit(process.pid):
+                status, usage, peak = _wait(process.pid)
         except BaseException:
             _end(process)
             raise
@@ -103,10 +115,31 @@ def run(
     with suppress(ProcessLookupError, PermissionError):  # what a failed worker left running
         os.killpg(process.pid, signal.SIGKILL)
     if process.returncode or not (folder / RESULT).is_file():
-        raise LabkitError(f"{what} failed: {_reason(process.returncode, folder / LOG)}")
+        raise _failure(what, process.returncode, folder / LOG)
     return Done(
         read_json(folder / RESULT), peak or usage.ru_maxrss, usage.ru_utime + usage.ru_stime
     )
+
+
+@contextmanager
+def _ending_with_labkit(group: int) -> Iterator[None]:
+    """See to it that a group of processes ends when this process is killed.
+
+    The group is a session of its own, which outlives this process. A shell waits at a pipe whose
+    other end the system closes then.
+    """
+    watcher = subprocess.Popen(  # noqa: S603 # a number of the system's
+        ["/bin/sh", "-c", END_WITH_LABKIT, str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # what ends this process's group is to leave it
+    )
+    try:
+        yield
+    finally:
+        watcher.kill()
+        watcher.communicate()
 
 
 def _wait(number: int) -> tuple[int, Any, int]:
@@ -151,16 +184,27 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _reason(status: int, log: Path) -> str:
-    """Why a process failed: its last words, or the signal that ended it."""
-    if status < 0:
-        name = signal.Signals(-status).name
-        reason = f"its process was ended by {name}"
-        if -status == signal.SIGKILL:
-            reason += ", as the system does when memory runs out"
-        return reason
+def _failure(what: str, status: int, log: Path) -> LabkitError:
+    """The error that says why a process failed, with its last lines as a note."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - READ_OF_LOG))
         lines = file.read().decode(errors="replace").splitlines()
-    said = [line.strip() for line in lines if line.strip()]
-    return shown(said[-1], LONGEST_REASON) if said else f"it ended with {status} and said nothing"
+    said = [shown(line.rstrip(), LONGEST_REASON) for line in lines if line.strip()][-LAST_LINES:]
+    error = LabkitError(f"{what} failed: {_reason(status, said)}")
+    if said:
+        error.add_note("\n".join(["it said last:", *said]))
+    return error
+
+
+def _reason(status: int, said: Sequence[str]) -> str:
+    """Why a process failed: the signal that ended it, its last exception, or its last words."""
+    if status < 0 or status in SIGNALS:
+        number = -status if status < 0 else status - 128
+        reason = f"its process was ended by {signal.Signals(number).name}"
+        if number == signal.SIGKILL:
+            reason += ", as the system does when memory runs out"
+        return reason
+    if not said:
+        return f"it ended with {status} and said nothing"
+    # Warnings and progress may follow an exception.
+    return next((line for line in reversed(said) if EXCEPTION.fullmatch(line)), said[-1].strip())

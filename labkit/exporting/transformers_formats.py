@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from labkit.exporting.calibration import SEQUENCES, calibration_tokens
+from labkit.exporting.calibration import SEQUENCES, calibration_tokens, shortage
 from labkit.exporting.environments import (
     in_environment_of,
     make_environment,
@@ -102,7 +102,10 @@ def _converted(
         peak_memory=done.peak_memory,
         processor_seconds=done.processor_seconds,
         calibrated=sum(map(len, sequences)),
-        notes=(f"{size} weights in a row share a scale",) if size else (),
+        notes=(
+            *([f"{size} weights in a row share a scale"] if size else []),
+            *shortage(sequences, count),
+        ),
     )
 
 

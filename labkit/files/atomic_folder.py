@@ -28,6 +28,8 @@ AT_FDCWD = -100
 ASIDE = "labkit-old-"
 """Marks the folder that was at the final name, where the system cannot exchange two names."""
 RECEIPT = "receipt.json"
+EXPORT = "format"
+"""The key that receipts of exports have, and no others."""
 MARK = ".labkit-builds-here"
 """A file that says of a folder that labkit is building it, or taking it away."""
 OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -44,6 +46,11 @@ def written_files(folder: Path) -> set[str]:
     receipt = _receipt(folder)
     listed = [name for key in ("files", "files_written") for name in receipt.get(key) or ()]
     return {RECEIPT, *map(str, listed)} if receipt else set()
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export that labkit made, by its receipt."""
+    return EXPORT in _receipt(folder)
 
 
 def _receipt(folder: Path) -> dict[str, Any]:

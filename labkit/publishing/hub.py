@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabkitError, shown, spelled
-from labkit.files.atomic_folder import RECEIPT, written_files
+from labkit.files.atomic_folder import RECEIPT, is_export, written_files
+from labkit.files.direct_io import hash_file
 from labkit.files.hub_answers import explain_hub
 from labkit.files.paths import user_path
 from labkit.files.references import HUB_ID
-from labkit.files.small_files import read_text
+from labkit.files.small_files import read_json, read_text
 from labkit.merging.recipe import FILE_NAME
 from labkit.merging.recipe_sources import named_sources
 from labkit.models.adapter_config import CONFIG as ADAPTER_CONFIG
@@ -147,7 +148,8 @@ def select_files(folder: Path) -> Upload:
             f"{shown(folder)} is no folder that labkit made (expected {RECEIPT} and {CARD}); "
             "name the folder of a merged model, an export or a baked adapter"
         )
-    names = sorted(filter(_may_go, written))
+    tools = _of_tools(folder) if is_export(folder) else set()
+    names = sorted(name for name in written if _may_go(name) or name in tools)
     chosen = {name: folder / name for name in names if _plain(folder, name)}
     left = {path.name for path in folder.iterdir()} - {name.split("/")[0] for name in chosen}
     return Upload(chosen, tuple(sorted(left)))
@@ -160,6 +162,16 @@ def _may_go(name: str) -> bool:
         or is_side_file(name)
         or any(fnmatchcase(name, pattern) for pattern in (*WEIGHTS, "*.py"))
     ) and not name.startswith(".")
+
+
+def _of_tools(folder: Path) -> set[str]:
+    """The files of an export, which its tools name as they like: those with the receipt's sums."""
+    sums = read_json(folder / RECEIPT)["files_written"]
+    return {
+        name
+        for name, digest in (sums.items() if isinstance(sums, dict) else ())
+        if not _may_go(name) and _plain(folder, name) and hash_file(folder / name) == digest
+    }
 
 
 def _plain(folder: Path, name: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from labkit.errors import LabkitError, shown, spelled
-from labkit.files.atomic_folder import MOST_NAMED, RECEIPT, files_in
+from labkit.files.atomic_folder import MOST_NAMED, RECEIPT, files_in, is_export
 from labkit.files.direct_io import SourceFile, hash_file, page_memory, room_for
 from labkit.files.paths import user_path
 from labkit.files.small_files import read_json
@@ -111,6 +111,11 @@ def verify(
     where = user_path(folder)
     if not where.is_dir():
         raise LabkitError(f"{shown(where)} is no folder; name the folder of a merged model")
+    if is_export(where):
+        raise LabkitError(
+            f"{shown(where)} is an export, and only merged models are verified; where it holds a "
+            f"{FILE_NAME}, labkit merge --recipe makes the model again"
+        )
     if not (where / FILE_NAME).is_file():
         raise LabkitError(
             f"{shown(where)} holds no {FILE_NAME}; name the folder of a model that labkit merged"

@@ -11,6 +11,7 @@ from labkit.exporting.calibration import (
     check_texts,
     domains_of,
     own_domains,
+    shortage,
     training_texts,
 )
 from labkit.exporting.formats import FORMATS
@@ -111,6 +112,30 @@ def test_sequences_are_of_one_length_and_of_the_texts_tokens(words, tmp_path):
     found = calibration_tokens(job, sequences=2, length=40)
     assert [len(one) for one in found] == [40, 40]
     assert [len(set(one)) for one in found] == [2, 2]
-    # The last of 120 letters begin no sequence of their own: they end the one of 100.
-    assert [len(one) for one in calibration_tokens(job, sequences=9, length=100)] == [100]
-    assert [len(one) for one in calibration_tokens(job, sequences=9, length=50)] == [50, 50]
+    # All of the 120 letters are read, those that were cut off last.
+    assert [len(one) for one in calibration_tokens(job, sequences=9, length=100)] == [100, 20]
+    assert [len(one) for one in calibration_tokens(job, sequences=9, length=50)] == [50, 50, 20]
+    assert (
+        calibration_tokens(job, sequences=2, length=50)
+        == (calibration_tokens(job, sequences=9, length=50)[:2])
+    )
+
+
+def test_a_long_passage_gives_as_many_sequences_as_short_ones(words, tmp_path):
+    """Such as a text file without blank lines."""
+    letters = "abcdefghij" * 500
+    texts = Texts("t", [letters])
+    job = Job(Checkpoint(words), "n", tmp_path, tmp_path, tmp_path, texts)
+    found = calibration_tokens(job)
+    assert [len(one) for one in found] == [256] * 16
+    whole = calibration_tokens(job, sequences=1, length=5000)[0]
+    assert len(whole) == 5000
+    assert [token for row in found for token in row] == whole[: 16 * 256]
+
+
+def test_fewer_sequences_than_wanted_are_noted():
+    rows = [[1] * 256] * 3
+    assert shortage(rows) == (
+        "the calibration's texts gave 3 of 16 sequences of 256 tokens; longer texts give more",
+    )
+    assert shortage(rows, 3) == shortage([], 3) == ()

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import shlex
+import shutil
 import subprocess
 
 import pandas as pd
@@ -37,8 +39,8 @@ def test_without_a_gpu_the_job_is_written(small_model, tmp_path):
     assert tokenizer.decode(rows[0, : lengths[0]]).startswith(LONG.take(1).passages[0].text)
     assert (rows[-1, lengths[-1] :] == 0).all()
     assert last_line(made.folder) == (
-        'python -m exllamav3.conversion.convert_model -i "$1" -b 4.0 -w "$2-work" -o "$2" '
-        f"-cd calibration.safetensors -cr {len(lengths)}"
+        'python -m exllamav3.conversion.convert_model -i "$1" -b 4.0 -w "$out-work" -o "$out" '
+        f'-cd "$here/calibration.safetensors" -cr {len(lengths)}'
     )
     assert "--with exllamav3==1.6.5" in (made.folder / "convert.sh").read_text()
     assert made.usage == "sh convert.sh path/to/small-llama small-llama-exl3"
@@ -50,6 +52,41 @@ def test_without_a_gpu_the_job_is_written(small_model, tmp_path):
     assert "not converted" in (made.folder / "README.md").read_text()
 
 
+def test_the_script_runs_from_any_folder(small_model, tmp_path):
+    """With a uv that says what it was told, and a slash after the new folder's name."""
+    made = export(small_model, tmp_path / "the export", "exl3", calibration=LONG)
+    (tmp_path / "bin").mkdir()
+    uv = tmp_path / "bin" / "uv"
+    uv.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    uv.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "the export/convert.sh", "a merge", "new one/"],
+        cwd=tmp_path,
+        env={"PATH": f"{uv.parent}:/usr/bin:/bin", "CDPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = done.stdout.splitlines()
+    told = dict(zip(told[told.index("-i") :: 2], told[told.index("-i") + 1 :: 2], strict=True))
+    assert told["-i"] == "a merge"
+    assert (told["-w"], told["-o"]) == ("new one-work", "new one")
+    assert told["-cd"] == str(made.folder / "calibration.safetensors")
+    assert (tmp_path / "new one").is_dir()
+    assert (tmp_path / "new one-work").is_dir()
+
+
+def test_names_of_folders_are_quoted_for_the_shell(small_model, tmp_path):
+    model = shutil.copytree(small_model, tmp_path / "it's $mine")
+    made = export(model, tmp_path / "out", "exl3")
+    assert shlex.split(made.usage) == [
+        "sh",
+        "convert.sh",
+        "path/to/it's $mine",
+        "it's $mine-exl3",
+    ]
+
+
 def test_exl2_has_texts_that_it_cuts_itself(small_model, tmp_path):
     made = export(small_model, tmp_path / "out", "exl2", calibration=LONG)
     assert set(pd.read_parquet(made.folder / "calibration.parquet")["text"]) == {
@@ -57,9 +94,18 @@ def test_exl2_has_texts_that_it_cuts_itself(small_model, tmp_path):
     }
     rows = made.calibrated // 512
     assert last_line(made.folder) == (
-        'python -m exllamav2.conversion.convert_exl2 -i "$1" -b 4.0 -o "$2-work" -cf "$2" '
-        f"-c calibration.parquet -r {rows} -mr {min(rows, 16)} -l 512 -ml 512"
+        'python -m exllamav2.conversion.convert_exl2 -i "$1" -b 4.0 -o "$out-work" -cf "$out" '
+        f'-c "$here/calibration.parquet" -r {rows} -mr {min(rows, 16)} -l 512 -ml 512'
     )
+
+
+def test_exl2_counts_the_whole_of_a_long_passage(small_model, tmp_path):
+    one = Texts("one passage", [" ".join(passage.text for passage in LONG)])
+    counts = [
+        export(small_model, tmp_path / texts.name, "exl2", calibration=texts).calibrated
+        for texts in (LONG, one)
+    ]
+    assert counts[0] == counts[1] > 4 * 512
 
 
 def test_exl2_needs_texts_of_some_length(small_model, tmp_path):

@@ -15,6 +15,7 @@ from labkit.exporting.gguf_files import ask
 from labkit.exporting.job import Questions
 from labkit.exporting.workers.gguf_convert import Quantiser, is_product, know_newer_names
 from labkit.probing.texts import Texts
+from labkit.publishing.hub import select_files
 from tests.exporting.conftest import PROSE
 from tests.tiny import load_file_of
 
@@ -146,6 +147,10 @@ def test_calibration_makes_columns_that_matter_more_exact(mixed, whole, small_mo
         for found in (values(tensors(mixed)[name]), gguf.quants.dequantize(plain, kind))
     ]
     assert errors[0] < 0.97 * errors[1]
+
+
+def test_all_of_it_goes_to_the_hub(whole):
+    assert not select_files(whole.folder).left
 
 
 def test_the_calibration_is_told_in_file_and_receipt(mixed, whole):

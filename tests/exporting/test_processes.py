@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -69,12 +71,34 @@ def test_what_lies_beside_the_script_is_not_imported_in_place_of_a_library(run, 
             "os.kill(os.getpid(), 9)",
             "its process was ended by SIGKILL, as the system does when memory runs out",
         ),
+        (
+            "sys.exit(137)",  # as uv says it of the Python that it runs
+            "its process was ended by SIGKILL, as the system does when memory runs out",
+        ),
+        ("sys.exit(139)", "its process was ended by SIGSEGV"),
+        (
+            "import atexit\natexit.register(lambda: print('100 %|#####| UserWarning: leaked'))\n"
+            "raise ValueError('no such layer')",
+            "ValueError: no such layer",
+        ),
+        (
+            "print('KeyError: of long ago\\n' + 'step\\n' * 20, flush=True)\nsys.exit('too old')",
+            "too old",
+        ),
     ],
 )
 def test_a_failure_says_why_in_one_line(run, script, reason):
     with pytest.raises(LabkitError) as caught:
         run(script)
     assert str(caught.value) == f"the tool failed: {reason}"
+
+
+def test_a_failure_carries_the_last_lines_of_the_log(run):
+    with pytest.raises(LabkitError) as caught:
+        run("for i in range(30): print('line', i, '\\x1b', flush=True)\nsys.exit('the end')")
+    [note] = caught.value.__notes__
+    lines = [rf"line {i} \x1b" for i in range(11, 30)]
+    assert note.splitlines() == ["it said last:", *lines, "the end"]
 
 
 def test_control_characters_in_what_a_tool_said_are_shown_as_text(run):
@@ -112,6 +136,40 @@ def test_an_interruption_ends_the_worker_and_what_it_started(run, tmp_path):
     thread.join()
     for number in map(int, started.read_text().split()):
         assert has_ended(number)
+
+
+KERNEL = """
+import sys
+from pathlib import Path
+from labkit.exporting import processes
+processes.WORKERS = Path(sys.argv[1])
+processes.run("tool", {}, Path(sys.argv[1]) / "work", "the tool", sys.argv[2:])
+"""
+SLEEPING = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+open('ids', 'w').write(f'{os.getpid()} {child.pid}')
+os.rename('ids', 'started')
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_worker_ends_with_a_kernel_that_is_killed(tmp_path, between):
+    """Also where a program such as uv stands between labkit and the worker's Python."""
+    (tmp_path / "tool.py").write_text(SLEEPING)
+    (tmp_path / "between.sh").write_text('"$@"\nexit $?\n')
+    command = ["sh", str(tmp_path / "between.sh")] * between + [sys.executable]
+    kernel = subprocess.Popen([sys.executable, "-c", KERNEL, str(tmp_path), *command])
+    started = tmp_path / "work" / "started"
+    for _ in range(1500):
+        if started.exists():
+            break
+        time.sleep(0.02)
+    numbers = [int(number) for number in started.read_text().split()]
+    kernel.kill()
+    kernel.wait()
+    assert all(has_ended(number) for number in numbers)
 
 
 def has_ended(number):

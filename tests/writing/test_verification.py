@@ -190,3 +190,14 @@ def test_nothing_is_downloaded_unasked(merged):
 def test_what_is_no_merge(tmp_path):
     fails(tmp_path / "none", "is no folder; name the folder of a merged model")
     fails(tmp_path, "holds no recipe.yaml; name the folder of a model that labkit merged")
+
+
+def test_an_export_is_no_merge(merged):
+    """The recipe of an exported plan lies in its folder, without the weights of the merge."""
+    receipt = json.loads((merged / "receipt.json").read_text())
+    (merged / "receipt.json").write_text(json.dumps({**receipt, "format": "gguf-bf16"}))
+    fails(
+        merged,
+        "merged is an export, and only merged models are verified; where it holds a recipe.yaml, "
+        "labkit merge --recipe makes the model again",
+    )
