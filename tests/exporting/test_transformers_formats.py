@@ -5,6 +5,7 @@ Most tests have tools that say what they were told; the last ones run where the 
 
 import json
 import os
+import re
 import sys
 from importlib.util import find_spec
 
@@ -19,6 +20,7 @@ from labkit.exporting.exports import forecast_bytes
 from labkit.exporting.formats import FORMATS
 from labkit.exporting.job import Converted, Job, Questions
 from labkit.exporting.transformers_formats import answer
+from labkit.exporting.workers.llm_compressor_convert import LEFT
 from labkit.probing.texts import Texts
 
 PROSE = lk.demo_texts()["modern prose"]
@@ -90,12 +92,35 @@ def test_fp8_is_rounded_file_by_file_but_for_embeddings_and_head(small_model, tm
     assert said(made) == {
         "by": "file",
         "scheme": "FP8_DYNAMIC",
-        "ignore": ["lm_head", "re:.*embed_tokens$"],
+        "ignore": LEFT,
         "max_workers": 1,
         "device": "cpu",
     }
     assert made.tools == {"llmcompressor": "0.14.0.1", "compressed-tensors": "0.19.0"}
     assert not made.calibration
+
+
+@pytest.mark.parametrize(
+    ("module", "left"),
+    [
+        ("lm_head", True),
+        ("model.embed_tokens", True),
+        ("model.layers.0.mlp.gate", True),
+        ("model.layers.0.block_sparse_moe.gate", True),
+        ("model.layers.0.mlp.shared_expert_gate", True),
+        ("model.layers.0.mlp.router", True),
+        ("model.layers.0.mlp.router.linear", True),
+        ("model.layers.0.mlp.gate_proj", False),
+        ("model.layers.0.mlp.experts.3.gate_proj", False),
+        ("model.layers.0.self_attn.q_proj", False),
+    ],
+)
+def test_what_sends_tokens_to_experts_keeps_its_bits(module, left):
+    """By the rule of compressed-tensors: after "re:", `re.match` on the module's name."""
+    found = any(
+        re.match(one[3:], module) if one.startswith("re:") else one == module for one in LEFT
+    )
+    assert bool(found) == left
 
 
 def test_w4a16_is_rounded_without_texts_and_by_gptq_with_them(small_model, tmp_path, tools):
@@ -107,11 +132,10 @@ def test_w4a16_is_rounded_without_texts_and_by_gptq_with_them(small_model, tmp_p
         "group_size": 128,
         "symmetric": True,
     }
-    ignored = ["lm_head", "re:.*embed_tokens$"]
     rounded = said(export(small_model, tmp_path / "one", "w4a16"))
     group = {"targets": ["Linear"], "weights": weights, "format": "pack-quantized"}
     assert rounded["by"] == "file"
-    assert rounded["config"] == {"config_groups": {"group_0": group}, "ignore": ignored}
+    assert rounded["config"] == {"config_groups": {"group_0": group}, "ignore": LEFT}
 
     made = export(small_model, tmp_path / "two", "w4a16", calibration=CALIBRATION)
     by_gptq, tokens = said(made), expected_tokens(small_model, tmp_path)
@@ -122,7 +146,7 @@ def test_w4a16_is_rounded_without_texts_and_by_gptq_with_them(small_model, tmp_p
     assert by_gptq["config_groups"] == {
         "group_0": {"targets": ["Linear"], "weights": weights},
     }
-    assert by_gptq["ignore"] == ignored
+    assert by_gptq["ignore"] == LEFT
     assert by_gptq["trust_remote_code"] is False
     assert by_gptq["save_compressed"] is True
     assert made.calibration == "prose"

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LEFT = ["lm_head", "re:.*embed_tokens$"]
-"""What keeps its bits: embeddings, and the head."""
+LEFT = ["lm_head", "re:.*embed_tokens$", r"re:.*[._]gate$", "re:.*router.*"]
+"""What keeps its bits: embeddings, the head, and what sends tokens to experts (Mixtral's and
+Qwen's `gate` and `shared_expert_gate`, `router` of others), which are small and decide much."""
 
 
 def main(folder: Path) -> None:
