@@ -21,6 +21,8 @@ from labkit.models.model_files import CONFIG, INDEX, is_side_file
 WEIGHTS = ".safetensors"
 QUANTISED = ("quantization_config", "quantization")
 """What tools add to a config: how the weights are read."""
+ORIGINS = ("_name_or_path", "name_or_path")
+"""What transformers adds to configs of models and tokenizers: where it read them."""
 GPTQ_CONFIG = "quantize_config.json"
 """The same in a file of its own, where older programs look for it."""
 READABLE = 0o644
@@ -60,9 +62,9 @@ def tidy(job: Job, made: Path) -> tuple[str, ...]:
         if path.is_file() and not path.is_symlink() and is_side_file(name) and name != CONFIG:
             names.append(name)
             (job.out / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, job.out / name)
+            _copy_without_origins(path, job.out / name)
     dtype = {key: said[key] for key in ("dtype", "torch_dtype") if key in said}
-    _write(job.out / CONFIG, {**job.model.config, **dtype, **added})
+    _write(job.out / CONFIG, {**without_origins(job.model.config), **dtype, **added})
     return tuple(sorted([*names, CONFIG]))
 
 
@@ -73,6 +75,30 @@ def without_paths(said: Any) -> Any:
     if isinstance(said, list):
         return [without_paths(value) for value in said if not _is_path(value)]
     return said
+
+
+def without_origins(said: Any) -> Any:
+    """The merge's own config without the folders of this machine that transformers noted in it."""
+    if isinstance(said, dict):
+        return {
+            key: without_origins(value)
+            for key, value in said.items()
+            if not (key in ORIGINS and _is_path(value))
+        }
+    if isinstance(said, list):
+        return [without_origins(value) for value in said]
+    return said
+
+
+def _copy_without_origins(path: Path, to: Path) -> None:
+    """Copy a file as it is, unless it is a config that names a folder of this machine."""
+    if path.name.endswith("config.json"):
+        said = read_json(path)
+        left = without_origins(said)
+        if left != said:
+            _write(to, left)
+            return
+    shutil.copyfile(path, to)
 
 
 def _is_path(value: Any) -> bool:

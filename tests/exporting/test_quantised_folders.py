@@ -1,13 +1,14 @@
 """What becomes of the files that a tool wrote, and the size of groups."""
 
 import json
+import shutil
 import stat
 
 import pytest
 
 from labkit.errors import LabkitError
 from labkit.exporting.job import Job
-from labkit.exporting.quantised_folders import group_size, tidy, without_paths
+from labkit.exporting.quantised_folders import group_size, tidy, without_origins, without_paths
 from labkit.exporting.staging import stage
 from labkit.models.checkpoint import Checkpoint
 from tests.tiny import make_base
@@ -15,9 +16,13 @@ from tests.tiny import make_base
 
 @pytest.fixture
 def job(tmp_path, small_model):
+    return job_of(tmp_path, small_model)
+
+
+def job_of(tmp_path, folder):
     out = tmp_path / "out"
     (out / ".work").mkdir(parents=True)
-    model = Checkpoint(small_model)
+    model = Checkpoint(folder)
     job = Job(model, "made", out / ".work" / "staged", out, out / ".work")
     stage(model, job.staged)
     return job
@@ -72,6 +77,28 @@ def test_paths_of_this_machine_are_left_out_of_what_a_tool_says(job):
     assert json.loads((job.out / "config.json").read_text())["quantization_config"] == left
     assert json.loads((job.out / "quantize_config.json").read_text()) == left
     assert without_paths({"a": ["/x", {"b": "/y", "c": "y"}]}) == {"a": [{"c": "y"}]}
+
+
+def test_folders_that_transformers_noted_are_left_out_of_the_merges_own_configs(
+    tmp_path, small_model
+):
+    folder = shutil.copytree(small_model, tmp_path / "merge")
+    for name, key in (("config", "_name_or_path"), ("tokenizer_config", "name_or_path")):
+        path = folder / f"{name}.json"
+        said = {**json.loads(path.read_text()), key: "/home/me/merge", "pad_token": "/"}
+        path.write_text(json.dumps({**said, "text_config": {key: "/home/me", "is": "ü"}}))
+    job = job_of(tmp_path, folder)
+    tidy(job, made_by_a_tool(job, quantization_config={}))
+    for name in ("config.json", "tokenizer_config.json"):
+        text = (job.out / name).read_text()
+        assert "/home" not in text
+        assert json.loads(text)["pad_token"] == "/"
+        assert json.loads(text)["text_config"] == {"is": "ü"}
+
+
+def test_the_hubs_name_of_a_model_stays():
+    said = {"name_or_path": "owner/model", "list": [{"_name_or_path": "/x"}]}
+    assert without_origins(said) == {"name_or_path": "owner/model", "list": [{}]}
 
 
 @pytest.mark.parametrize(
