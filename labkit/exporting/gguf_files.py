@@ -9,10 +9,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from labkit.exporting.calibration import calibration_tokens, dtype_for, shortage
+from labkit.exporting.environments import missing_packages
 from labkit.exporting.job import Answers, Converted, Format, Job, Questions
 from labkit.exporting.processes import Done, run
 from labkit.machine import workers
@@ -25,15 +25,8 @@ PACKAGES = {
 }
 """What the extra `labkit[gguf]` brings: module -> package."""
 
-
-def missing() -> str:
-    """Say what is not installed; nothing if all is."""
-    names = [package for module, package in PACKAGES.items() if find_spec(module) is None]
-    return (
-        f"{', '.join(names)} not installed; install it with pip install 'labkit[gguf]'"
-        if names
-        else ""
-    )
+missing = partial(missing_packages, PACKAGES, "gguf")
+"""Says what is not installed; nothing if all is."""
 
 
 def convert(kind: str, job: Job) -> Converted:

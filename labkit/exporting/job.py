@@ -23,6 +23,7 @@ class Job:
         out: the folder to write into.
         work: a folder for whatever else is written; it is removed at the end.
         calibration: texts to calibrate on; None where there are none, or the format takes none.
+        adapter: the LoRA that is exported; None where it is the model.
     """
 
     model: Checkpoint

@@ -253,11 +253,11 @@ def test_a_full_disk_is_seen_before_anything_starts(model, tmp_path, plain_forma
 
 
 def test_tools_that_are_not_installed_are_named(model, tmp_path, monkeypatch):
-    from labkit.exporting import gguf_files
+    from labkit.exporting import environments
 
-    found = gguf_files.find_spec
+    found = environments.find_spec
     monkeypatch.setattr(
-        gguf_files, "find_spec", lambda name: None if name == "xllamacpp" else found(name)
+        environments, "find_spec", lambda name: None if name == "xllamacpp" else found(name)
     )
     with pytest.raises(LabkitError) as caught:
         lk.export(model, tmp_path / "out", "Q8_0", progress=False)

@@ -37,10 +37,7 @@ def main(folder: Path) -> None:
     ]
     model.quantize(calibration=calibration, batch_size=1, calibration_data_min_length=1)
     model.save(job["out"])
-    result = {
-        "calibrated_tokens": sum(map(len, job["calibration"])),
-        "tools": {"gptqmodel": importlib.metadata.version("gptqmodel")},
-    }
+    result = {"tools": {"gptqmodel": importlib.metadata.version("gptqmodel")}}
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
