@@ -94,8 +94,9 @@ def push(
     """Upload a folder that labkit made, card included; the repository is made if it is not there.
 
     What goes is what labkit wrote: weights, config, tokenizer, recipe, receipt, card, picture and
-    licence. Other files, folders and links stay behind, and are named in a note. In the uploaded
-    card the snippet names the repository in place of the folder.
+    licence; of an export also what its tools made, unless it was changed since. Other files,
+    folders and links stay behind, and are named in a note. In the uploaded card the snippet names
+    the repository in place of the folder.
 
     Args:
         folder: a merged model, an export or a baked adapter.

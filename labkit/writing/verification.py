@@ -105,8 +105,9 @@ def verify(
         download: download what the recipe names and the hub's cache lacks; otherwise it is refused.
 
     Raises:
-        LabkitError: an input that is missing; or the first difference: the file and the tensor, and
-            which input is not the one that was merged, where the recipe knows.
+        LabkitError: an export, which is no merge; an input that is missing; or the first
+            difference: the file and the tensor, and which input is not the one that was merged,
+            where the recipe knows.
     """
     where = user_path(folder)
     if not where.is_dir():

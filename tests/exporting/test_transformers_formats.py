@@ -73,6 +73,14 @@ def test_gptqmodel_is_told_what_to_make(small_model, tmp_path, tools, name, told
     assert not {"recipe.yaml", "quant_log.csv"} & {path.name for path in made.folder.iterdir()}
 
 
+def test_short_texts_are_noted(small_model, tmp_path, tools):
+    tools("gptqmodel", "torch")
+    made = export(small_model, tmp_path / "out", "gptq", calibration=Texts("t", ["one text"]))
+    note = "the calibration's texts gave 1 of 16 sequences of 256 tokens; longer texts give more"
+    assert note in made.notes
+    assert note in json.loads((made.folder / "receipt.json").read_text())["notes"]
+
+
 def test_gptq_without_texts_is_refused(small_model, tmp_path, tools):
     tools()
     with pytest.raises(LabkitError, match=r"^gptq must be calibrated, and what small-llama is for"):
