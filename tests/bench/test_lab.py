@@ -310,7 +310,7 @@ def test_the_merge_is_exported(lab, tmp_path, monkeypatch):
 
 
 def test_an_export_that_is_refused_is_said_beside_the_button(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr("labkit.exporting.gguf_files.find_spec", lambda name: None)
+    monkeypatch.setattr("labkit.exporting.environments.find_spec", lambda name: None)
     lab.panel.folder.value = str(tmp_path / "mine")
     lab.panel.export.click()
     with pytest.raises(LabkitError, match="not installed"):
