@@ -36,8 +36,8 @@ TESTED_ELSEWHERE = {
         "exporting/export_receipt exporting/job",
     ),
     "tests/exporting/test_gguf_files.py": (
-        "scripts that run in processes of their own",
-        "exporting/workers/gguf_convert exporting/workers/llama_answer",
+        "what is asked of a runtime, and scripts that run in processes of their own",
+        "exporting/asking exporting/workers/gguf_convert exporting/workers/llama_answer",
     ),
     "tests/exporting/test_environments.py": (
         "a script that runs in an environment of uv's",

@@ -154,15 +154,11 @@ class _Tokenizer:
     tokenizer: Any
 
 
-def calibration_passages(job: Job) -> list[str]:
+def calibration_passages(texts: Texts, tokenizer: Any) -> list[str]:
     """The passages to calibrate on, as text, in an order that takes from all documents."""
-    from labkit.inference.loading import load_tokenizer
     from labkit.probing.scores import prompt_of
 
-    texts = job.calibration
-    if texts is None:
-        return []
-    reader = _Tokenizer(load_tokenizer(job.model))
+    reader = _Tokenizer(tokenizer)
     drawn = texts.take(len(texts))
     return [(prompt_of(reader, one) if one.prompt else "") + one.text for one in drawn]
 
@@ -178,10 +174,12 @@ def calibration_tokens(
     """
     from labkit.inference.loading import load_tokenizer
 
+    if job.calibration is None:
+        return []
     tokenizer = load_tokenizer(job.model)
     found: list[list[int]] = []
     cut_off: list[int] = []
-    for text in calibration_passages(job):
+    for text in calibration_passages(job.calibration, tokenizer):
         tokens = tokenizer(text).input_ids
         if not found or len(found[-1]) >= length:
             if len(found) == sequences:
@@ -207,10 +205,3 @@ def shortage(found: Sequence[Sequence[int]], wanted: int = SEQUENCES) -> tuple[s
         f"the calibration's texts gave {len(found)} of {wanted} sequences of {LENGTH} tokens; "
         "longer texts give more",
     )
-
-
-def dtype_for(model: Checkpoint) -> str:
-    """The dtype in which transformers runs the model here: float32, or bfloat16 where it must."""
-    from labkit.inference.loading import dtype_that_fits
-
-    return dtype_that_fits(model, ())[0]

@@ -107,7 +107,8 @@ def convert(name: str, job: Job) -> Converted:
         LabkitError: ExLlama fails; or the texts are too short to calibrate on.
     """
     maker = MAKERS[name]
-    here = choose_device("auto") == "cuda" and find_spec(maker.package) is not None
+    gpu = choose_device("auto") == "cuda"
+    here = gpu and find_spec(maker.package) is not None
     folder = job.work if here else job.out
     rows, tokens = _write_calibration(name, job, folder / maker.calibration)
     calibration = maker.calibration if rows else ""
@@ -123,7 +124,7 @@ def convert(name: str, job: Job) -> Converted:
             calibrated=tokens,
             notes=(
                 f"not converted: {maker.package} needs a GPU of Nvidia's, and "
-                f"{'it' if choose_device('auto') == 'cuda' else 'one'} is not here; {SCRIPT} makes "
+                f"{'it' if gpu else 'one'} is not here; {SCRIPT} makes "
                 "the export where both are",
             ),
         )
@@ -141,13 +142,11 @@ def convert(name: str, job: Job) -> Converted:
         job.work / "convert",
         f"{maker.package}'s conversion",
     )
-    return Converted(
+    return Converted.by(
+        done,
         files=tidy(job, made),
         runs=".",
         usage="python main.py --model_dir .  # TabbyAPI",
-        tools=done.result["tools"],
-        peak_memory=done.peak_memory,
-        processor_seconds=done.processor_seconds,
         calibrated=tokens,
     )
 
@@ -174,7 +173,10 @@ def _write_calibration(name: str, job: Job, path: Path) -> tuple[int, int]:
         )
     import pandas as pd
 
-    pd.DataFrame({"text": calibration_passages(job)}).to_parquet(path)
+    from labkit.inference.loading import load_tokenizer
+
+    passages = calibration_passages(job.calibration, load_tokenizer(job.model))
+    pd.DataFrame({"text": passages}).to_parquet(path)
     return rows, rows * SHORT_LENGTH
 
 

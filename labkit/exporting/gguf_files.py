@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from labkit.exporting.calibration import calibration_tokens, dtype_for, shortage
+from labkit.exporting.asking import ask
+from labkit.exporting.calibration import calibration_tokens, shortage
 from labkit.exporting.environments import missing_packages
 from labkit.exporting.job import Answers, Converted, Format, Job, Questions
 from labkit.exporting.processes import Done, run
@@ -40,18 +41,16 @@ def convert(kind: str, job: Job) -> Converted:
         LabkitError: the converter does not know the model or its tokenizer.
     """
     file = f"{job.name}-{kind}.gguf"
-    sequences = calibration_tokens(job) if job.calibration else []
+    sequences = calibration_tokens(job)
     done = write_model(kind, job, job.out / file, job.work / "convert", sequences)
     types = done.result["types"]
     mixed = ", ".join(f"{count} of {name}" for name, count in sorted(types.items()))
-    return Converted(
+    return Converted.by(
+        done,
         files=(file,),
         runs=file,
         usage=shlex.join(["llama-cli", "-m", file]),
-        tools=done.result["tools"],
-        peak_memory=done.peak_memory,
-        processor_seconds=done.processor_seconds,
-        calibrated=done.result["calibrated_tokens"],
+        calibrated=sum(map(len, sequences)),
         notes=(*([f"tensors: {mixed}"] if mixed else []), *shortage(sequences)),
     )
 
@@ -71,6 +70,8 @@ def write_model(
     Raises:
         LabkitError: as `convert` does.
     """
+    from labkit.inference.loading import dtype_that_fits
+
     return run(
         "gguf_convert",
         {
@@ -81,7 +82,7 @@ def write_model(
             "threads": workers(),
             "calibration": list(sequences),
             "calibration_name": job.calibration.name if job.calibration else "",
-            "dtype": dtype_for(job.model) if sequences else "",
+            "dtype": dtype_that_fits(job.model, ())[0] if sequences else "",
         },
         folder,
         "llama.cpp's conversion",
@@ -94,33 +95,24 @@ def answer(job: Job, converted: Converted, questions: Questions) -> Answers:
     Raises:
         LabkitError: it cannot load the file.
     """
-    return ask(job.out / converted.runs, job.work / "answer", questions)
+    return ask_llama(job.out / converted.runs, job.work / "answer", questions)
 
 
-def ask(model: Path, folder: Path, questions: Questions, adapter: Path | None = None) -> Answers:
+def ask_llama(
+    model: Path, folder: Path, questions: Questions, adapter: Path | None = None
+) -> Answers:
     """Ask a GGUF file in llama.cpp, perhaps with a LoRA on it.
 
     Raises:
         LabkitError: it cannot load a file.
     """
-    done = run(
-        "llama_answer",
-        {
-            "model": str(model),
-            "adapter": str(adapter) if adapter else None,
-            "sequences": [list(one) for one in questions.sequences],
-            "texts": list(questions.texts),
-            "threads": workers(),
-        },
-        folder,
-        "llama.cpp",
-    )
-    return Answers(
-        log_probabilities=[folder / f"{i}.npy" for i in range(len(questions.sequences))],
-        tokens=done.result["tokens"],
-        chat_template=done.result["chat_template"],
-        tools=done.result["tools"],
-    )
+    told = {
+        "model": str(model),
+        "adapter": str(adapter) if adapter else None,
+        "texts": list(questions.texts),
+        "threads": workers(),
+    }
+    return ask("llama_answer", told, questions, folder, "llama.cpp")
 
 
 def _format(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from labkit.exporting.processes import Done
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.probing.texts import Texts
@@ -63,6 +64,29 @@ class Converted:
     processor_seconds: float
     calibrated: int = 0
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def by(
+        cls,
+        done: Done,
+        files: tuple[str, ...],
+        runs: str,
+        usage: str,
+        calibrated: int = 0,
+        notes: tuple[str, ...] = (),
+    ) -> Converted:
+        """What a process made: its tools, its memory and its time, and what else there is to say.
+
+        Args:
+            done: the process.
+            files: as in the attributes, and so are all others.
+            runs: likewise.
+            usage: likewise.
+            calibrated: likewise.
+            notes: likewise.
+        """
+        tools, peak, seconds = done.result["tools"], done.peak_memory, done.processor_seconds
+        return cls(files, runs, usage, tools, peak, seconds, calibrated, notes)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from labkit.deltas.low_rank import LowRank
 from labkit.errors import LabkitError, shown
-from labkit.exporting.gguf_files import ask, missing, write_model
+from labkit.exporting.gguf_files import ask_llama, missing, write_model
 from labkit.exporting.job import Answers, Converted, Format, Job, Questions
 from labkit.exporting.processes import run
 from labkit.gradients.gradient import Gradient
@@ -101,13 +101,11 @@ def convert(job: Job) -> Converted:
         job.work / "convert",
         "llama.cpp's conversion",
     )
-    return Converted(
+    return Converted.by(
+        done,
         files=(file,),
         runs=file,
         usage=shlex.join(["llama-cli", "-m", "BASE.gguf", "--lora", file]),
-        tools=done.result["tools"],
-        peak_memory=done.peak_memory,
-        processor_seconds=done.processor_seconds,
         notes=(f"{len(changes)} modules, alpha {alpha:g}",),
     )
 
@@ -120,7 +118,7 @@ def answer(job: Job, converted: Converted, questions: Questions) -> Answers:
     """
     base = job.work / "base.gguf"
     write_model("BF16", job, base, job.work / "base")
-    return ask(base, job.work / "answer", questions, job.out / converted.runs)
+    return ask_llama(base, job.work / "answer", questions, job.out / converted.runs)
 
 
 LORA = Format(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from labkit.exporting.asking import ask
 from labkit.exporting.environments import in_environment_of, make_environment, missing_uv
 from labkit.exporting.job import Answers, Converted, Format, Job, Questions
 from labkit.exporting.processes import run
@@ -34,13 +35,11 @@ def convert(job: Job) -> Converted:
         "mlx-lm's conversion",
         command,
     )
-    return Converted(
+    return Converted.by(
+        done,
         files=tidy(job, made),
         runs=".",
         usage="mlx_lm.chat --model .",
-        tools=done.result["tools"],
-        peak_memory=done.peak_memory,
-        processor_seconds=done.processor_seconds,
         notes=(f"{size} weights in a row share a scale",),
     )
 
@@ -51,20 +50,8 @@ def answer(job: Job, converted: Converted, questions: Questions) -> Answers:
     Raises:
         LabkitError: mlx-lm cannot load the folder.
     """
-    folder = job.work / "answer"
-    done = run(
-        "mlx_answer",
-        {"model": str(job.out), "sequences": [list(one) for one in questions.sequences]},
-        folder,
-        "mlx-lm",
-        in_environment_of(*PACKAGES),
-    )
-    return Answers(
-        log_probabilities=[folder / f"{i}.npy" for i in range(len(questions.sequences))],
-        tokens=None,
-        chat_template=None,
-        tools=done.result["tools"],
-    )
+    told, command = {"model": str(job.out)}, in_environment_of(*PACKAGES)
+    return ask("mlx_answer", told, questions, job.work / "answer", "mlx-lm", command)
 
 
 FORMATS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +70,21 @@ def tidy(job: Job, made: Path) -> tuple[str, ...]:
 
 def without_paths(said: Any) -> Any:
     """A config without this machine's paths, such as that of a tool's temporary folder."""
-    if isinstance(said, dict):
-        return {key: without_paths(value) for key, value in said.items() if not _is_path(value)}
-    if isinstance(said, list):
-        return [without_paths(value) for value in said if not _is_path(value)]
-    return said
+    return _without(said, lambda key, value: _is_path(value))
 
 
 def without_origins(said: Any) -> Any:
     """The merge's own config without the folders of this machine that transformers noted in it."""
+    return _without(said, lambda key, value: key in ORIGINS and _is_path(value))
+
+
+def _without(said: Any, unwanted: Callable[[str, Any], bool]) -> Any:
+    """What a config says, but for what is unwanted at any depth: by its key (in a list none)."""
     if isinstance(said, dict):
-        return {
-            key: without_origins(value)
-            for key, value in said.items()
-            if not (key in ORIGINS and _is_path(value))
-        }
+        kept = {key: value for key, value in said.items() if not unwanted(key, value)}
+        return {key: _without(value, unwanted) for key, value in kept.items()}
     if isinstance(said, list):
-        return [without_origins(value) for value in said]
+        return [_without(value, unwanted) for value in said if not unwanted("", value)]
     return said
 
 

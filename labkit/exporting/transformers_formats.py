@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
+from labkit.exporting.asking import ask
 from labkit.exporting.calibration import SEQUENCES, calibration_tokens, shortage
 from labkit.exporting.environments import (
     in_environment_of,
@@ -84,7 +85,7 @@ def _converted(
 ) -> Converted:
     made = job.work / "made"
     count = FEWER_SEQUENCES.get(str(told.get("method")), SEQUENCES)
-    sequences = calibration_tokens(job, count) if job.calibration else []
+    sequences = calibration_tokens(job, count)
     asked = {
         "source": str(job.staged),
         "out": str(made),
@@ -94,13 +95,11 @@ def _converted(
     }
     done = run(worker, asked, job.work / "convert", what, command)
     size = told["group_size"]
-    return Converted(
+    return Converted.by(
+        done,
         files=tidy(job, made),
         runs=".",
         usage=USAGE,
-        tools=done.result["tools"],
-        peak_memory=done.peak_memory,
-        processor_seconds=done.processor_seconds,
         calibrated=sum(map(len, sequences)),
         notes=(
             *([f"{size} weights in a row share a scale"] if size else []),
@@ -128,25 +127,9 @@ def answer(
     Raises:
         LabkitError: transformers cannot load the folder.
     """
+    told = {"model": str(job.out), "threads": workers(), "packages": packages}
     folder = job.work / "answer"
-    done = run(
-        "transformers_answer",
-        {
-            "model": str(job.out),
-            "sequences": [list(one) for one in questions.sequences],
-            "threads": workers(),
-            "packages": packages,
-        },
-        folder,
-        "transformers",
-        command,
-    )
-    return Answers(
-        log_probabilities=[folder / f"{i}.npy" for i in range(len(questions.sequences))],
-        tokens=None,
-        chat_template=None,
-        tools=done.result["tools"],
-    )
+    return ask("transformers_answer", told, questions, folder, "transformers", command)
 
 
 def _by_gptqmodel(method: str, what: str) -> Format:

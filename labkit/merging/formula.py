@@ -93,7 +93,7 @@ class Method(Protocol):
     A method makes the same numbers on every device, whatever it draws at random: `labkit verify`
     computes them again. It is a frozen dataclass; its fields are the parameters that a recipe can
     give. One file of `labkit.merging.methods` holds one method, and a line of its registry makes it
-    known.
+    known. What a method does not say is as a sum has it.
 
     Attributes:
         name: what a recipe calls it.
@@ -110,13 +110,15 @@ class Method(Protocol):
         Raises:
             LabkitError: it makes none, such as weights of which none would count.
         """
+        return
 
     def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
-        """Say what is not wrong, but worth knowing before writing.
+        """Say what is not wrong, but worth knowing before writing; nothing, unless a method does.
 
         Args:
             tensors: all that change.
         """
+        yield from ()
 
     def working_memory(self, terms: int) -> int:
         """Bytes that merging one block of rows takes, beside what a sum of deltas takes.
@@ -124,6 +126,7 @@ class Method(Protocol):
         Args:
             terms: how many terms the recipe has.
         """
+        return 0
 
     def held_memory(self, terms: int, elements: int) -> int:
         """Bytes that are held for one tensor while it is looked through, and while it is merged.
@@ -132,6 +135,7 @@ class Method(Protocol):
             terms: how many terms the recipe has.
             elements: the tensor's.
         """
+        return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Make the change `Δ` of one tensor.

@@ -14,18 +14,11 @@ from labkit.bench.evidence import quick_copy
 from labkit.bench.lab import Lab
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
-from labkit.inference.live_model import free
 from labkit.probing.text_plane import excerpt
 from tests.tiny import make_adapter
 
+pytestmark = pytest.mark.usefixtures("cache")
 HALF = Gradient.parse("0,0.5,1,1")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
-    yield
-    free()
 
 
 def fit_said(lab):

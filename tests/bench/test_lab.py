@@ -38,14 +38,8 @@ from labkit.surveys.delta_survey import layer_norms
 from tests.inference.helpers import noisy
 from tests.tiny import make_adapter, make_base, make_tokenizer
 
+pytestmark = pytest.mark.usefixtures("cache")
 HALF = Gradient.parse("0,0.5,1,1")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
-    yield
-    free()
 
 
 @pytest.fixture

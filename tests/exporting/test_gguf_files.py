@@ -11,7 +11,7 @@ import torch
 
 import labkit as lk
 from labkit.errors import LabkitError
-from labkit.exporting.gguf_files import ask
+from labkit.exporting.gguf_files import ask_llama
 from labkit.exporting.job import Questions
 from labkit.exporting.workers.gguf_convert import Quantiser, is_product, know_newer_names
 from labkit.probing.texts import Texts
@@ -199,4 +199,4 @@ def test_a_factor_follows_only_what_is_done_to_rows():
 def test_a_file_that_llama_cpp_cannot_load_says_why(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
     with pytest.raises(LabkitError, match=r"llama.cpp failed: llama.cpp cannot load the file: \S"):
-        ask(tmp_path / "broken.gguf", tmp_path / "work", Questions([[1, 2]], []))
+        ask_llama(tmp_path / "broken.gguf", tmp_path / "work", Questions([[1, 2]], []))

@@ -12,7 +12,7 @@ import torch
 import labkit as lk
 from labkit.errors import LabkitError
 from labkit.exporting import exports, lora_files
-from labkit.exporting.gguf_files import ask
+from labkit.exporting.gguf_files import ask_llama
 from labkit.exporting.job import Converted, Job, Questions
 from labkit.exporting.lora_files import changes_of, convert, factors_of
 from labkit.exporting.staging import stage
@@ -67,7 +67,7 @@ def test_what_llama_cpp_says_with_it_is_what_peft_says(small_model, whole, tmp_p
     tokens = [1, 504, 9000, 2500, 33, 1200]
     answers = {
         adapter: np.load(
-            ask(
+            ask_llama(
                 whole.folder / whole.runs,
                 tmp_path / f"answer {adapter}",
                 Questions([tokens], []),

@@ -77,10 +77,9 @@ def model_file(writes: Any, job: dict[str, Any], gguf: Any) -> dict[str, Any]:
     mixed = job["kind"] not in ("BF16", "Q8_0")
     kind = gguf.LlamaFileType[f"MOSTLY_{job['kind']}"]
     importance: dict[str, np.ndarray] = {}
-    read = 0
     if job["calibration"]:
         source = Path(job["source"])
-        importance, read = mean_squares(source, job["calibration"], job["dtype"], writes)
+        importance = mean_squares(source, job["calibration"], job["dtype"], writes)
     types = mix(writes, kind, importance, job, gguf) if mixed else {}
     if not mixed:
         writes.prepare_tensors()
@@ -91,7 +90,7 @@ def model_file(writes: Any, job: dict[str, Any], gguf: Any) -> dict[str, Any]:
         writes.gguf_writer.add_uint32("quantize.imatrix.entries_count", len(importance))
         writes.gguf_writer.add_uint32("quantize.imatrix.chunks_count", len(job["calibration"]))
     finish(writes.gguf_writer, writes.fname_out)
-    return {"types": types, "calibrated_tokens": read}
+    return {"types": types}
 
 
 def finish(writer: Any, path: Path) -> None:
@@ -279,11 +278,11 @@ class Quantiser:
 
 def mean_squares(
     source: Path, sequences: list[list[int]], dtype: str, writes: Any
-) -> tuple[dict[str, np.ndarray], int]:
+) -> dict[str, np.ndarray]:
     """The mean square of what enters each column of each linear module.
 
     Returns:
-        GGUF's name of the weight -> float32 of shape columns; and how many tokens were read.
+        GGUF's name of the weight -> float32 of shape columns.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -303,11 +302,10 @@ def mean_squares(
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(watch(name))
-    read = 0
     with torch.inference_mode():
         for sequence in sequences:
             model(input_ids=torch.tensor([sequence]), use_cache=False)
-            read += len(sequence)
+    read = sum(map(len, sequences))
     del model
     gc.collect()
     found = {}
@@ -318,7 +316,7 @@ def mean_squares(
             continue
         if named != "output.weight":  # llama.cpp's own counts leave the head out
             found[named] = (values / read).float().numpy()
-    return found, read
+    return found
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from labkit.deltas.elementwise import RULE_ELEMENTS, Elementwise
 from labkit.deltas.passes import only, ordered_blocks, sum_in_order
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
-from labkit.merging.formula import BaseTensor, WeightedDelta
+from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 from labkit.merging.methods.parameters import as_seed, as_shares, share_at
 
 RESCALES = ("l1", "density", "none")
@@ -28,7 +28,7 @@ STEP = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
-class Dare:
+class Dare(Method):
     """`Δ = Σ_t w_t·c_t·M_t∘ΔW_t`: each element of `M_t` is 1 with probability `density`, else 0.
 
     Which elements stay hangs on the seed, the tensor's name, the number of the term and the
@@ -64,17 +64,9 @@ class Dare:
         """
         base.require_its_own_rows(self.name)
 
-    def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
-        """None."""
-        yield from ()
-
     def working_memory(self, terms: int) -> int:
         """A block's arrays: for each term the delta, and what is between."""
         return (terms + 9) * 8 * NORM_ELEMENTS
-
-    def held_memory(self, terms: int, elements: int) -> int:
-        """Nothing: what stays is drawn anew."""
-        return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Draw what stays; by L1, weigh it in a pass over each delta."""

@@ -15,7 +15,7 @@ from labkit.deltas.delta import Delta
 from labkit.deltas.total import total_of
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import plain
-from labkit.merging.formula import BaseTensor, WeightedDelta
+from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 from labkit.merging.methods.lone_weights import lone_weights
 
 NOTHING = 1e-9
@@ -23,7 +23,7 @@ NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Method):
     """`Δ = Σ_t w_t·ΔW_t / Σ_t w_t`: so `W + Δ` is the mean of the terms' models.
 
     The divisor counts every term's weight, also of terms that leave the tensor as the base has it.
@@ -54,14 +54,6 @@ class Linear:
     def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
         """Layers where a weight is divided by itself."""
         yield from lone_weights(self.name, tensors)
-
-    def working_memory(self, terms: int) -> int:
-        """Nothing more than a sum takes."""
-        return 0
-
-    def held_memory(self, terms: int, elements: int) -> int:
-        """Nothing."""
-        return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Add the deltas up, each times its share of the weights."""

@@ -7,7 +7,7 @@ does it (`merge_methods/slerp.py`, 0.1.5).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.deltas.elementwise import Elementwise
 from labkit.deltas.passes import sum_in_order
 from labkit.errors import LabkitError
-from labkit.merging.formula import BaseTensor, WeightedDelta
+from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 
 PARALLEL = 0.9995
 """`|cos|` above which the arc is taken for a straight line."""
@@ -28,7 +28,7 @@ BLOCK_ARRAYS = 6
 
 
 @dataclass(frozen=True)
-class Slerp:
+class Slerp(Method):
     """`W' = sin((1−t)·θ)/sin θ · W + sin(t·θ)/sin θ · (W + ΔW)`, with `t` the layer weight.
 
     `θ` is the angle between `W` and `W + ΔW`, each seen as one long vector. Where `|cos θ|` is
@@ -52,17 +52,9 @@ class Slerp:
             )
         base.require_its_own_rows(self.name)
 
-    def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
-        """None."""
-        yield from ()
-
     def working_memory(self, terms: int) -> int:
         """A block's arrays."""
         return BLOCK_ARRAYS * 8 * NORM_ELEMENTS
-
-    def held_memory(self, terms: int, elements: int) -> int:
-        """Nothing."""
-        return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Find the angle in a pass over both tensors, and how much of each to take."""

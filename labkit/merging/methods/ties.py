@@ -16,7 +16,7 @@ from labkit.deltas.elementwise import Elementwise
 from labkit.deltas.passes import HELD_BYTES, MOST_HELD, Cut, largest, only
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
-from labkit.merging.formula import BaseTensor, WeightedDelta
+from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 from labkit.merging.methods.lone_weights import lone_weights
 from labkit.merging.methods.parameters import as_number, as_shares, share_at
 
@@ -24,7 +24,7 @@ CONVENTIONS = ("mergekit", "peft")
 
 
 @dataclass(frozen=True)
-class Ties:
+class Ties(Method):
     """Trim each delta, elect a sign for each element, and average what agrees with it.
 
     Each `ΔW_t` keeps its largest elements by magnitude, a share `density` of them. Two conventions

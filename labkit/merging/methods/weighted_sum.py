@@ -5,36 +5,21 @@ Ilharco et al., "Editing Models with Task Arithmetic", 2022, arXiv 2212.04089.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from labkit.deltas.delta import Delta
 from labkit.deltas.total import total_of
-from labkit.merging.formula import BaseTensor, WeightedDelta
+from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 
 
 @dataclass(frozen=True)
-class WeightedSum:
+class WeightedSum(Method):
     """`Δ = Σ_t w_t·ΔW_t`."""
 
     name: ClassVar[str] = "sum"
     linear: ClassVar[bool] = True
-
-    def require(self, base: BaseTensor) -> None:
-        """A sum always makes sense."""
-
-    def notes(self, tensors: Sequence[BaseTensor]) -> Iterator[str]:
-        """None: the weights are what they are."""
-        yield from ()
-
-    def working_memory(self, terms: int) -> int:
-        """Nothing more."""
-        return 0
-
-    def held_memory(self, terms: int, elements: int) -> int:
-        """Nothing."""
-        return 0
 
     def combine(self, base: BaseTensor, terms: Sequence[WeightedDelta]) -> Delta:
         """Add the deltas up."""
