@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,15 +196,21 @@ def _from_hub() -> Path:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Holds back transformers' progress bars and warnings, and puts its settings back."""
+    import transformers.modeling_gguf_pytorch_utils
     import transformers.utils.logging
 
+    reader: Any = transformers.modeling_gguf_pytorch_utils
     logging: Any = transformers.utils.logging
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bar_of_reader = reader.tqdm
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # Its own bar, which the setting above does not reach; a saved notebook would keep it.
+    reader.tqdm = partial(bar_of_reader, disable=True)
     try:
         yield
     finally:
+        reader.tqdm = bar_of_reader
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -62,12 +62,6 @@ def above_the_curve(name):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _demo():
-    """The demo's base is there: a machine's first notebook writes it, and shows a bar."""
-    base_folder()
-
-
 def _execute(notebook, folder, kernel=None):
     client = NotebookClient(
         notebook,
