@@ -115,7 +115,9 @@ def verify(
     if is_export(where):
         raise LabkitError(
             f"{shown(where)} is an export, and only merged models are verified; where it holds a "
-            f"{FILE_NAME}, labkit merge --recipe makes the model again"
+            f"{FILE_NAME}, "
+            f"{spelled('lk.plan(lk.Recipe.load(…)).write', 'labkit merge --recipe')} makes the "
+            "model again"
         )
     if not (where / FILE_NAME).is_file():
         raise LabkitError(

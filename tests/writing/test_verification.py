@@ -199,5 +199,5 @@ def test_an_export_is_no_merge(merged):
     fails(
         merged,
         "merged is an export, and only merged models are verified; where it holds a recipe.yaml, "
-        "labkit merge --recipe makes the model again",
+        "lk.plan(lk.Recipe.load(…)).write makes the model again",
     )
