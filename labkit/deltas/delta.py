@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from labkit.deltas.arrays import Array
 from labkit.files.tensor_file import StoredTensor
-
-Array = Any
-"""An array of numpy; or, on another device, a tensor of torch, which takes the same operations."""
 
 NORM_ELEMENTS = 1 << 17
 """Elements summed at a time. A fixed number: the order of summation hangs on it."""
@@ -80,9 +78,9 @@ class Delta(ABC):
 
     def add_rows_in_order(
         self,
-        total: Float64[np.ndarray, "block columns"],
+        total: Float64[Array, "block columns"],
         start: int,
-        base: Float64[np.ndarray, "block columns"],
+        base: Float64[Array, "block columns"],
     ) -> None:
         """Add rows to `total` in place, each element by the operations of `add_entries_to`.
 
@@ -90,7 +88,7 @@ class Delta(ABC):
         Slower than `add_rows_to` where factors are multiplied.
 
         Args:
-            total: as many rows as are to be added.
+            total: as many rows as are to be added, on the device that this delta is on.
             start: the number of their first row in the tensor.
             base: the same rows as the base has them; 0 where the base has no such row.
         """
@@ -162,10 +160,3 @@ class BaseDependent(Delta):
             self.add_rows_to(total, start, base)
             squared += float(np.square(total).sum())
         return math.sqrt(squared)
-
-
-def on_device(device: str, values: Array) -> Array:
-    """Numbers as a tensor of torch on a device."""
-    import torch
-
-    return torch.as_tensor(values, device=device)

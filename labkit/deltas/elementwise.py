@@ -6,26 +6,25 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from labkit.deltas.delta import NORM_ELEMENTS, Array, BaseDependent, Delta, on_device
-from labkit.deltas.passes import add_nearly
+from labkit.deltas.arrays import Array, of_numpy, places, zeros
+from labkit.deltas.delta import BaseDependent, Delta
+from labkit.deltas.passes import add_nearly, rows_at_once
 from labkit.files.tensor_file import StoredTensor
 
 RULE_ELEMENTS = 1 << 15
 """Elements that a rule is given at a time: few enough for a processor's cache, and enough that
 threads seldom wait for Python's lock, which numpy gives back for each operation."""
 
-Rule = Callable[
-    [list[np.ndarray], np.ndarray, np.ndarray, list[float]], tuple[np.ndarray, np.ndarray | None]
-]
+Rule = Callable[[list[Array], Array, Array, list[float]], tuple[Array, Array | None]]
 """Takes each delta's elements, the same elements of the base, and where they stand in the tensor
 (counted along its rows): flat arrays of float64, but for the positions (int64); and of each delta a
 bound, how far its elements may be off. Gives what is added; and marks of the elements where it
 would be another number, and not only one with other last bits, if the deltas were off by so much.
-None for no such element."""
+None for no such element. It is written for numpy's arrays and torch's tensors alike."""
 
 
 class Elementwise(BaseDependent):
-    """`f(ΔW_1, …, ΔW_n, W)` for each element, calculated by numpy; a device gets the result.
+    """`f(ΔW_1, …, ΔW_n, W)` for each element.
 
     Attributes:
         deltas: what the rule is given.
@@ -62,39 +61,38 @@ class Elementwise(BaseDependent):
     def add_rows_to(self, total: Array, start: int, base: Array) -> None:
         """Add the rows from `start` on."""
         # A GPU's run of rows is long, and would take many arrays of its size.
-        step = max(1, NORM_ELEMENTS // max(1, total.shape[1]))
+        step = rows_at_once(total.shape[1], of_numpy(total))
         for first in range(0, total.shape[0], step):
             some = slice(first, first + step)
-            here = base[some] if isinstance(base, np.ndarray) else base[some].cpu().numpy()
-            change = self._rows(start + first, here)
-            if not isinstance(total, np.ndarray):
-                change = on_device(str(total.device), change)
-            total[some] += change
+            total[some] += self._rows(start + first, base[some])
 
-    def _rows(self, start: int, base: np.ndarray) -> np.ndarray:
+    def _rows(self, start: int, base: Array) -> Array:
         """The change of the rows from `start` on."""
-        rows, bounds = [], []
+        rows: list[Array] = []
+        bounds: list[float] = []
         for delta in self.deltas:
-            rows.append(np.zeros(base.shape))
+            rows.append(zeros(base.shape, base))
             if self.jumps:
                 bounds.append(add_nearly(delta, rows[-1], start, base))
             else:
                 delta.add_rows_to(rows[-1], start, base)
                 bounds.append(0.0)
-        change, numbers = np.empty(base.size), base.reshape(-1)
+        numbers: Array = base.reshape(-1)
+        change = zeros(numbers.shape, numbers)
         first = start * base.shape[1]
-        for begin in range(0, base.size, RULE_ELEMENTS):
-            some = slice(begin, min(begin + RULE_ELEMENTS, base.size))
-            positions = np.arange(first + some.start, first + some.stop)
+        step = RULE_ELEMENTS if of_numpy(base) else max(1, len(numbers))
+        for begin in range(0, len(numbers), step):
+            some = slice(begin, min(begin + step, len(numbers)))
+            positions = places(first + some.start, first + some.stop, base)
             values = [one.reshape(-1)[some] for one in rows]
             change[some], marks = self.rule(values, numbers[some], positions, bounds)
-            if marks is not None and marks.any():
+            if marks is not None and marks.any():  # never on another device than the processor
                 unsure = np.flatnonzero(marks)
                 found = self._entries(numbers[some][unsure], positions[unsure])
                 change[some][unsure] = found
         return (change if self.weight == 1 else change * self.weight).reshape(base.shape)
 
-    def _entries(self, base: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _entries(self, base: np.ndarray, positions: np.ndarray) -> Array:
         """The change of single elements, but for the weight."""
         columns = self.base.matrix_shape[1]
         rows = positions // columns
@@ -112,5 +110,6 @@ class Elementwise(BaseDependent):
         total += self._entries(base, positions) * self.weight
 
     def to(self, device: str) -> Elementwise:
-        """The same: it puts its rows onto the device that asks."""
-        return self
+        """The same with its deltas on another device."""
+        moved = [delta.to(device) for delta in self.deltas]
+        return Elementwise(moved, self.rule, self.base, self.jumps, self.weight)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from labkit.deltas.delta import Array, Delta, on_device
+from labkit.deltas.arrays import Array, of_numpy, on_device, zeros
+from labkit.deltas.delta import Delta
 
 ORDERED_ELEMENTS = 1 << 14
 """Elements that are summed over the rank at a time: few enough for a processor's nearest cache."""
@@ -93,7 +94,7 @@ class LowRank(Delta):
     ) -> None:
         """Put `base + delta` into `total`, for the rows from `start` on."""
         rows = slice(start, start + total.shape[0])
-        if isinstance(total, np.ndarray):
+        if of_numpy(total):
             np.matmul(self.left[rows], self.right, out=total)
         else:
             total[...] = self.left[rows] @ self.right
@@ -110,11 +111,18 @@ class LowRank(Delta):
 
     def add_rows_in_order(
         self,
-        total: Float64[np.ndarray, "block columns"],
+        total: Float64[Array, "block columns"],
         start: int,
-        base: Float64[np.ndarray, "block columns"],
+        base: Float64[Array, "block columns"],
     ) -> None:
         """Add the rows from `start` on, each element summed as `entries` does it."""
+        if not of_numpy(total):
+            left, added = self.left[start : start + total.shape[0]], zeros(total.shape, total)
+            for number in range(self.rank):
+                # Two operations: one that does both may round once where these round twice.
+                added += left[:, number, None] * self.right[number]
+            total += added
+            return
         columns = total.shape[1]
         step = max(1, ORDERED_ELEMENTS // max(1, columns))
         for first in range(0, total.shape[0], step):

@@ -2,7 +2,8 @@
 
 A delta of a large tensor does not fit into memory in float64. So its rows are made again in each
 pass over it, in blocks of a fixed size and by a fixed order of operations (`add_rows_in_order`):
-every pass sees the same bits, on every machine.
+every pass sees the same bits, on every machine. Where the base's tensor is a `ResidentTensor`, and
+the delta is on its device, all is calculated there.
 """
 
 from __future__ import annotations
@@ -13,9 +14,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from labkit.deltas.arrays import (
+    Array,
+    as_numpy,
+    bits_of,
+    counts,
+    of_numpy,
+    places,
+    places_where,
+)
 from labkit.deltas.delta import NORM_ELEMENTS, BaseDependent, Delta
+from labkit.deltas.resident_tensor import ResidentTensor
 from labkit.files.tensor_file import StoredTensor
 
+BLOCKS_ON_DEVICE = 32
+"""Blocks that another device than the processor is given at a time: enough to keep it busy, 32 MiB
+for each array."""
 DIGIT_BITS = 16
 """Bits of a magnitude that one pass counts."""
 FEW = 1 << 16
@@ -31,7 +45,7 @@ MOST_HELD = 1 << 22
 """Elements between two guesses that are held in memory."""
 HELD_BYTES = 16
 """Of each: its magnitude, and where it is."""
-MAGNITUDE = np.int64((1 << 63) - 1)
+MAGNITUDE = (1 << 63) - 1
 """All bits of a float64 but its sign. Of numbers that are not negative, the larger has the larger
 bits."""
 
@@ -74,9 +88,12 @@ def near_rows(delta: Delta, base: StoredTensor, start: int, stop: int) -> NearBl
     return NearBlock(start * columns, values, bound)
 
 
-def add_nearly(delta: Delta, values: np.ndarray, start: int, numbers: np.ndarray) -> float:
-    """Add a delta's rows as quickly as they can be made; give the bound of `NearBlock`."""
-    bound = delta.uncertainty(start, start + len(values))
+def add_nearly(delta: Delta, values: Array, start: int, numbers: Array) -> float:
+    """Add a delta's rows as quickly as they can be made; give the bound of `NearBlock`.
+
+    On another device than the processor a fixed order takes no longer.
+    """
+    bound = delta.uncertainty(start, start + len(values)) if of_numpy(values) else None
     if bound is None:
         delta.add_rows_in_order(values, start, numbers)
         return 0.0
@@ -84,39 +101,75 @@ def add_nearly(delta: Delta, values: np.ndarray, start: int, numbers: np.ndarray
     return bound
 
 
-def ordered_blocks(
-    delta: Delta, base: StoredTensor
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def rows_at_once(columns: int, on_processor: bool) -> int:
+    """How many rows are made at a time: a block of them; on another device some blocks.
+
+    A vector is one row, and a block of it stays one.
+    """
+    block = max(1, NORM_ELEMENTS // max(1, columns))
+    return block if on_processor or columns == 1 else block * BLOCKS_ON_DEVICE
+
+
+def ordered_blocks(delta: Delta, base: StoredTensor) -> Iterator[tuple[int, Array, Array]]:
     """Make a delta's rows block by block, each element in a fixed order of operations.
 
     Yields:
         the position of a block's first element in the tensor, counted along its rows; the block's
-        elements, flat; and the base's, 0 where the delta does not depend on them.
+        elements, flat; and the base's, 0 where the delta does not depend on them. On another device
+        than the processor it is a run of several blocks.
     """
     count, columns = base.matrix_shape
-    step = max(1, NORM_ELEMENTS // max(1, columns))
+    step = rows_at_once(columns, not isinstance(base, ResidentTensor))
     reads_base = any(isinstance(part, BaseDependent) for part in delta.parts)
     for start in range(0, count, step):
         stop = min(start + step, count)
-        numbers = base.read_rows(start, stop) if reads_base else np.zeros((stop - start, columns))
-        values = np.zeros((stop - start, columns))
+        values = zero_rows(base, stop - start)
+        numbers = base.read_rows(start, stop) if reads_base else 0 * values
         delta.add_rows_in_order(values, start, numbers)
         yield start * columns, values.reshape(-1), numbers.reshape(-1)
 
 
-def sum_in_order(values: np.ndarray) -> float:
+def zero_rows(base: StoredTensor, count: int) -> Array:
+    """Rows of zeros, where passes over a tensor are calculated."""
+    if isinstance(base, ResidentTensor):
+        return base.zeros(count)
+    return np.zeros((count, base.matrix_shape[1]))
+
+
+def block_sums(values: Array, columns: int) -> list[float]:
+    """Add up each block of a run by itself; see `sum_in_order`.
+
+    Args:
+        values: the elements of whole rows, flat, from the beginning of a block on.
+        columns: how many there are in a row.
+    """
+    block = max(1, NORM_ELEMENTS // max(1, columns)) * max(1, columns)
+    whole = len(values) // block
+    sums = []
+    for some in (values[: whole * block].reshape(whole, block), values[None, whole * block :]):
+        if some.shape[0] and some.shape[1]:
+            sums += _sums_in_order(some).tolist()
+    return sums
+
+
+def sum_in_order(values: Array) -> float:
     """Add numbers up: halves are added to each other until one number is left.
 
     numpy and BLAS add in an order of their own, which may hang on the processor.
     """
-    values = values.reshape(-1)
-    while len(values) > 1:
-        half = len(values) // 2
-        odd = values[2 * half :]
-        values = values[:half] + values[half : 2 * half]
-        if len(odd):
-            values[0] += odd[0]
-    return float(values[0]) if len(values) else 0.0
+    values = values.reshape(1, -1)
+    return float(_sums_in_order(values)[0]) if values.shape[1] else 0.0
+
+
+def _sums_in_order(values: Array) -> Array:
+    """The sum of each row."""
+    while values.shape[1] > 1:
+        half = values.shape[1] // 2
+        odd = values[:, 2 * half :]
+        values = values[:, :half] + values[:, half : 2 * half]
+        if odd.shape[1]:
+            values[:, :1] += odd
+    return values[:, 0]
 
 
 @dataclass(frozen=True)
@@ -132,7 +185,7 @@ class Cut:
     magnitude: float
     last: int
 
-    def keeps(self, values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def keeps(self, values: Array, positions: Array) -> Array:
         """Tell which elements are among the largest: for each all bits (-1), or none (0)."""
         bits, at_cut = _bits(values), _edge(self.magnitude)
         tied = bits == at_cut
@@ -143,16 +196,6 @@ class Cut:
         return marks
 
 
-def only(kept: np.ndarray, values: np.ndarray | np.float64) -> np.ndarray:
-    """The elements that are kept, and 0 for the others: quicker than a choice for each.
-
-    Args:
-        kept: for each element all bits of a whole number (-1), or none (0).
-        values: the elements, or one number for all.
-    """
-    return (values.view(np.int64) & kept).view(np.float64)
-
-
 def largest(delta: Delta, base: StoredTensor, count: int) -> Cut:
     """Find the `count` largest elements of a delta by `|ΔW|`, exactly; of equals the first ones.
 
@@ -161,7 +204,8 @@ def largest(delta: Delta, base: StoredTensor, count: int) -> Cut:
         base: the base's tensor.
         count: how many; from 1 to the tensor's elements.
     """
-    for errors in SURE:
+    # On another device a pass in a fixed order is quick, and there is no need to guess.
+    for errors in () if isinstance(base, ResidentTensor) else SURE:
         low, high = _guess(delta, base, count, errors)
         found = _largest_between(delta, base, count, low, high)
         if found is not None:
@@ -299,9 +343,9 @@ def _cut_of_equals(
     return Cut(magnitude, block.first + int(here[wanted - 1]))
 
 
-def _bits(values: np.ndarray) -> np.ndarray:
+def _bits(values: Array) -> Array:
     """The bits of each magnitude, as a whole number."""
-    return np.asarray(values.view(np.int64) & MAGNITUDE)
+    return bits_of(values) & MAGNITUDE
 
 
 def _edge(magnitude: float) -> int:
@@ -325,7 +369,7 @@ def _largest_by_digits(delta: Delta, base: StoredTensor, count: int) -> Cut:
         histogram = np.zeros(1 << DIGIT_BITS, np.int64)
         for _, bits in _candidates(delta, base, known, shift + DIGIT_BITS):
             digits = (bits >> shift) & ((1 << DIGIT_BITS) - 1)
-            histogram += np.bincount(digits, minlength=len(histogram))
+            histogram += counts(digits, len(histogram))
         from_above = np.cumsum(histogram[::-1])[::-1]
         digit = int(np.flatnonzero(from_above >= wanted)[-1])
         wanted -= int(from_above[digit] - histogram[digit])
@@ -335,28 +379,28 @@ def _largest_by_digits(delta: Delta, base: StoredTensor, count: int) -> Cut:
     # More elements than can be held have the same bits, as in a model that was hardly trained.
     for positions, bits in _candidates(delta, base, known, 0):
         if len(bits) >= wanted:
-            return Cut(_float_of(bits[wanted - 1]), int(positions[wanted - 1]))
+            return Cut(_float_of(as_numpy(bits)[wanted - 1]), int(positions[wanted - 1]))
         wanted -= len(bits)
     raise AssertionError("a pass over a delta found other numbers than the one before")
 
 
 def _candidates(
     delta: Delta, base: StoredTensor, known: int, shift: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Array, Array]]:
     """The elements whose magnitude has the known bits from `shift` on: positions and bits."""
     for first, values, _ in ordered_blocks(delta, base):
         bits = _bits(values)
         if shift == 64:
-            yield np.arange(first, first + len(bits)), bits
+            yield places(first, first + len(bits), bits), bits
             continue
-        here = np.flatnonzero(bits >> shift == known)
+        here = places_where(bits >> shift == known)
         yield first + here, bits[here]
 
 
 def _among_few(delta: Delta, base: StoredTensor, known: int, shift: int, wanted: int) -> Cut:
     found = list(_candidates(delta, base, known, shift))
-    positions = np.concatenate([some for some, _ in found])
-    bits = np.concatenate([some for _, some in found])
+    positions = np.concatenate([as_numpy(some) for some, _ in found])
+    bits = np.concatenate([as_numpy(some) for _, some in found])
     # Stable: of equal magnitudes the first one stays first.
     chosen = np.argsort(~bits, kind="stable")[wanted - 1]
     return Cut(_float_of(bits[chosen]), int(positions[chosen]))

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from labkit.deltas.delta import NORM_ELEMENTS, Array, BaseDependent, on_device
+from labkit.deltas.arrays import Array, all_finite, on_device
+from labkit.deltas.delta import NORM_ELEMENTS, BaseDependent
+from labkit.deltas.resident_tensor import ResidentTensor
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
 
@@ -44,6 +46,7 @@ class WholeReplacement(BaseDependent):
         self.weight = weight
         self.tokens = tokens
         self.checked = checked
+        self._elsewhere: dict[str, WholeReplacement] = {}
 
     @property
     def row_count(self) -> int:
@@ -55,10 +58,10 @@ class WholeReplacement(BaseDependent):
         weight *= self.weight
         return WholeReplacement(self.saved, self.base, weight, self.tokens, self.checked)
 
-    def rows(self, start: int, stop: int) -> Float64[np.ndarray, "rows columns"]:
+    def rows(self, start: int, stop: int) -> Float64[Array, "rows columns"]:
         """Read the adapter's rows."""
         rows = self.saved.read_rows(start, stop)
-        if not (self.checked or np.isfinite(rows).all()):
+        if not (self.checked or all_finite(rows)):
             raise LabkitError(
                 f"{shown(self.saved.name)!r} of {shown(self.saved.file)} holds numbers that are "
                 "NaN or infinite; its training failed, or the file is damaged: use another one"
@@ -93,8 +96,6 @@ class WholeReplacement(BaseDependent):
         Exactly the adapter's numbers stand there then.
         """
         saved = self.rows(start, start + total.shape[0])
-        if not isinstance(total, np.ndarray):
-            saved = on_device(str(total.device), saved)
         total -= base * self.weight
         new = max(0, min(total.shape[0], start + total.shape[0] - self.base.matrix_shape[0]))
         old = total.shape[0] - new
@@ -111,8 +112,14 @@ class WholeReplacement(BaseDependent):
         total += saved
 
     def to(self, device: str) -> WholeReplacement:
-        """The same: it reads its rows onto the device that asks."""
-        return self
+        """The same with the adapter's tensor on another device: one for all who ask."""
+        if device not in self._elsewhere:
+            saved, tokens = ResidentTensor.of(self.saved, device), self.tokens
+            if tokens is not None:
+                tokens = on_device(device, tokens[0]), on_device(device, tokens[1])
+            moved = WholeReplacement(saved, self.base, self.weight, tokens, self.checked)
+            self._elsewhere.setdefault(device, moved)
+        return self._elsewhere[device]
 
 
 class RowReplacement(BaseDependent):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from labkit.deltas.delta import Array, Delta
+from labkit.deltas.arrays import Array
+from labkit.deltas.delta import Delta
 from labkit.deltas.low_rank import LowRank
 
 
@@ -32,7 +33,7 @@ class RowBlock(Delta):
         if rows.start < rows.stop:
             self.delta.add_rows_to(total[rows], start + rows.start - self.first, base[rows])
 
-    def add_rows_in_order(self, total: np.ndarray, start: int, base: np.ndarray) -> None:
+    def add_rows_in_order(self, total: Array, start: int, base: Array) -> None:
         """The same, each element in a fixed order of operations."""
         rows = self._shared(start, total.shape[0])
         if rows.start < rows.stop:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64
 
-from labkit.deltas.delta import Array, BaseDependent, on_device
+from labkit.deltas.arrays import Array, on_device
+from labkit.deltas.delta import BaseDependent
 from labkit.deltas.replacements import WholeReplacement
 from labkit.files.tensor_file import StoredTensor
 
@@ -44,8 +45,6 @@ class Scaling(BaseDependent):
         rows = slice(start, start + len(total))
         if self.replaced is not None:
             base = self.replaced.rows(rows.start, rows.stop)
-            if not isinstance(total, np.ndarray):
-                base = on_device(str(total.device), base)
         total += base * (self.factors if self.of_columns else self.factors[rows, None])
 
     def add_entries_to(
@@ -59,4 +58,5 @@ class Scaling(BaseDependent):
     def to(self, device: str) -> Scaling:
         """The same on another device."""
         factors = on_device(device, self.factors)
-        return Scaling(factors, self.of_columns, self.base, self.replaced)
+        replaced = self.replaced.to(device) if self.replaced else None
+        return Scaling(factors, self.of_columns, self.base, replaced)

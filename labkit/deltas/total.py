@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from labkit.deltas.delta import Array, BaseDependent, Delta
+from labkit.deltas.arrays import Array
+from labkit.deltas.delta import BaseDependent, Delta
 from labkit.deltas.low_rank import LowRank
 from labkit.deltas.row_block import RowBlock
 from labkit.files.tensor_file import StoredTensor
@@ -53,7 +54,7 @@ class Total(BaseDependent):
         for part in self.parts:
             part.add_rows_to(total, start, base)
 
-    def add_rows_in_order(self, total: np.ndarray, start: int, base: np.ndarray) -> None:
+    def add_rows_in_order(self, total: Array, start: int, base: Array) -> None:
         """The same, each element in a fixed order of operations."""
         for part in self.parts:
             part.add_rows_in_order(total, start, base)

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import ClassVar, Protocol
 
 from labkit.deltas.delta import Delta
+from labkit.deltas.resident_tensor import ResidentTensor
 from labkit.deltas.total import total_of
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import StoredTensor
@@ -49,12 +51,24 @@ class BaseTensor:
         layer: its layer; None outside the layers.
         weights: the weight that each term of the recipe has for it, whether or not the term
             changes it. Empty for a method that is linear, which does not ask.
+        device: where a method looks through whole tensors: "cpu", or a GPU as torch names it. What
+            it finds is the same.
     """
 
     tensor: StoredTensor
     row_count: int
     layer: int | None = None
     weights: tuple[float, ...] = ()
+    device: str = "cpu"
+
+    @cached_property
+    def at_hand(self) -> StoredTensor:
+        """The tensor for passes over it: on a device, one that is read there once."""
+        return self.tensor if self.device == "cpu" else ResidentTensor.of(self.tensor, self.device)
+
+    def placed(self, delta: Delta) -> Delta:
+        """A delta for passes over it, on the same device."""
+        return delta if self.device == "cpu" else delta.to(self.device)
 
     @property
     def where(self) -> str:

@@ -100,10 +100,14 @@ class Change:
         """The tensor as the method sees it."""
         return BaseTensor(self.tensor, self.row_count, self.layer, self.term_weights)
 
-    def update(self) -> Delta:
-        """Read all that is added, in float64, weights included: see `labkit.merging.formula`."""
+    def update(self, device: str = "cpu") -> Delta:
+        """Read all that is added, in float64, weights included: see `labkit.merging.formula`.
+
+        Args:
+            device: where the method looks through whole tensors. What is added is the same.
+        """
         terms = [WeightedDelta(one.weight, one.delta(), one.term) for one in self.contributions]
-        return self.method.combine(self.target, terms)
+        return self.method.combine(replace(self.target, device=device), terms)
 
 
 def match_term(

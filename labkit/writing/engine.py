@@ -247,7 +247,7 @@ class Engine:
                     # Read once for all its pieces, which follow each other.
                     tensor = piece.tensor
                     change = self.plan.changes.get(tensor.name) if tensor else None
-                    update = change.update() if change else None
+                    update = change.update(self.device) if change else None
                 slot = self._slots.get()
                 job = self._pool.submit(
                     self._make, piece, source, earlier, slot, update, store, copy

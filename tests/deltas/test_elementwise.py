@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from labkit.deltas import elementwise
+from labkit.deltas.arrays import marks_of, only
 from labkit.deltas.elementwise import Elementwise
 from labkit.deltas.low_rank import LowRank
 from tests.deltas.dense import added_by, some
@@ -14,8 +15,10 @@ def test_a_rule_sees_each_element_with_its_place(stored, exact, monkeypatch):
     first, second = LowRank(some(9, 3), some(3, 7)), LowRank(some(9, 2), some(2, 7))
 
     def rule(values, old, positions, bounds):
-        marks = np.ones(len(old), bool) if exact else None
-        return np.where(values[0] > values[1], values[0], old) + positions, marks
+        larger = marks_of(values[0] > values[1])
+        unsure = exact and isinstance(old, np.ndarray)
+        marks = np.ones(len(old), bool) if unsure else None
+        return only(larger, values[0]) + only(~larger, old) + positions, marks
 
     delta = Elementwise([first, second], rule, base, jumps=exact)
     assert not delta.by_element

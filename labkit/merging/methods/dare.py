@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-import numpy as np
-
+from labkit.deltas.arrays import Array, of_numpy, only, places, shifted, zeros
 from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.deltas.elementwise import RULE_ELEMENTS, Elementwise
-from labkit.deltas.passes import only, ordered_blocks, sum_in_order
+from labkit.deltas.passes import block_sums, ordered_blocks
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import BaseTensor, Method, WeightedDelta
@@ -76,12 +75,9 @@ class Dare(Method):
         factors = [term.weight * scale for term, (_, scale) in zip(given, drawn, strict=True)]
 
         def rule(
-            values: list[np.ndarray],
-            old: np.ndarray,
-            positions: np.ndarray,
-            bounds: list[float],
-        ) -> tuple[np.ndarray, None]:
-            total = np.zeros_like(old)
+            values: list[Array], old: Array, positions: Array, bounds: list[float]
+        ) -> tuple[Array, None]:
+            total = zeros(old.shape, old)
             for one, mask, factor in zip(values, masks, factors, strict=True):
                 total += only(mask.keeps(positions), one * factor)
             return total, None
@@ -94,32 +90,39 @@ class Dare(Method):
         mask = Mask(share, key_of(self.seed, base.tensor.name, term.term))
         if self.rescale != "l1":
             return mask, 1.0 if self.rescale == "none" else 1 / share
-        sums = Sums()
-        for first, values, _ in ordered_blocks(term.delta, base.tensor):
-            positions = np.arange(first, first + len(values))
+        sums = Sums(base.tensor.matrix_shape[1])
+        for first, values, _ in ordered_blocks(base.placed(term.delta), base.at_hand):
+            positions = places(first, first + len(values), values)
             sums.add(values, [mask.keeps(some) for some in pieces(positions)])
         return mask, sums.scale
 
 
 @dataclass
 class Sums:
-    """Sums of magnitudes, of all elements and of those that stay."""
+    """Sums of magnitudes, of all elements and of those that stay.
 
+    Attributes:
+        columns: how many elements there are in a row.
+        before: the sums of each block.
+        after: likewise of what stays.
+    """
+
+    columns: int
     before: list[float] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
 
-    def add(self, values: np.ndarray, kept: Sequence[np.ndarray]) -> None:
-        """Add a block's elements.
+    def add(self, values: Array, kept: Sequence[Array]) -> None:
+        """Add the elements of a block, or of several.
 
         Args:
             values: the elements, flat.
             kept: which of each piece of them stay, as `Keeps` tells it.
         """
-        magnitudes = np.abs(values)
-        self.before.append(sum_in_order(magnitudes))
+        magnitudes = abs(values)
+        self.before += block_sums(magnitudes, self.columns)
         for some, bits in zip(pieces(magnitudes), kept, strict=True):
             some[...] = only(bits, some)
-        self.after.append(sum_in_order(magnitudes))
+        self.after += block_sums(magnitudes, self.columns)
 
     @property
     def scale(self) -> float:
@@ -128,15 +131,16 @@ class Sums:
         return math.fsum(self.before) / left if left else 1.0
 
 
-def pieces(values: np.ndarray) -> Iterator[np.ndarray]:
-    """The array in pieces that a processor's cache holds."""
-    return (values[at : at + RULE_ELEMENTS] for at in range(0, len(values), RULE_ELEMENTS))
+def pieces(values: Array) -> Iterator[Array]:
+    """The array in pieces that a processor's cache holds; on another device in one."""
+    step = RULE_ELEMENTS if of_numpy(values) else max(1, len(values))
+    return (values[at : at + step] for at in range(0, len(values), step))
 
 
 class Keeps(Protocol):
     """Which elements of a tensor stay."""
 
-    def keeps(self, positions: np.ndarray) -> np.ndarray:
+    def keeps(self, positions: Array) -> Array:
         """Tell which elements stay: for each a whole number with all bits 1 (-1), or 0."""
 
 
@@ -152,12 +156,12 @@ class Mask:
     density: float
     key: int
 
-    def keeps(self, positions: np.ndarray) -> np.ndarray:
+    def keeps(self, positions: Array) -> Array:
         """Tell which elements stay: for each a whole number with all bits 1 (-1), or 0."""
         return below(drawn_at(self.key, positions), math.ceil(self.density * 2**53))
 
 
-def below(drawn: np.ndarray, limits: np.ndarray | int) -> np.ndarray:
+def below(drawn: Array, limits: Array | int) -> Array:
     """Tell which draws are below a limit; overwrites the draws.
 
     The difference's sign, over all bits: both are far from the ends of what 64 bits hold.
@@ -173,26 +177,27 @@ def key_of(seed: int, tensor: str, term: int) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def drawn_at(key: int, positions: np.ndarray) -> np.ndarray:
+def drawn_at(key: int, positions: Array) -> Array:
     """A random whole number below 2⁵³ (as many as a float64 has) for each position."""
-    bits = random_bits(key, positions)
-    bits >>= np.uint64(11)
-    return bits.view(np.int64)
+    return shifted(random_bits(key, positions), 11)
 
 
-def random_bits(key: int, positions: np.ndarray) -> np.ndarray:
-    """64 random bits (uint64) for each position, each by itself: the same in every block.
+def random_bits(key: int, positions: Array) -> Array:
+    """64 random bits (int64) for each position, each by itself: the same in every block.
 
     SplitMix64, whose state is a counter: Steele, Lea and Flood, "Fast splittable pseudorandom
-    number generators", OOPSLA 2014; constants of Vigna's `splitmix64.c`.
+    number generators", OOPSLA 2014; constants of Vigna's `splitmix64.c`. Products and sums of whole
+    numbers have the same lower 64 bits with a sign and without.
     """
-    bits = positions.view(np.uint64) * np.uint64(STEP)
-    bits += np.uint64((key + STEP) % 2**64)
-    shifted = np.empty_like(bits)
+    bits = positions * signed(STEP)
+    bits += signed(key + STEP)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        np.right_shift(bits, np.uint64(shift), out=shifted)
-        bits ^= shifted
-        bits *= np.uint64(factor)
-    np.right_shift(bits, np.uint64(31), out=shifted)
-    bits ^= shifted
+        bits ^= shifted(bits, shift)
+        bits *= signed(factor)
+    bits ^= shifted(bits, 31)
     return bits
+
+
+def signed(number: int) -> int:
+    """The number from -2⁶³ on whose lower 64 bits are those of this one."""
+    return (number + 2**63) % 2**64 - 2**63

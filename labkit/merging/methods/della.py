@@ -6,11 +6,12 @@ Sampling", 2024, arXiv 2406.11617.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
+from labkit.deltas.arrays import Array, as_numpy, marks_of, of_numpy, on_device, places
 from labkit.deltas.passes import ordered_blocks
 from labkit.errors import LabkitError, shown
 from labkit.merging.formula import BaseTensor, WeightedDelta
@@ -63,15 +64,15 @@ class Della(Dare):
         key = key_of(self.seed, tensor.name, term.term)
         columns = tensor.matrix_shape[1]
         packed = np.zeros(tensor.elements // 8 + 1, np.uint8)
-        left, place, sums = np.zeros(0, bool), 0, Sums()
-        for first, values, _ in ordered_blocks(term.delta, tensor):
+        left, place, sums = np.zeros(0, bool), 0, Sums(columns)
+        for first, values, _ in ordered_blocks(base.placed(term.delta), base.at_hand):
             # A vector is one row.
-            rows = np.abs(values).reshape((1, -1) if len(tensor.shape) < 2 else (-1, columns))
+            rows = abs(values).reshape((1, -1) if len(tensor.shape) < 2 else (-1, columns))
             limits = self._limits(density, rows, term.delta.by_element)
-            kept = below(drawn_at(key, np.arange(first, first + len(values))), limits)
+            kept = below(drawn_at(key, places(first, first + len(values), values)), limits)
             if self.rescale == "l1":
                 sums.add(values, list(pieces(kept)))
-            left = np.concatenate([left, kept.astype(bool)])
+            left = np.concatenate([left, as_numpy(kept != 0)])
             whole = len(left) // 8
             packed[place : place + whole] = np.packbits(left[: 8 * whole])
             left, place = left[8 * whole :], place + whole
@@ -81,7 +82,7 @@ class Della(Dare):
         scales = {"none": 1.0, "density": 1 / density, "l1": sums.scale}
         return Drawn(packed), scales[self.rescale]
 
-    def _limits(self, density: float, rows: np.ndarray, with_equals: bool) -> np.ndarray:
+    def _limits(self, density: float, rows: Array, with_equals: bool) -> Array:
         """What each element's draw must be below, by its rank in its row.
 
         Args:
@@ -93,6 +94,10 @@ class Della(Dare):
         shares = np.arange(columns) / max(1, columns - 1)
         odds = density - self.epsilon + shares * (2 * self.epsilon)
         of_rank = np.ceil(odds * 2.0**53).astype(np.int64)
+        if not of_numpy(rows):
+            order = rows.argsort(dim=1, stable=True)
+            of_ranks = on_device(str(rows.device), of_rank).expand_as(order)
+            return order.new_empty(order.shape).scatter_(1, order, of_ranks).reshape(-1)
         # The quicker sort does not keep the order of equals.
         order = np.argsort(rows, axis=1, kind="stable" if with_equals else None)
         if not with_equals:
@@ -113,9 +118,15 @@ class Drawn:
     """
 
     packed: np.ndarray
+    _elsewhere: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
 
-    def keeps(self, positions: np.ndarray) -> np.ndarray:
+    def keeps(self, positions: Array) -> Array:
         """Tell which elements stay: for each a whole number with all bits 1 (-1), or 0."""
-        shifts = (~positions & 7).astype(np.uint8)  # the first of eight is the highest bit
-        bits = (self.packed[positions >> 3] >> shifts) & 1
-        return np.asarray(-bits.astype(np.int64))
+        packed = self.packed
+        if not of_numpy(positions):
+            device = str(positions.device)
+            if device not in self._elsewhere:
+                self._elsewhere[device] = on_device(device, self.packed)
+            packed = self._elsewhere[device]
+        # The first of eight is the highest bit.
+        return marks_of(((packed[positions >> 3] >> (~positions & 7)) & 1) != 0)

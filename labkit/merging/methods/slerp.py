@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
+from labkit.deltas.arrays import Array
 from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.deltas.elementwise import Elementwise
-from labkit.deltas.passes import sum_in_order
+from labkit.deltas.passes import block_sums, rows_at_once
 from labkit.errors import LabkitError
 from labkit.merging.formula import BaseTensor, Method, WeightedDelta
 
@@ -62,11 +61,8 @@ class Slerp(Method):
         of_base, of_delta = _shares(term.delta, base, term.weight)
 
         def rule(
-            values: list[np.ndarray],
-            old: np.ndarray,
-            positions: np.ndarray,
-            bounds: list[float],
-        ) -> tuple[np.ndarray, None]:
+            values: list[Array], old: Array, positions: Array, bounds: list[float]
+        ) -> tuple[Array, None]:
             return old * of_base + values[0] * of_delta, None
 
         return Elementwise([term.delta], rule, base.tensor)
@@ -93,16 +89,15 @@ def _cosine(delta: Delta, base: BaseTensor, quickly: bool = False) -> float:
         base: the base's tensor.
         quickly: by products and sums in any order, whose last bits hang on the processor.
     """
-    sums: list[tuple[float, float, float]] = []
-    for start, old in base.tensor.blocks(NORM_ELEMENTS):
-        new = old.copy()
-        if quickly:
-            delta.add_rows_to(new, start, old)
-            one, other = old.reshape(-1), new.reshape(-1)
-            sums.append((float(one @ one), float(other @ other), float(one @ other)))
-        else:
-            delta.add_rows_in_order(new, start, old)
-            sums.append((sum_in_order(old * old), sum_in_order(new * new), sum_in_order(old * new)))
-    of_old, of_new, of_both = (math.fsum(column) for column in zip(*sums, strict=True))
+    sums: tuple[list[float], list[float], list[float]] = [], [], []
+    delta, columns = base.placed(delta), base.tensor.matrix_shape[1]
+    for start, old in base.at_hand.blocks(rows_at_once(columns, base.device == "cpu") * columns):
+        new = old + 0.0
+        add = delta.add_rows_to if quickly else delta.add_rows_in_order
+        add(new, start, old)
+        one, other = old.reshape(-1), new.reshape(-1)
+        for some, (x, y) in zip(sums, ((one, one), (other, other), (one, other)), strict=True):
+            some += [float(x @ y)] if quickly else block_sums(x * y, columns)
+    of_old, of_new, of_both = map(math.fsum, sums)
     length = math.sqrt(of_old) * math.sqrt(of_new)
     return of_both / length if length else 1.0

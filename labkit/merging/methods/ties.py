@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from labkit.deltas.arrays import Array, bits_of, marks_of, only, zeros
 from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.deltas.elementwise import Elementwise
-from labkit.deltas.passes import HELD_BYTES, MOST_HELD, Cut, largest, only
+from labkit.deltas.passes import HELD_BYTES, MOST_HELD, Cut, largest
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
 from labkit.merging.formula import BaseTensor, Method, WeightedDelta
@@ -97,18 +98,15 @@ class Ties(Method):
         count = max(1, int(share_at(self.density, base.layer) * base.tensor.elements))
         cuts: list[Cut | None] = [None] * len(given)
         if count < base.tensor.elements:
-            found = [largest(term.delta, base.tensor, count) for term in given]
+            found = [largest(base.placed(term.delta), base.at_hand, count) for term in given]
             # What is 0 has no sign, and changes nothing whether it is kept or not.
             cuts = [cut if cut.magnitude else None for cut in found]
 
         def rule(
-            values: list[np.ndarray],
-            old: np.ndarray,
-            positions: np.ndarray,
-            bounds: list[float],
-        ) -> tuple[np.ndarray, np.ndarray | None]:
+            values: list[Array], old: Array, positions: Array, bounds: list[float]
+        ) -> tuple[Array, Array | None]:
             kept = [
-                cut.keeps(one, positions) if cut else not_zero(one)
+                cut.keeps(one, positions) if cut else marks_of(one != 0)
                 for one, cut in zip(values, cuts, strict=True)
             ]
             change, votes = self._mean_of_agreeing(values, kept, weights)
@@ -119,8 +117,8 @@ class Ties(Method):
         return Elementwise([term.delta for term in given], rule, base.tensor, jumps=True)
 
     def _mean_of_agreeing(
-        self, values: Sequence[np.ndarray], kept: Sequence[np.ndarray], weights: Sequence[float]
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, values: Sequence[Array], kept: Sequence[Array], weights: Sequence[float]
+    ) -> tuple[Array, Array]:
         """Elect a sign for each element and average what agrees with it.
 
         Args:
@@ -135,16 +133,16 @@ class Ties(Method):
         trimmed = [only(marks, one) for marks, one in zip(kept, values, strict=True)]
         weighted = [one * weight for one, weight in zip(trimmed, weights, strict=True)]
         voting = weighted if before else trimmed
-        election = np.zeros_like(voting[0])
+        election = zeros(voting[0].shape, voting[0])
         for one in voting:
             election += one
-        total, divisor = np.zeros_like(election), np.zeros_like(election)
+        total, divisor = zeros(election.shape, election), zeros(election.shape, election)
         for vote, marks, one, weight in zip(voting, kept, weighted, weights, strict=True):
-            disagrees = vote.view(np.int64) ^ election.view(np.int64)
+            disagrees = bits_of(vote) ^ bits_of(election)
             disagrees >>= 63  # the sign, over all bits
             agrees = marks & ~disagrees
             total += only(agrees, one)
-            divisor += only(agrees, np.float64(weight if before else 1.0))
+            divisor += only(agrees, weight if before else 1.0)
         divisor += divisor == 0
         total /= divisor
         return total * self.scale, election
@@ -174,9 +172,3 @@ class Ties(Method):
         off *= 1 + len(values)
         marks |= (np.abs(votes) < off) & (somebody_votes != 0)
         return marks
-
-
-def not_zero(values: np.ndarray) -> np.ndarray:
-    """Where numbers are not 0: for each all bits (-1), or none."""
-    marks: np.ndarray = -(values != 0).astype(np.int64)
-    return marks

@@ -1,6 +1,7 @@
 import pytest
 
 from tests.merging.methods.dense import make_pair
+from tests.tiny import make_another_model
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +20,11 @@ def gpts(tmp_path_factory):
 def pair(request):
     """The two, one after the other."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def another(tmp_path_factory, llamas):
+    """Two models of the same shapes: one close to the base, one far from it."""
+    folder = tmp_path_factory.mktemp("models")
+    return [make_another_model(folder / str(scale), llamas[0], scale, seed=int(100 * scale))
+            for scale in (0.01, 1)]  # fmt: skip

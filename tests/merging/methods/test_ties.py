@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import labkit as lk
+from labkit.deltas import passes
 from labkit.deltas.low_rank import LowRank
 from labkit.files.floats import ARRAYS
 from labkit.machine import workers
@@ -144,21 +146,40 @@ def test_the_plan_says_its_method_and_forecasts_its_memory(llamas):
     assert ties.forecast().peak_memory - plain.forecast().peak_memory == blocks + held
 
 
-@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare", "della"])
-def test_the_arithmetic_of_a_gpu_makes_the_same_bytes(llamas, method):
-    """Signs and thresholds do not hang on how a device adds up products."""
-    terms = [lk.Term(adapter, lk.Gradient([0.7] * 3)) for adapter in llamas[1:]]
-    terms = terms[:1] if method == "slerp" else terms
-    resolved = lk.plan(lk.Recipe(lk.Checkpoint(llamas[0]), terms, method=method))
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=NO_GPU)])
+@pytest.mark.parametrize("sources", ["loras", "models", "both"])
+@pytest.mark.parametrize(
+    "method",
+    ["linear", "slerp", "ties", {"ties": {"convention": "mergekit"}}, "dare",
+     {"dare": {"rescale": "density"}}, "della"],
+)  # fmt: skip
+def test_a_gpu_makes_the_same_bytes(llamas, another, monkeypatch, method, sources, device):
+    """What torch finds in whole tensors, and makes of them; on the processor where there is no GPU.
+
+    Signs and thresholds do not hang on how a device adds up products. By the name "cpu:0" torch
+    calculates where numpy does by the name "cpu".
+    """
+    monkeypatch.setattr(passes, "NORM_ELEMENTS", 333)  # some rows; a device gets some of those runs
+    monkeypatch.setattr(passes, "BLOCKS_ON_DEVICE", 3)
+    monkeypatch.setattr(passes, "FEW", 20)
+    given = {"loras": llamas[1:], "models": another, "both": (llamas[1], another[1])}[sources]
+    terms = [lk.Term(one, lk.Gradient([0.7, 1.5, -0.25])) for one in given]
+    terms = terms[1:] if method == "slerp" else terms
+    resolved = lk.plan(lk.Recipe(lk.Checkpoint(llamas[0]), terms, 0.5, method=method))
     for change in resolved.changes.values():
-        base = change.tensor.read().astype(np.float32)
+        base = change.tensor.read().astype(np.float32).reshape(change.tensor.matrix_shape)
+        here, there = change.update(), change.update(device)
         for dtype in ("BF16", "F16", "F32", "F64"):
             found = []
-            for merger in (BlockMerger(), DeviceMerger("cpu")):
+            for update, merger in ((here, BlockMerger()), (there, DeviceMerger(device))):
                 out = np.empty(base.shape, ARRAYS[dtype])
-                merger.merge(base, "F32", change.update(), 0, dtype, out)
-                found.append(out.tobytes())
-            assert found[0] == found[1]
+                sums = merger.merge(base, "F32", update, 0, dtype, out)[1:]
+                found.append((out.tobytes(), sums))
+            assert found[0][0] == found[1][0]
+            assert found[0][1] == pytest.approx(found[1][1], rel=1e-5, abs=1e-30)
 
 
 @pytest.mark.parametrize("convention", ["mergekit", "peft"])
