@@ -18,9 +18,14 @@ from labkit.files.floats import ARRAYS, SIGNIFICAND_BITS, wide
 from labkit.files.tensor_file import FLOATS
 from labkit.merging.rounding import merge_all_exactly, merge_exactly, near_halfway_in_float64
 
+RUN_ELEMENTS = 1 << 22
+"""Elements that are merged at a time: enough to keep a GPU busy, 32 MiB for each array."""
+MERGERS = 4
+"""How many work at once at most: some hand their numbers over while another one calculates."""
+
 
 class DeviceMerger:
-    """Merges runs of rows on a device, each as one block; see `rounding.BlockMerger`."""
+    """Merges runs of rows on a device; see `rounding.BlockMerger`."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -38,6 +43,24 @@ class DeviceMerger:
         """As `BlockMerger.merge`; what is given and what comes back are numpy's arrays."""
         if dtype == "F64":
             return out, *merge_all_exactly(base, base_dtype, update, start, out)
+        step = max(1, RUN_ELEMENTS // max(1, base.shape[1]))
+        sums = [0.0, 0.0, 0.0]
+        for first in range(0, len(base), step):
+            rows = slice(first, first + step)
+            some = self._merge(base[rows], base_dtype, update, start + first, dtype, out[rows])
+            sums = [one + more for one, more in zip(sums, some, strict=True)]
+        return out, sums[0], sums[1], sums[2]
+
+    def _merge(
+        self,
+        base: np.ndarray,
+        base_dtype: str,
+        update: Delta | None,
+        start: int,
+        dtype: str,
+        out: np.ndarray,
+    ) -> tuple[float, float, float]:
+        """Merge some rows; give the three sums of squares."""
         original = total = _tensor(base, base_dtype).to(self.device).double()
         if update is not None:
             total = torch.empty_like(original)
@@ -63,7 +86,7 @@ class DeviceMerger:
         asked = 0.0
         if isinstance(update, BaseDependent):
             asked = float((total - original).square().sum())
-        return out, squared, missing, asked
+        return squared, missing, asked
 
     def _on_device(self, update: Delta) -> Delta:
         """The update with its numbers on the device; all pieces of a tensor have the same one."""

@@ -19,9 +19,9 @@ import hashlib
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -67,6 +67,20 @@ def pieces_at_once(device: str) -> int:
     A GPU's pieces are larger, and fewer.
     """
     return (4 if device == "cpu" else 2) * workers()
+
+
+@contextmanager
+def memory_of_device() -> Iterator[None]:
+    """Say it in words when a GPU's memory is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be imported here
+            raise
+        raise LabkitError(
+            "the GPU's memory is full: free some (another program's, or that of live models by "
+            "lk.free()), or merge with the device cpu, which makes the same bytes"
+        ) from error
 
 
 def slot_bytes(files: list[OutputFile]) -> int:
@@ -137,7 +151,7 @@ class Engine:
         # Bytes that are done; or the thread of a file that has come to its end.
         self._news: SimpleQueue[int | Future[None]] = SimpleQueue()
         self._slots: SimpleQueue[Slot] = SimpleQueue()
-        # As many as processors: a piece that is to be merged waits here for its turn.
+        # A piece that is to be merged waits here for its turn.
         self._mergers: SimpleQueue[BlockMerger | DeviceMerger] = SimpleQueue()
 
     def run(self, files: list[OutputFile], carry_out: Callable[[OutputFile], None]) -> None:
@@ -193,15 +207,14 @@ class Engine:
         for start in range(0, len(view), size):
             middle, stop = start + size // 2, start + size
             self._slots.put(Slot(view[start:middle], view[middle:stop]))
-        for _ in range(workers()):
-            self._mergers.put(self._new_merger())
-
-    def _new_merger(self) -> BlockMerger | DeviceMerger:
         if self.device == "cpu":
-            return BlockMerger()
-        from labkit.merging.rounding_on_device import DeviceMerger
+            for _ in range(workers()):
+                self._mergers.put(BlockMerger())
+            return
+        from labkit.merging.rounding_on_device import MERGERS, DeviceMerger
 
-        return DeviceMerger(self.device)
+        for _ in range(min(MERGERS, workers())):
+            self._mergers.put(DeviceMerger(self.device))
 
     def done(self, count: int) -> None:
         """Tell the bar of bytes that are done."""
@@ -247,7 +260,8 @@ class Engine:
                     # Read once for all its pieces, which follow each other.
                     tensor = piece.tensor
                     change = self.plan.changes.get(tensor.name) if tensor else None
-                    update = change.update(self.device) if change else None
+                    with memory_of_device():
+                        update = change.update(self.device) if change else None
                 slot = self._slots.get()
                 job = self._pool.submit(
                     self._make, piece, source, earlier, slot, update, store, copy
@@ -318,7 +332,8 @@ class Engine:
         merged = np.frombuffer(written, ARRAYS[dtype]).reshape(shape)
         merger = self._mergers.get()
         try:
-            _, *squares = merger.merge(base, base_dtype, update, first, dtype, merged)
+            with memory_of_device():
+                _, *squares = merger.merge(base, base_dtype, update, first, dtype, merged)
         finally:
             self._mergers.put(merger)
         squared, missing, asked = squares

@@ -65,7 +65,12 @@ def computed(monkeypatch):
     """Note the tensors of which a change is made."""
     names = []
     update = Change.update
-    monkeypatch.setattr(Change, "update", lambda s: (names.append(s.tensor.name), update(s))[1])
+
+    def noted(change, device):
+        names.append(change.tensor.name)
+        return update(change, device)
+
+    monkeypatch.setattr(Change, "update", noted)
     return names
 
 

@@ -7,12 +7,16 @@ import threading
 from contextlib import closing
 
 import pytest
+import torch
 
 import labkit as lk
 import labkit.writing.layout
+import labkit.writing.write
 from labkit.files.direct_io import SourceFile, hash_file
+from labkit.merging import rounding_on_device
 from labkit.writing.engine import Engine, FileHashes, MadePiece, pieces_at_once
 from labkit.writing.layout import output_files
+from tests.tiny import make_another_model
 
 
 class Bar:
@@ -149,3 +153,59 @@ def test_the_hashes_of_a_file_and_of_what_it_becomes(
                 in_memory = kept or piece.tensor is not None
                 hashes.add(MadePiece(piece, None, *((read, written) if in_memory else (None,) * 2)))
             assert hashes.digests() == (hash_file(file.source.path), hash_file(path))
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["cpu:0", pytest.param("cuda", marks=NO_GPU)])
+def device(request, monkeypatch):
+    """A GPU; or torch on the processor, by a name that labkit takes for another device's."""
+    monkeypatch.setitem(labkit.writing.layout.MERGE_BYTES, request.param, 4000)
+    monkeypatch.setattr(rounding_on_device, "RUN_ELEMENTS", 500)
+    monkeypatch.setattr(labkit.writing.write, "choose_device", lambda device: device)
+    return request.param
+
+
+@pytest.mark.parametrize("method", ["sum", "ties", "della"])
+def test_a_gpu_writes_the_same_files(
+    tiny_base, tiny_adapter, second_adapter, tmp_path, method, device
+):
+    model = make_another_model(tmp_path / "model", tiny_base)
+    terms = [
+        lk.Term(tiny_adapter, "0,0.5,1,-0.25"),
+        lk.Term(second_adapter, "1,0.5,0,0"),
+        lk.Term(model, "0.25x4"),
+    ]
+    plan = lk.plan(lk.Recipe(tiny_base, terms, 0.5, method=method))
+    receipts = {}
+    for where in ("cpu", device):
+        receipts[where] = plan.write(tmp_path / where, device=where, progress=False)
+    here, there = receipts["cpu"], receipts[device]
+    assert there.device == device
+    assert here.files_written == there.files_written  # their SHA-256
+    assert here.files_written.keys() > {"model.safetensors.index.json"}
+    for one, other in zip(here.tensors, there.tensors, strict=True):
+        assert one.name == other.name
+        assert other.asked == pytest.approx(one.asked, rel=1e-6)
+        assert other.missing == pytest.approx(one.missing, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["labkit.merging.rounding_on_device.DeviceMerger.merge",
+     "labkit.merging.matching.Change.update"],
+)  # fmt: skip
+def test_a_gpu_whose_memory_is_full(plan, tmp_path, monkeypatch, device, where):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 32.00 GiB.")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(lk.LabkitError) as caught:
+        plan.write(tmp_path / "out", device=device, progress=False)
+    assert str(caught.value) == (
+        "the GPU's memory is full: free some (another program's, or that of live models by "
+        "lk.free()), or merge with the device cpu, which makes the same bytes"
+    )
+    assert not (tmp_path / "out").exists()
+    assert labkits_threads() == []

@@ -31,7 +31,9 @@ def test_random_bits_are_splitmixs():
     expected = [next(numbers) for _ in range(50)]
     assert random_bits(ALL - 5, np.arange(50)).view(np.uint64).tolist() == expected
     order = np.array([[40, 3], [17, 49]])
-    assert random_bits(ALL - 5, order).view(np.uint64).tolist() == [[expected[n] for n in row] for row in order]
+    assert random_bits(ALL - 5, order).view(np.uint64).tolist() == [
+        [expected[n] for n in row] for row in order
+    ]
 
 
 def fixed_mask(shape, density, seed, name, term):
