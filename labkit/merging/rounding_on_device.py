@@ -1,6 +1,8 @@
 """The arithmetic of `labkit.merging.rounding` on a GPU, by torch: the same bytes.
 
-The few elements whose last bit is unsure are left to the processor and numpy, by the same function
+A sum is rounded to 16 bits by way of an odd float32, from where the second rounding cannot go
+the wrong way (Boldo and Melquiond, "When double rounding is odd", IMACS 2005). The few elements
+where the last bits of a product decide are left to the processor and numpy, by the same function
 that merges them there; and so are all where the output is float64.
 """
 
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from labkit.deltas.delta import BaseDependent, Delta
@@ -66,9 +68,12 @@ class DeviceMerger:
             total = torch.empty_like(original)
             self._on_device(update).write_sum_to(total, original, start)
         of_torch = getattr(torch, FLOATS[dtype])
-        merged = (total.float() if of_torch.itemsize == 2 else total).to(of_torch)
+        merged = (_to_odd(total) if of_torch.itemsize == 2 else total).to(of_torch)
         # What is not finite is left to the processor too, whatever a device makes of it.
-        unsure = (_unsure(total, merged) | ~merged.isfinite()).view(-1).nonzero().view(-1)
+        marks = ~merged.isfinite()
+        if update is not None and not update.by_element:
+            marks |= _unsure(total, merged)
+        unsure = marks.view(-1).nonzero().view(-1)
         _tensor(out, dtype).copy_(merged)
         result = merged.double()
         change, lacks = result - original, result - total
@@ -95,8 +100,18 @@ class DeviceMerger:
         return self._moved[1]
 
 
+def _to_odd(total: Float64[Tensor, "rows columns"]) -> Float32[Tensor, "rows columns"]:
+    """Round to float32, to the one of two neighbours whose last bit is 1 where it is not exact."""
+    single = total.float()
+    away = single.double().abs() > total.abs()
+    even = single.view(torch.int32) & 1 == 0
+    # Of magnitudes, the next smaller and the next larger one have the next bits.
+    step = torch.where(away, -1, 1) * (even & (single != total))
+    return (single.view(torch.int32) + step.int()).view(torch.float32)
+
+
 def _unsure(total: Float64[Tensor, "rows columns"], merged: Float[Tensor, "rows columns"]) -> Any:
-    """Tell where the last bit is unsure: a mark for each element."""
+    """Tell where a sum's last bits can decide the result's: a mark for each element."""
     if merged.dtype == torch.float32:
         return near_halfway_in_float64(total.view(torch.int64), total)
     single = total.float()

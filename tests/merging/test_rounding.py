@@ -21,12 +21,18 @@ from labkit.files.floats import (
     wide,
 )
 from labkit.files.tensor_file import FLOATS, open_tensor_file
+from labkit.merging import rounding_on_device
 from labkit.merging.rounding import BlockMerger
 from labkit.merging.rounding_on_device import DeviceMerger
 
 DTYPES = ["BF16", "F16", "F32"]
-MERGERS = [BlockMerger, lambda: DeviceMerger("cpu")]
-"""On the processor by numpy, and the arithmetic of a GPU by torch."""
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+MERGERS = [
+    BlockMerger,
+    lambda: DeviceMerger("cpu"),
+    pytest.param(lambda: DeviceMerger("cuda"), marks=NO_GPU),
+]
+"""On the processor by numpy, and the arithmetic of a GPU by torch: there, and on the processor."""
 
 
 @pytest.fixture
@@ -157,6 +163,20 @@ def test_a_mean_with_a_saved_tensor_is_rounded_once(make, dtype, weight, dice, t
     change = wide(merged, dtype) - before
     assert squared == pytest.approx(np.square(change).sum(), rel=1e-5)
     assert missing == pytest.approx(np.square(change - (total - before)).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gpu_rounds_means_itself(dtype, dice, tmp_path, monkeypatch):
+    """Every second one lies halfway, and no last bit of a product decides where it goes."""
+    monkeypatch.setattr(rounding_on_device, "merge_exactly", None)
+    values = round_once(dice.standard_normal((2, 64, 80)), dtype)
+    stored = {name: as_torch(one, dtype) for name, one in zip(("a", "b"), values, strict=True)}
+    save_file(stored, tmp_path / "x.safetensors")
+    base, saved = open_tensor_file(tmp_path / "x.safetensors").tensors
+    update, out = WholeReplacement(saved, base, 0.5), np.empty(values[0].shape, ARRAYS[dtype])
+    DeviceMerger("cpu").merge(values[0], dtype, update, 0, dtype, out)
+    total = (base.read() + saved.read()) / 2
+    assert np.array_equal(bits(out), bits(round_once(total, dtype)))
 
 
 @pytest.mark.parametrize("make", MERGERS)
@@ -291,14 +311,7 @@ def test_below_float16s_normal_numbers_the_last_place_stays(make, base_dtype, nu
     assert out.astype(np.float64).T.tolist() == [expected] * 2
 
 
-def gpu(device):
-    return pytest.param(
-        device,
-        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    )
-
-
-@pytest.mark.parametrize("device", ["cpu", gpu("cuda")])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
 @pytest.mark.parametrize("dtype", [*DTYPES, "F64"])
 @pytest.mark.parametrize("base_dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1, 1e-4])
