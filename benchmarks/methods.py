@@ -38,6 +38,7 @@ METHODS: dict[str, tuple[int, Any]] = {
     "ties": (2, "ties"),
     "dare": (2, "dare"),
     "dare, rescale density": (2, {"dare": {"rescale": "density"}}),
+    "della": (2, "della"),
 }
 """Each method, and how many terms it gets."""
 

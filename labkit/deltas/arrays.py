@@ -107,3 +107,38 @@ def shifted(bits: Array, count: int) -> Array:
 def all_finite(values: Array) -> bool:
     """Whether no number is NaN or infinite."""
     return bool((np.isfinite(values) if of_numpy(values) else values.isfinite()).all())
+
+
+def any_of_row(marks: Array) -> Array:
+    """Whether there is a mark in each row."""
+    return marks.any(axis=1)
+
+
+def sorted_rows(numbers: Array) -> Array:
+    """The numbers of each row, the least first; numpy's are sorted where they are."""
+    if of_numpy(numbers):
+        numbers.sort(axis=1)
+        return numbers
+    return numbers.sort(dim=1).values
+
+
+def stable_order(numbers: Array) -> Array:
+    """Where the numbers of each row stand, the least first, and of equals the first one first."""
+    if of_numpy(numbers):
+        return np.argsort(numbers, axis=1, kind="stable")
+    return numbers.argsort(dim=1, stable=True)
+
+
+def put_in_rows(where: Array, values: np.ndarray) -> Array:
+    """Put the same values into each row, each in the place that is named for it.
+
+    Args:
+        where: of each row the place of each value; all of them, of shape rows × values.
+        values: whole numbers.
+    """
+    if of_numpy(where):
+        found = np.empty_like(where)
+        np.put_along_axis(found, where, values[None], axis=1)
+        return found
+    there = on_device(str(where.device), values).expand_as(where)
+    return where.new_empty(where.shape).scatter_(1, where, there)

@@ -11,7 +11,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from labkit.deltas.arrays import Array, as_numpy, marks_of, of_numpy, on_device, places
+from labkit.deltas.arrays import (
+    Array,
+    any_of_row,
+    as_numpy,
+    bits_of,
+    marks_of,
+    of_numpy,
+    on_device,
+    places,
+    places_where,
+    put_in_rows,
+    sorted_rows,
+    stable_order,
+)
 from labkit.deltas.passes import ordered_blocks
 from labkit.errors import LabkitError, shown
 from labkit.merging.formula import BaseTensor, WeightedDelta
@@ -68,7 +81,7 @@ class Della(Dare):
         for first, values, _ in ordered_blocks(base.placed(term.delta), base.at_hand):
             # A vector is one row.
             rows = abs(values).reshape((1, -1) if len(tensor.shape) < 2 else (-1, columns))
-            limits = self._limits(density, rows, term.delta.by_element)
+            limits = self._limits(density, rows)
             kept = below(drawn_at(key, places(first, first + len(values), values)), limits)
             if self.rescale == "l1":
                 sums.add(values, list(pieces(kept)))
@@ -82,30 +95,27 @@ class Della(Dare):
         scales = {"none": 1.0, "density": 1 / density, "l1": sums.scale}
         return Drawn(packed), scales[self.rescale]
 
-    def _limits(self, density: float, rows: Array, with_equals: bool) -> Array:
+    def _limits(self, density: float, rows: Array) -> Array:
         """What each element's draw must be below, by its rank in its row.
 
         Args:
             density: the mean probability.
             rows: magnitudes.
-            with_equals: many of a row are equal, as differences of 16-bit numbers are.
         """
         columns = rows.shape[1]
         shares = np.arange(columns) / max(1, columns - 1)
         odds = density - self.epsilon + shares * (2 * self.epsilon)
         of_rank = np.ceil(odds * 2.0**53).astype(np.int64)
-        if not of_numpy(rows):
-            order = rows.argsort(dim=1, stable=True)
-            of_ranks = on_device(str(rows.device), of_rank).expand_as(order)
-            return order.new_empty(order.shape).scatter_(1, order, of_ranks).reshape(-1)
-        # The quicker sort does not keep the order of equals.
-        order = np.argsort(rows, axis=1, kind="stable" if with_equals else None)
-        if not with_equals:
-            ordered = np.take_along_axis(rows, order, axis=1)
-            equal = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-            order[equal] = np.argsort(rows[equal], axis=1, kind="stable")
-        limits = np.empty(rows.shape, np.int64)
-        np.put_along_axis(limits, order, of_rank[None], axis=1)
+        # To sort numbers is quicker than to sort places by them: so the lowest bits hold the place,
+        # which also keeps equals in their order.
+        low = (1 << (columns - 1).bit_length()) - 1
+        bits = bits_of(rows)
+        keys = sorted_rows((bits & ~low) | places(0, columns, rows))
+        limits = put_in_rows(keys & low, of_rank)
+        alike = ((keys[:, 1:] ^ keys[:, :-1]) & ~low) == 0
+        unsure = places_where(any_of_row(alike) & any_of_row((bits & low) != 0))
+        if len(unsure):  # numbers that differ in the lowest bits alone
+            limits[unsure] = put_in_rows(stable_order(rows[unsure]), of_rank)
         return limits.reshape(-1)
 
 

@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import labkit as lk
 from labkit.deltas import passes
@@ -50,6 +51,21 @@ def test_large_elements_stay_more_often(pair, tmp_path, monkeypatch, rescale, de
     terms = [(adapters[0], FIRST), (adapters[1], SECOND)]
     method = {"della": {"density": density, "epsilon": 0.2, "rescale": rescale, "seed": 7}}
     assert_merged(merge(base, terms, method, tmp_path / "out"), old, expected)
+
+
+@pytest.mark.parametrize("of", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("columns", [1, 2, 100, 129])
+def test_ranks_count_the_lowest_bits_and_of_equals_the_first(of, columns):
+    dice = np.random.default_rng(2)
+    rows = np.abs(dice.standard_normal((12, columns)))
+    rows[1] = dice.integers(0, 3, columns)  # equals, and zeros
+    rows[2] = 1 + dice.permutation(columns) * 2.0**-52
+    rows[3, ::2] = rows[3, -1] * (1 + 2.0**-52)
+    rows[4] = 5e-324 * dice.permutation(columns)
+    limits = np.asarray(Della(0.5, epsilon=0.2)._limits(0.5, of(rows))).reshape(rows.shape)
+    ranks = np.argsort(np.argsort(rows, axis=1, kind="stable"), axis=1)
+    expected = 0.3 + 0.4 * ranks / max(1, columns - 1)
+    np.testing.assert_allclose(limits * 2.0**-53, expected, rtol=1e-15)
 
 
 def test_bits_are_found_where_they_were_packed():
