@@ -6,9 +6,9 @@ weight of the model (`peft.tuners.lora.layer.Linear.forward`). The base and the 
 same model with the weights 0 and 1. Several mixtures can run in one batch, where each row has a
 scaling of its own; three of them take about as long as one.
 
-All other kinds of change (DoRA, parameters that were trained whole, experts, full models) are
-merged in the model's memory when their weights change: see `merged_tensors`. A batch of mixtures
-that differ in those runs one mixture after the other.
+All other kinds of change (DoRA, parameters that were trained whole, experts, full models), and
+recipes whose method is no sum, are merged in the model's memory when their weights change: see
+`merged_tensors`. A batch of mixtures that differ in those runs one mixture after the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -39,10 +39,12 @@ from labkit.inference.loading import (
 )
 from labkit.inference.merged_slopes import flowing
 from labkit.inference.merged_tensors import MergedTensors
+from labkit.inference.mixtures import Mix as Mix
+from labkit.inference.mixtures import memory_to_merge, require_hearable, require_memory
 from labkit.inference.places import Places
 from labkit.inference.quantising import PASSAGES, require_kind
 from labkit.machine import choose_device, free_memory
-from labkit.merging.planning import Change, plan
+from labkit.merging.planning import Change, Plan, plan
 from labkit.merging.recipe import Recipe, Term, as_gradient
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.full_model import open_source
@@ -57,23 +59,8 @@ _open: weakref.WeakValueDictionary[tuple[Any, ...], LiveModel] = weakref.WeakVal
 _opening = threading.Lock()
 
 
-@dataclass(frozen=True, eq=False)
-class Mix:
-    """The weight of every module's delta: a gradient, resolved for a model's modules.
-
-    Attributes:
-        weights: one mapping of module to weight for each adapter, in the model's order.
-    """
-
-    weights: tuple[dict[str, float], ...]
-
-    def flat(self) -> list[float]:
-        """All weights in one list, in the order of `LiveModel.module_names`."""
-        return [weight for of_adapter in self.weights for weight in of_adapter.values()]
-
-
 def live(
-    base: Checkpoint | str | Path,
+    base: Recipe | Checkpoint | str | Path,
     *adapters: Source | Checkpoint | str | Path,
     rest: float | None = None,
     device: str = "auto",
@@ -86,25 +73,40 @@ def live(
     of a stack, full models) is merged in memory when a weight changes, as a merge writes it; that
     keeps the base's numbers of those tensors in memory beside the model.
 
+    A recipe comes with its own adapters and weights. If its method is no sum, every tensor that it
+    changes is merged in memory, to the numbers that a merge would write, bit for bit; the layer
+    weights can be set as ever, and only tensors whose weights changed are merged again.
+
     The same base and adapters, while they are still in memory, are not loaded again: running a
     cell twice does not hold two copies.
 
     Args:
-        base: the base model.
+        base: the base model; or a recipe, then without adapters and `rest`.
         adapters: one or more LoRAs; or full models of the base's architecture.
         rest: the weight of what adapters change outside the layers, as in a recipe.
         device: "cuda", "mps", "cpu", or "auto" for the best there is.
         dtype: "float32", "bfloat16", "float16"; "auto" is the base's own on a GPU, and on a CPU
-            float32, or bfloat16 where float32 does not fit in the free memory.
+            float32, or bfloat16 where float32 does not fit in the free memory. For a recipe that
+            names a dtype and has a method, it is that one.
         quantize: "nf4" (4 bits) or "int8", for bases that are too large: an approximation, in which
             plain LoRA alone is heard. `quantised_kl` measures it. Needs
             `pip install 'labkit[quantize]'`.
 
     Raises:
         LabkitError: no adapter, whatever `plan` refuses, another number of tokens than the base's,
-            a device that is not there, or a model that transformers cannot load without running
-            code from the folder.
+            a device that is not there, a model that transformers cannot load without running code
+            from the folder, or too little memory for a recipe's method.
     """
+    recipe = None
+    if isinstance(base, Recipe):
+        if adapters or rest is not None:
+            raise LabkitError(
+                "a recipe has adapters and the weight outside the layers itself; give it to "
+                "lk.live alone, or a base with adapters"
+            )
+        recipe = base
+        base, rest = recipe.base, recipe.rest
+        adapters = tuple(term.source for term in recipe.terms)
     checkpoint = Checkpoint.open(base)
     opened = tuple(map(open_source, adapters))
     if not opened:
@@ -115,6 +117,10 @@ def live(
             f"the dtype {shown(dtype)!r} is unknown; expected auto, float32, bfloat16 or float16"
         )
     require_kind(quantize, chosen)
+    resolved = None if recipe is None else plan(recipe)
+    merged = None if resolved is None or resolved.recipe.method.linear else resolved
+    if merged is not None and dtype == "auto":
+        dtype = merged.recipe.dtype
     folders = tuple(one.folder.resolve() for one in opened)
     key = (checkpoint.folder.resolve(), folders, rest, chosen, quantize)
     with _opening:
@@ -124,13 +130,17 @@ def live(
         elif dtype == "auto" and chosen == "cpu":
             kind = "float32"
             if (*key, kind) not in _open:
-                kind, note = dtype_that_fits(checkpoint, opened)
+                kind, note = dtype_that_fits(checkpoint, opened, merged)
+        if merged is not None and chosen == "cpu" and (*key, kind) not in _open:
+            require_memory(merged, memory_for(checkpoint, opened, kind, merged), free_memory())
         found = _open.get((*key, kind))
         if found is None or found.freed:
             found = LiveModel(checkpoint, opened, rest, chosen, kind, quantize, note)
             _open[*key, kind] = found
-    # A model begins with the whole LoRA.
-    found.weights = dict.fromkeys(range(len(opened)), Gradient.constant(checkpoint.layers))
+    if recipe is None:  # a model begins with the whole LoRA
+        whole = Gradient.constant(checkpoint.layers)
+        recipe = Recipe(checkpoint, [Term(one, whole) for one in opened], rest)
+    found.use(recipe)
     return found
 
 
@@ -191,8 +201,10 @@ class LiveModel:
         self.base, self.adapters, self.rest, self.device = base, adapters, rest, device
         self.quantize, self.note, self._dtype = quantize, note, dtype
         ones = Gradient.constant(base.layers)
-        self._terms = tuple(Term(adapter, ones) for adapter in adapters)
-        changes = _changes(Recipe(base, self._terms, rest)) if adapters else []
+        terms = [Term(adapter, ones) for adapter in adapters]
+        # Without an adapter it is the base, and no recipe says that.
+        self._recipe = Recipe(base, terms, rest) if adapters else None
+        changes = _changes(self._recipe) if self._recipe else []
         # For each adapter, the layer of every module that it changes; None outside the layers.
         self._layers: list[dict[str, int | None]] = [
             {
@@ -210,7 +222,7 @@ class LiveModel:
         self.tokenizer: Any = load_tokenizer(base)
         # One forward pass at a time: scalings and merged tensors belong to the whole model.
         self._lock = threading.RLock()
-        self._mix = self.mix(self._terms)
+        self._mix = self.mix(1.0 if self._recipe is None else self._recipe)
 
     # Which mixture is in force
 
@@ -222,9 +234,9 @@ class LiveModel:
         number), where `"name:pattern"` is for the modules that a pattern selects. What is set
         counts from the next token on, also in a text that is being generated.
         """
-        if len(self._terms) == 1:
-            return self._terms[0].weights
-        return {term.source.name: term.weights for term in self._terms}
+        if len(self.terms) == 1:
+            return self.terms[0].weights
+        return {term.source.name: term.weights for term in self.terms}
 
     @weights.setter
     def weights(self, weights: Weights | Mapping[Any, Weights]) -> None:
@@ -241,31 +253,66 @@ class LiveModel:
     @property
     def terms(self) -> tuple[Term, ...]:
         """The terms in force: one for each adapter."""
-        return self._terms
+        return () if self._recipe is None else tuple(self._recipe.terms)
 
-    def use(self, terms: Sequence[Term]) -> None:
-        """Put the terms of a recipe in force: one for each adapter, in the model's order."""
-        self._mix = self.mix(terms)
-        self._terms = tuple(terms)
+    def use(self, terms: Sequence[Term] | Recipe) -> None:
+        """Put a recipe in force, or other terms by the same method.
 
-    def mix(self, terms: Sequence[Term] | Gradient | float) -> Mix:
+        Args:
+            terms: one term for each adapter, in the model's order; or a recipe of such terms.
+
+        Raises:
+            LabkitError: as `mix`.
+        """
+        recipe = self._with(terms)
+        self._mix = self.mix(recipe)
+        self._recipe = recipe
+
+    def mix(self, given: Recipe | Plan | Sequence[Term] | Gradient | float) -> Mix:
         """Prepare a mixture without putting it in force.
 
         Args:
-            terms: one term for each adapter; or one gradient, or one weight, for all.
+            given: a recipe of the model's base, or its plan: a sum of the model's adapters is
+                turned, and all else is merged in memory, whatever it adds. Or one term for each
+                adapter, or one gradient for all, by the method in force. Or one weight for all:
+                of their sum, whatever the method, so that 0 is the base and 1 the whole LoRA.
 
         Raises:
-            LabkitError: a gradient of the wrong length, or terms of other adapters.
+            LabkitError: a gradient of the wrong length, terms of other adapters, a recipe of
+                another base, whatever `plan` refuses, what a live model cannot be, or too little
+                memory.
         """
-        if isinstance(terms, (int, float)):
-            terms = Gradient.constant(self.base.layers, terms)
-            rest = float(terms[0])
-        else:
-            rest = float(self.rest or 0)
-        if isinstance(terms, Gradient):
-            terms = [Term(adapter, terms) for adapter in self.adapters]
-        if [term.source.folder for term in terms] != [adapter.folder for adapter in self.adapters]:
+        if isinstance(given, (int, float)):
+            whole = Gradient.constant(self.base.layers, given)
+            return self._sum([Term(adapter, whole) for adapter in self.adapters], whole[0])
+        if isinstance(given, Gradient):
+            given = [Term(adapter, given) for adapter in self.adapters]
+        recipe = given.recipe if isinstance(given, Plan) else self._with(given)
+        if recipe.method.linear and self._has(recipe.terms):
+            return self._sum(recipe.terms, float(recipe.rest or 0))
+        return self._merge_of(given if isinstance(given, Plan) else plan(recipe))
+
+    def _with(self, given: Recipe | Sequence[Term]) -> Recipe:
+        """A recipe; terms as the one in force has them, with the model's own adapters.
+
+        Raises:
+            LabkitError: terms of other adapters.
+        """
+        if isinstance(given, Recipe) and not self._has(given.terms):
+            return given
+        recipe, terms = (given, given.terms) if isinstance(given, Recipe) else (self._recipe, given)
+        if recipe is None or not self._has(terms):
             raise LabkitError("the terms are not of this model's adapters, in its order")
+        pairs = zip(terms, self.adapters, strict=True)
+        return replace(recipe, terms=[replace(term, source=own) for term, own in pairs])
+
+    def _has(self, terms: Sequence[Term]) -> bool:
+        """Whether terms are of the model's adapters, in its order."""
+        folders = [term.source.folder.resolve() for term in terms]
+        return folders == [adapter.folder.resolve() for adapter in self.adapters]
+
+    def _sum(self, terms: Sequence[Term], rest: float) -> Mix:
+        """The plain sum of the model's adapters."""
         mixed = []
         for term, layers in zip(terms, self._layers, strict=True):
             for gradient in (term.weights, *term.weights_for.values()):
@@ -278,12 +325,43 @@ class LiveModel:
             )
         return Mix(tuple(mixed))
 
+    def _merge_of(self, resolved: Plan) -> Mix:
+        """What a plan writes, merged in memory."""
+        model = self._loaded()
+        if resolved.base.folder.resolve() != self.base.folder.resolve():
+            raise LabkitError(
+                f"the recipe's base is {shown(resolved.base.name)}, and the live model's "
+                f"{shown(self.base.name)}; hear it with lk.live(recipe)"
+            )
+        require_hearable(resolved, str(model.dtype).removeprefix("torch."))
+        with self._lock:
+            names = self._merged.names
+            require_memory(resolved, memory_to_merge(resolved, names), free_memory())
+            self._merged.hold(resolved)
+        return Mix(self.mix(0.0).weights, resolved)
+
+    def require_sum(self, what: str) -> None:
+        """Check that the method in force is a sum, for what turns layer weights of one.
+
+        Args:
+            what: what needs it, for the error.
+
+        Raises:
+            LabkitError: it is another method.
+        """
+        if self._recipe is not None and not self._recipe.method.linear:
+            raise LabkitError(
+                f"{what} needs a plain sum, and the model has the method "
+                f"{self._recipe.method.name} in force, through which no gradient flows; take "
+                "lk.live(base, adapter), or compare recipes with lk.evaluate"
+            )
+
     def layer_of(self, adapter: int, module: str) -> int | None:
         """The layer of a module that an adapter changes; None outside the layers."""
         return self._layers[adapter][module]
 
     def _named(self, weights: Mapping[Any, Weights]) -> list[Term]:
-        terms = list(self._terms)
+        terms = list(self.terms)
         numbers = {adapter.name: index for index, adapter in enumerate(self.adapters)}
         for key, value in weights.items():
             name, _, pattern = str(key).partition(":")
@@ -319,7 +397,7 @@ class LiveModel:
             return [[*range(len(mixes))]]
         groups: dict[Any, list[int]] = {}
         for row, mix in enumerate(mixes):
-            groups.setdefault(self._merged.key(mix.weights), []).append(row)
+            groups.setdefault(self._merged.key(mix), []).append(row)
         return list(groups.values())
 
     def merged_alike(self, mixes: Sequence[Mix]) -> bool:
@@ -369,7 +447,7 @@ class LiveModel:
     def _run(self, tokens: Tensor, mixes: Sequence[Mix], cache: Any) -> Any:
         """One pass, of mixtures that are merged alike."""
         model = self._loaded()
-        self._merged.put(mixes[0].weights)
+        self._merged.put(mixes[0])
         self._turn(mixes)
         with quiet("bitsandbytes"):
             return model(input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True)
@@ -397,7 +475,7 @@ class LiveModel:
         self,
         tokens: Tensor,
         mask: Tensor,
-        weights: Tensor,
+        weights: Tensor | Mix,
         around: AbstractContextManager[Any] | None = None,
     ) -> Tensor:
         """Run the model over padded rows, with a weight for every module; gradients flow to them.
@@ -409,7 +487,7 @@ class LiveModel:
             tokens: shape rows × length.
             mask: 1 where there is a token, of the same shape.
             weights: shape rows × modules, or modules, in the order of `module_names`. All rows
-                have the same where some modules are merged.
+                have the same where some modules are merged. Or a mixture, without gradients.
             around: entered for this pass alone, such as `LayerOutputs.kept()`.
 
         Returns:
@@ -422,6 +500,9 @@ class LiveModel:
         """
         with self._lock, ExitStack() as stack:
             model = self._loaded()
+            mix = weights if isinstance(weights, Mix) else None
+            if isinstance(weights, Mix):
+                weights = torch.tensor(weights.flat(), dtype=torch.float32, device=self.device)
             if self.quantize and weights.requires_grad:
                 # On a CPU bitsandbytes' own operators have none, and pass over it in silence.
                 raise LabkitError(
@@ -430,15 +511,14 @@ class LiveModel:
                     "quantize"
                 )
             columns = {key: number for number, key in enumerate(self.module_names)}
-            if self._merged.tensors:
-                self._merged.put(self._mix_of(weights).weights)
+            self._merged.put(mix or self._mix_of(weights))
             stack.callback(self._turn, [self._mix])
             for index, modules in enumerate(self.loras):
                 for name, (module, adapter_name, scaling) in modules.items():
                     weight = weights[..., columns[index, name]] * scaling
                     # The backward pass needs its own tensors, and none of the module's.
                     module.scaling[adapter_name] = weight.to(model.dtype).view(-1, 1, 1)
-            if weights.requires_grad and self._merged.tensors:
+            if weights.requires_grad and self._merged.in_sums:
                 stack.enter_context(flowing(model, self._merged, weights, columns))
             stack.enter_context(quiet("bitsandbytes"))
             stack.enter_context(around or nullcontext())
@@ -456,6 +536,8 @@ class LiveModel:
         Raises:
             ValueError: the rows have different ones.
         """
+        if not self._merged.in_sums:
+            return Mix(())  # a sum, in which nothing is merged
         rows = weights.detach().reshape(-1, weights.shape[-1]).cpu()
         first = rows[0]
         if not torch.equal(rows, first.expand_as(rows)):
@@ -475,7 +557,7 @@ class LiveModel:
         """
         with self._lock:
             model = self._loaded()
-            self._merged.put(mix.weights)
+            self._merged.put(mix)
             self._turn([mix])
             try:
                 with quiet("bitsandbytes"):
@@ -572,7 +654,7 @@ class LiveModel:
         dtype = "bfloat16" if self.device == "cpu" else "auto"
         exact = LiveModel(self.base, self.adapters, self.rest, self.device, dtype)
         try:
-            exact.use(self._terms)
+            exact.use(self.terms)
             found = []
             for text in texts:
                 expected, mine = (one.logits(text).log_softmax(-1) for one in (exact, self))
@@ -689,15 +771,18 @@ class LiveModel:
         with self._lock:
             if self._model is not None:
                 base = self.mix(0.0)
-                self._merged.put(base.weights)
+                self._merged.put(base)
                 self._turn([base])
+                self._merged.let_go()
             self._model = None
             self.loras = []
-            self._merged.tensors = []
 
     def __repr__(self) -> str:
         names = " + ".join(map(shown, (self.base.name, *(one.name for one in self.adapters))))
         said = [f"LiveModel {names} on {self.device}{f' ({self.note})' if self.note else ''}"]
+        if self._mix.plan is not None:
+            kept = f"{self._merged.nbytes / 1e6:.0f} MB of the base's numbers kept"
+            said.append(f"{self._mix.plan.recipe.method_words} merged in memory, {kept}")
         if self.quantize:
             said.append(f"an approximation, as it is quantised to {self.quantize}")
         if self.freed:

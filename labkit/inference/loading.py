@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from labkit.errors import LabkitError, shown
+from labkit.inference.mixtures import memory_to_merge
 from labkit.inference.quantising import quantised_by, require_sizes
 from labkit.machine import free_memory
-from labkit.merging.planning import Change
+from labkit.merging.planning import Change, Plan
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
 from labkit.models.kinds.lora import LoraModule
@@ -72,21 +73,34 @@ def load_model(base: Checkpoint, dtype: str, device: str, quantize: str | None =
     return model.eval()
 
 
-def memory_for(base: Checkpoint, sources: Sequence[Source], dtype: str) -> int:
-    """Bytes of memory that a live model needs in a dtype."""
+def memory_for(
+    base: Checkpoint, sources: Sequence[Source], dtype: str, merged: Plan | None = None
+) -> int:
+    """Bytes of memory that a live model needs in a dtype.
+
+    Args:
+        base: the base model.
+        sources: what is attached to it.
+        dtype: torch's name of the dtype.
+        merged: a plan that is to be merged in it.
+    """
     elements = sum(tensor.elements for tensor in base.tensors.values())
     plain = all(isinstance(one, Adapter) and one.plain for one in sources)
     kept = 0 if plain else base.nbytes  # what is merged in memory needs the base's numbers
+    if merged is not None:
+        kept += memory_to_merge(merged, () if plain else base.tensors)
     return int(getattr(torch, dtype).itemsize) * elements + kept + WORKING_MEMORY
 
 
-def dtype_that_fits(base: Checkpoint, sources: Sequence[Source]) -> tuple[str, str]:
+def dtype_that_fits(
+    base: Checkpoint, sources: Sequence[Source], merged: Plan | None = None
+) -> tuple[str, str]:
     """Choose a dtype on a CPU: float32, or bfloat16 where the free memory is too small for it.
 
     Returns:
         the dtype; and why it is not float32, else nothing.
     """
-    free, needed = free_memory(), memory_for(base, sources, "float32")
+    free, needed = free_memory(), memory_for(base, sources, "float32", merged)
     if free is None or needed <= free:
         return "float32", ""
     return "bfloat16", (

@@ -37,7 +37,7 @@ def flowing(
         columns: which of them is the weight of an adapter's module.
     """
     of_parameter: dict[int, list[MergedTensor]] = defaultdict(list)
-    for one in merged.tensors:
+    for one in merged.in_sums:
         of_parameter[id(one.parameter)].append(one)
     with ExitStack() as hooks:
         hooks.enter_context(_experts_one_by_one(model))
@@ -120,7 +120,7 @@ class _Hook:
         found: dict[int, list[tuple[str, MergedTensor, Any]]] = defaultdict(list)
         for name, tensors in self._tensors.items():
             for one in tensors:
-                for contribution in one.change.contributions:
+                for contribution in one.change.contributions if one.change else ():
                     column = self._columns[contribution.term, contribution.part.name]
                     found[column].append((name, one, contribution))
 

@@ -5,6 +5,9 @@ that were trained whole, experts of a stack and full models the tensor itself mu
 It is merged as `labkit merge` writes it, by the same code: float64 from the base's numbers and the
 deltas, rounded once to the model's dtype. Only tensors whose weights changed are merged.
 
+A plan can be merged in place of all that: its own changes, by its method, rounded once to the dtype
+that it would write. What LoRAs add is then switched off.
+
 The base's numbers are kept in memory in the file's dtype. Deltas are read when they are needed.
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,15 +26,13 @@ from torch import Tensor
 from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.errors import LabkitError, shown
 from labkit.files.floats import ARRAYS, LARGEST, wide
-from labkit.files.tensor_file import FLOAT_CODES, FLOATS
+from labkit.files.tensor_file import FLOAT_CODES, FLOATS, StoredTensor
+from labkit.inference.mixtures import Mix
 from labkit.inference.places import Places, as_torch, require_equal
 from labkit.machine import in_parallel
-from labkit.merging.planning import Change, Contribution
+from labkit.merging.planning import Change, Contribution, Plan
 from labkit.merging.rounding import BlockMerger
 from labkit.models.source import Source
-
-Weights = Sequence[Mapping[str, float]]
-"""The weight of every module: for each source one mapping of the module's name to its weight."""
 
 
 @dataclass(eq=False)
@@ -39,50 +40,82 @@ class MergedTensor:
     """One tensor, merged in the model's memory.
 
     Attributes:
-        change: what is added to it, at any weight.
+        tensor: the base's tensor.
         parameter: the model's parameter that it lies in, perhaps among others.
         values: the model's memory, in the shape of the base's tensor.
         base: the base's bytes.
-        weights: that of each contribution, as they are in force; None where that is not known,
-            since merging was broken off.
+        change: what sums add to it, at any weight; None where PEFT turns all of that.
+        made_of: the change in force, and the dtype that it was rounded to (safetensors' name); None
+            where that is not known, since merging was broken off.
     """
 
-    change: Change
+    tensor: StoredTensor
     parameter: Tensor
     values: Tensor
     base: bytearray = field(repr=False)
-    weights: tuple[float, ...] | None
+    change: Change | None = None
+    made_of: tuple[Change | None, str] | None = (None, "")
 
-    def wanted(self, weights: Weights) -> tuple[float, ...]:
-        """The weight of each contribution."""
-        return tuple(weights[one.term][one.part.name] for one in self.change.contributions)
+    @property
+    def dtype(self) -> str:
+        """The model's dtype, by safetensors' name."""
+        return FLOAT_CODES[str(self.values.dtype).removeprefix("torch.")]
 
-    def merge(self, weights: tuple[float, ...], merger: BlockMerger) -> None:
-        """Merge it at other weights.
+    def weights(self, mix: Mix) -> tuple[float, ...]:
+        """The weight of each contribution to a sum."""
+        if self.change is None:
+            return ()
+        return tuple(mix.weights[one.term][one.part.name] for one in self.change.contributions)
+
+    def wanted(self, mix: Mix) -> tuple[Change | None, str]:
+        """The change that a mixture makes, and the dtype that it is rounded to."""
+        if mix.plan is not None:
+            change = mix.plan.changes.get(self.tensor.name)
+            return change, mix.plan.output_dtype(self.tensor) if change else ""
+        weights = self.weights(mix)
+        if self.change is None or not any(weights):
+            return None, ""
+        some = zip(self.change.contributions, weights, strict=True)
+        contributions = tuple(replace(one, weight=weight) for one, weight in some if weight)
+        return replace(self.change, contributions=contributions), self.dtype
+
+    def is_made_of(self, change: Change | None, dtype: str) -> bool:
+        """Whether a change is in force."""
+        if self.made_of is None:
+            return False
+        mine, rounded_to = self.made_of
+        if mine is None or change is None:
+            return mine is change
+        return (
+            dtype == rounded_to
+            and (mine.method, mine.term_weights) == (change.method, change.term_weights)
+            and len(mine.contributions) == len(change.contributions)
+            and all(map(_same, mine.contributions, change.contributions))
+        )
+
+    def merge(self, change: Change | None, dtype: str, merger: BlockMerger) -> None:
+        """Merge another change into the base's numbers.
 
         Raises:
             LabkitError: numbers that become too large, or a file that cannot be read.
         """
-        self.weights = None
-        some = tuple(
-            replace(one, weight=weight)
-            for one, weight in zip(self.change.contributions, weights, strict=True)
-            if weight
-        )
-        if some:
-            self._put(replace(self.change, contributions=some).update(), merger)
+        self.made_of = None
+        if change is not None:
+            self._put(change.update(), dtype, merger)
         else:
-            self.values.copy_(as_torch(self.base, self.change.tensor))
+            self.values.copy_(as_torch(self.base, self.tensor))
         torch.autograd.graph.increment_version(self.values)
-        self.weights = weights
+        self.made_of = change, dtype
 
-    def _put(self, update: Delta, merger: BlockMerger) -> None:
-        tensor = self.change.tensor
+    def _put(self, update: Delta, code: str, merger: BlockMerger) -> None:
+        tensor = self.tensor
         shape = tensor.matrix_shape
-        code = FLOAT_CODES[str(self.values.dtype).removeprefix("torch.")]
         base = np.frombuffer(self.base, ARRAYS[tensor.float_dtype]).reshape(shape)
-        in_place = self.values.device.type == "cpu" and self.values.is_contiguous()
-        merged = self.values if in_place else torch.empty(shape, dtype=self.values.dtype)
+        in_place = (
+            self.values.device.type == "cpu" and self.values.is_contiguous() and code == self.dtype
+        )
+        torch_dtype = getattr(torch, FLOATS[code])
+        merged = self.values if in_place else torch.empty(shape, dtype=torch_dtype)
         rows = _as_array(merged, code).reshape(shape)
         _, squared, _, _ = merger.merge(base, tensor.float_dtype, update, 0, code, rows)
         if not math.isfinite(squared):  # as that of the change is, if all of its numbers are
@@ -101,7 +134,7 @@ class MergedTensor:
 
         It is the same at every weight, as a layer weight scales the whole change.
         """
-        tensor, delta = self.change.tensor, one.delta()
+        tensor, delta = self.tensor, one.delta()
         rows, columns = tensor.matrix_shape
         found = torch.empty((rows, columns), dtype=self.values.dtype)
         step = max(1, NORM_ELEMENTS // max(1, columns))
@@ -119,7 +152,7 @@ class MergedTensors:
 
     Args:
         places: the model's memory.
-        changes: what is added to which tensor of the base.
+        changes: what sums add to which tensor of the base, where PEFT does not turn it.
         sources: what the changes are read from.
 
     Attributes:
@@ -132,19 +165,17 @@ class MergedTensors:
     def __init__(
         self, places: Places, changes: Sequence[Change], sources: Sequence[Source]
     ) -> None:
+        self._places = places
         self._sources = tuple(sources)
-        self._in_force: Weights | None = None
+        self._in_force: Mix | None = None
         self.tensors: list[MergedTensor] = []
-        taken: set[tuple[int, tuple[int, ...]]] = set()
+        # None for what the model does not load, or has as another tensor of the base.
+        self._known: dict[str, MergedTensor | None] = {}
+        self._taken: set[tuple[int, tuple[int, ...]]] = set()
         for change in changes:
-            place = places.of(change.tensor)
-            if place is None:
+            found = self._hold(change.tensor)
+            if found is None:
                 continue
-            parameter, values = place
-            where = (values.data_ptr(), tuple(values.shape))
-            if where in taken:
-                continue  # the head of a base whose embedding serves as head
-            taken.add(where)
             if change.shape != change.tensor.shape:
                 raise LabkitError(
                     f"{shown(self._sources[change.contributions[0].term].name)} changes the number "
@@ -152,10 +183,44 @@ class MergedTensors:
                     "model keeps; leave what is outside the layers out (rest=0), or merge it "
                     "instead (lk.plan)"
                 )
-            stored = change.tensor.read_bytes()
-            require_equal(values, as_torch(stored, change.tensor), change.tensor)
-            none = (0.0,) * len(change.contributions)
-            self.tensors.append(MergedTensor(change, parameter, values, stored, none))
+            found.change = change
+
+    def _hold(self, tensor: StoredTensor) -> MergedTensor | None:
+        """Keep the base's numbers of a tensor, which is not merged yet."""
+        if tensor.name in self._known:
+            return self._known[tensor.name]
+        place = self._places.of(tensor)
+        held = None
+        if place is not None:
+            parameter, values = place
+            where = (values.data_ptr(), tuple(values.shape))
+            if where not in self._taken:  # else the head of a base whose embedding serves as head
+                self._taken.add(where)
+                stored = tensor.read_bytes()
+                require_equal(values, as_torch(stored, tensor), tensor)
+                held = MergedTensor(tensor, parameter, values, stored)
+                self.tensors.append(held)
+        self._known[tensor.name] = held
+        return held
+
+    def hold(self, plan: Plan) -> None:
+        """Keep the base's numbers of all tensors that a plan changes.
+
+        Raises:
+            LabkitError: the model holds one in another form than the base's file.
+        """
+        for change in plan.changes.values():
+            self._hold(change.tensor)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tensors whose numbers in the base are kept."""
+        return [one.tensor.name for one in self.tensors]
+
+    @property
+    def in_sums(self) -> list[MergedTensor]:
+        """Those that a sum changes, too."""
+        return [one for one in self.tensors if one.change is not None]
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -165,38 +230,51 @@ class MergedTensors:
         """Bytes of the base's numbers that are kept."""
         return sum(len(one.base) for one in self.tensors)
 
-    def key(self, weights: Weights) -> tuple[tuple[float, ...], ...]:
+    def key(self, mix: Mix) -> tuple[object, ...]:
         """What decides the numbers of all tensors: mixtures of one key have the same."""
-        return tuple(one.wanted(weights) for one in self.tensors)
+        if mix.plan is not None:
+            return (id(mix.plan),)
+        return tuple(one.weights(mix) for one in self.in_sums)
 
-    def put(self, weights: Weights) -> None:
-        """Merge those whose weights are not in force.
+    def put(self, mix: Mix) -> None:
+        """Merge those that are not as a mixture has them.
 
         Raises:
             LabkitError: as `MergedTensor.merge`, or a source's file has changed since it was
                 opened.
         """
-        if weights is self._in_force:  # as for every token of an answer
+        if mix is self._in_force:  # as for every token of an answer
             return
         self._in_force = None
-        jobs = [(one, one.wanted(weights)) for one in self.tensors]
-        jobs = [(one, wanted) for one, wanted in jobs if one.weights != wanted]
-        if any(any(wanted) for _, wanted in jobs):
-            for source in self._sources:
+        jobs = [(one, *one.wanted(mix)) for one in self.tensors]
+        jobs = [job for job in jobs if not job[0].is_made_of(*job[1:])]
+        if any(change is not None for _, change, _ in jobs):
+            terms = mix.plan.recipe.terms if mix.plan else ()
+            for source in [term.source for term in terms] or self._sources:
                 source.require_unchanged()
         own = threading.local()
 
-        def merge(job: tuple[MergedTensor, tuple[float, ...]]) -> None:
+        def merge(job: tuple[MergedTensor, Change | None, str]) -> None:
             if not hasattr(own, "merger"):
                 own.merger = BlockMerger()
-            one, wanted = job
-            one.merge(wanted, own.merger)
+            one, change, dtype = job
+            one.merge(change, dtype, own.merger)
 
         if jobs:
             with in_parallel(merge, jobs) as done:
                 for _ in done:
                     pass
-        self._in_force = weights
+        self._in_force = mix
+
+    def let_go(self) -> None:
+        """Let go of the model's memory, and of the base's numbers."""
+        self.tensors, self._known, self._in_force = [], {}, None
+        del self._places
+
+
+def _same(one: Contribution, other: Contribution) -> bool:
+    mine, its = ((each.weight, each.term, each.match) for each in (one, other))
+    return one.part is other.part and mine == its
 
 
 def _as_array(values: Tensor, code: str) -> Any:

@@ -126,17 +126,16 @@ class Reader:
         # Of like length together, so that little is padded.
         windows.sort(key=lambda one: len(one[1]))
         self.batches = [_padded(windows[i : i + rows]) for i in range(0, len(windows), rows)]
-        self._nll: dict[tuple[float, ...], Float64[np.ndarray, " passages"]] = {}
+        self._nll: dict[object, Float64[np.ndarray, " passages"]] = {}
 
     def nll(self, mix: Mix) -> Float64[np.ndarray, " passages"]:
         """`-Σ log p(token | those before it)` over each passage's tokens that count, in nats.
 
         What was measured is remembered: constants are asked for again and again.
         """
-        weights = tuple(mix.flat())
-        if weights not in self._nll:
-            self._nll[weights] = self._measure(mix, _nll)
-        return self._nll[weights].copy()
+        if mix.key not in self._nll:
+            self._nll[mix.key] = self._measure(mix, _nll)
+        return self._nll[mix.key].copy()
 
     def nll_of_each(
         self, reference: Mix, changed: Sequence[tuple[int, Mix]]
@@ -248,8 +247,7 @@ class Reader:
     def _logits(
         self, batch: Batch, mix: Mix, around: AbstractContextManager[Any] | None = None
     ) -> Tensor:
-        flat = torch.tensor(mix.flat(), dtype=torch.float32, device=self.model.device)
-        return self.model.forward_weighted(batch.tokens, batch.mask, flat, around)
+        return self.model.forward_weighted(batch.tokens, batch.mask, mix, around)
 
     def _measure(
         self, mix: Mix, measure: Callable[[Tensor, Batch], Tensor]

@@ -124,7 +124,7 @@ def test_what_is_drawn_is_merged_once(merges, shown):
         answers.measure(PROMPT, merge)
         answers.write(PROMPT, merge, 4, 0.0, 0, "", threading.Event())
         compared = shown["next"]
-    assert seen == [merge.weights]
+    assert seen == [merge]
     Answers(model, shown.__setitem__).measure(PROMPT, merge)
     assert shown["next"] == compared
 

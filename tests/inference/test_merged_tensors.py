@@ -139,7 +139,7 @@ def test_only_what_changed_is_merged_and_at_the_next_token(model, monkeypatch):
     next(pieces)
     merged = []
     monkeypatch.setattr(
-        MergedTensor, "_put", lambda one, update, merger: merged.append(one.change.tensor.name)
+        MergedTensor, "_put", lambda one, update, dtype, merger: merged.append(one.tensor.name)
     )
     model.weights = {0: "0,0,0.5,0", 1: "0x4"}
     next(pieces)
