@@ -40,7 +40,7 @@ from labkit.inference.loading import (
 from labkit.inference.merged_slopes import flowing
 from labkit.inference.merged_tensors import MergedTensors
 from labkit.inference.mixtures import Mix as Mix
-from labkit.inference.mixtures import memory_to_merge, require_hearable, require_memory
+from labkit.inference.mixtures import memory_to_merge, require_dtype, require_form, require_memory
 from labkit.inference.places import Places
 from labkit.inference.quantising import PASSAGES, require_kind
 from labkit.machine import choose_device, free_memory
@@ -117,10 +117,12 @@ def live(
             f"the dtype {shown(dtype)!r} is unknown; expected auto, float32, bfloat16 or float16"
         )
     require_kind(quantize, chosen)
-    resolved = None if recipe is None else plan(recipe)
-    merged = None if resolved is None or resolved.recipe.method.linear else resolved
-    if merged is not None and dtype == "auto":
-        dtype = merged.recipe.dtype
+    merged = None
+    if recipe is not None:
+        resolved = plan(recipe)
+        require_form(resolved)
+        if not recipe.method.linear:
+            merged, dtype = resolved, recipe.dtype if dtype == "auto" else dtype
     folders = tuple(one.folder.resolve() for one in opened)
     key = (checkpoint.folder.resolve(), folders, rest, chosen, quantize)
     with _opening:
@@ -287,20 +289,24 @@ class LiveModel:
             return self._sum([Term(adapter, whole) for adapter in self.adapters], whole[0])
         if isinstance(given, Gradient):
             given = [Term(adapter, given) for adapter in self.adapters]
-        recipe = given.recipe if isinstance(given, Plan) else self._with(given)
+        if isinstance(given, Plan):
+            recipe = given.recipe
+        elif isinstance(given, Recipe) and not self._has(given.terms):
+            recipe = given
+        else:
+            recipe = self._with(given)
         if recipe.method.linear and self._has(recipe.terms):
             return self._sum(recipe.terms, float(recipe.rest or 0))
         return self._merge_of(given if isinstance(given, Plan) else plan(recipe))
 
     def _with(self, given: Recipe | Sequence[Term]) -> Recipe:
-        """A recipe; terms as the one in force has them, with the model's own adapters.
+        """A recipe with the model's own adapters; of terms, by the method in force.
 
         Raises:
             LabkitError: terms of other adapters.
         """
-        if isinstance(given, Recipe) and not self._has(given.terms):
-            return given
-        recipe, terms = (given, given.terms) if isinstance(given, Recipe) else (self._recipe, given)
+        recipe = given if isinstance(given, Recipe) else self._recipe
+        terms = given.terms if isinstance(given, Recipe) else given
         if recipe is None or not self._has(terms):
             raise LabkitError("the terms are not of this model's adapters, in its order")
         pairs = zip(terms, self.adapters, strict=True)
@@ -333,7 +339,8 @@ class LiveModel:
                 f"the recipe's base is {shown(resolved.base.name)}, and the live model's "
                 f"{shown(self.base.name)}; hear it with lk.live(recipe)"
             )
-        require_hearable(resolved, str(model.dtype).removeprefix("torch."))
+        require_form(resolved)
+        require_dtype(resolved, str(model.dtype).removeprefix("torch."))
         with self._lock:
             names = self._merged.names
             require_memory(resolved, memory_to_merge(resolved, names), free_memory())

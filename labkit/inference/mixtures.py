@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from labkit.errors import LabkitError, shown
@@ -11,10 +11,6 @@ from labkit.files.tensor_file import FLOAT_CODES, FLOATS
 from labkit.machine import workers
 from labkit.merging.planning import Plan
 from labkit.merging.rounding import BUFFER_BYTES
-
-Weights = Sequence[Mapping[str, float]]
-"""The weight of every module: for each source one mapping of the module's name to its weight."""
-
 
 @dataclass(frozen=True, eq=False)
 class Mix:
@@ -47,16 +43,11 @@ class Mix:
         return tuple(self.flat()) if self.plan is None else self
 
 
-def require_hearable(plan: Plan, dtype: str) -> None:
-    """Check that a live model of the plan's base can be what the plan would write.
-
-    Args:
-        plan: the plan.
-        dtype: the live model's, as torch calls it.
+def require_form(plan: Plan) -> None:
+    """Check that a live model of the plan's base has the tensors that the plan would write.
 
     Raises:
-        LabkitError: a head of its own, other tokens than the base's, or numbers that a merge would
-            round and the model has not.
+        LabkitError: a head of its own, or other tokens than the base's.
     """
     base, recipe = plan.base, plan.recipe
     outside = [name for name in plan.changes if base.layer_of(name) is None]
@@ -74,6 +65,19 @@ def require_hearable(plan: Plan, dtype: str) -> None:
                 f"to {change.shape[0]}, which a live model keeps; leave what is outside the layers "
                 "out (rest=0), or merge it instead (lk.plan)"
             )
+
+
+def require_dtype(plan: Plan, dtype: str) -> None:
+    """Check that what a plan does not change is in a live model as the plan would write it.
+
+    Args:
+        plan: the plan.
+        dtype: the live model's, as torch calls it.
+
+    Raises:
+        LabkitError: a merge would round it to another dtype.
+    """
+    base, recipe = plan.base, plan.recipe
     stored = {tensor.dtype for tensor in base.tensors.values() if tensor.dtype in FLOATS}
     if recipe.dtype not in ("auto", dtype) and stored != {FLOAT_CODES[recipe.dtype]}:
         raise LabkitError(
