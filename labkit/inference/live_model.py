@@ -398,7 +398,7 @@ class LiveModel:
                     rows = torch.tensor(weights, device=self.device).view(-1, 1, 1)
                     module.scaling[adapter_name] = rows
 
-    def _together(self, mixes: Sequence[Mix]) -> list[list[int]]:
+    def together(self, mixes: Sequence[Mix]) -> list[list[int]]:
         """The numbers of mixtures that can run in one batch, as they are merged alike."""
         if len(mixes) < 2:
             return [[*range(len(mixes))]]
@@ -409,7 +409,7 @@ class LiveModel:
 
     def merged_alike(self, mixes: Sequence[Mix]) -> bool:
         """Whether mixtures can take turns for every token, as nothing is merged between them."""
-        return len(self._together(mixes)) < 2
+        return len(self.together(mixes)) < 2
 
     def alone(self) -> AbstractContextManager[Any]:
         """Entered while nothing else may run the model: other threads wait.
@@ -439,7 +439,7 @@ class LiveModel:
         """
         with self._lock, torch.inference_mode():
             mixes = mixes or [self._mix]  # one mixture is that of every row
-            groups = self._together(mixes)
+            groups = self.together(mixes)
             if len(groups) == 1:
                 return self._run(tokens, mixes, cache)
             outputs = [
@@ -722,7 +722,7 @@ class LiveModel:
             temperature: 0 always takes the most probable token.
             seed: of the random numbers.
         """
-        groups = self._together(mixes)
+        groups = self.together(mixes)
         if len(groups) > 1:
             # To merge anew for every token would take far longer than to read the prompt again.
             for group in groups:

@@ -12,6 +12,7 @@ from labkit.machine import workers
 from labkit.merging.planning import Plan
 from labkit.merging.rounding import BUFFER_BYTES
 
+
 @dataclass(frozen=True, eq=False)
 class Mix:
     """A mixture, resolved for a model's modules: a sum, or the merge of a plan.

@@ -1,7 +1,8 @@
-"""Gradients side by side on texts, beside base, full LoRA and the best constant."""
+"""Gradients and recipes side by side on texts, beside base, full LoRA and the best constant."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,8 @@ from jaxtyping import Float64
 from labkit.errors import LabkitError, shown
 from labkit.gradients.calls import as_gradient
 from labkit.inference.live_model import LiveModel, Mix, Weights
-from labkit.merging.recipe import Term
+from labkit.merging.planning import Plan
+from labkit.merging.recipe import Recipe, Term
 from labkit.probing.greedy_answers import exact_matches
 from labkit.probing.intervals import LEVEL, Bootstrap, Estimate, beside_base
 from labkit.probing.layer_effects import listed
@@ -28,26 +30,32 @@ CONSTANTS = (0.25, 0.5, 0.75)
 """The constants that are tried, between base and full LoRA."""
 BASE, FULL, BEST = "base", "full LoRA", "best constant"
 
+Row = Weights | Sequence[Term] | Recipe | Plan
+"""What can stand beside base and full LoRA; see `mix_of`."""
+
 
 def evaluate(
     model: LiveModel,
-    gradients: Mapping[str, Weights | Sequence[Term]],
+    gradients: Mapping[str, Row],
     texts: Texts | Sequence[Texts],
     metrics: Sequence[str] = METRICS,
     *,
     against: str = BASE,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure gradients on texts: the NLL of each, and how far it is from the base (KL).
+    """Measure gradients or recipes on texts: the NLL of each, and how far it is from the base (KL).
 
     Base, full LoRA and the best constant are always among the rows: a gradient that is no better
     than a constant says little about layers. The constant is the one of 0.25, 0.5 and 0.75 with
-    the lowest NLL on the first set of texts, and the same for all sets.
+    the lowest NLL on the first set of texts, and the same for all sets. All of these are plain
+    sums, whatever the method of the model or of a row.
 
     Args:
         model: the live model.
         gradients: name -> gradient, for every adapter of the model; or the terms of a recipe, one
-            for each adapter, which can have other weights for some modules.
+            for each adapter, which can have other weights for some modules; or a recipe of the
+            model's base, or its plan. A recipe with a method, or with other adapters than the
+            model's, is merged in memory while it is measured, as it would be written.
         texts: one set of texts, or several; the first is what the merge is for.
         metrics: "nll" (the mean for each token that counts, in nats), "kl" (the mean of
             KL(base ‖ merge) of the next token, in nats), and "exact_match" (the share of prompts
@@ -69,7 +77,7 @@ def evaluate(
     Raises:
         LabkitError: an unknown metric, a name that stands for one of the rows that are always
             there, a row to compare with that is not there, a gradient of the wrong length, or
-            exact match of passages without prompts.
+            exact match of passages without prompts; or as `LiveModel.mix`.
     """
     import pandas as pd
 
@@ -83,8 +91,7 @@ def evaluate(
     for name, weights in gradients.items():
         if name in (BASE, FULL, BEST) or name.startswith("constant "):
             raise name_taken(name)
-        terms = [weight for weight in weights if isinstance(weight, Term)]
-        mixes[name] = model.mix(terms or as_gradient(cast("Weights", weights)))
+        mixes[name] = mix_of(model, weights)
     if against not in (*mixes, BEST):
         raise LabkitError(
             f"there is no row {shown(against)!r} to compare with; there are "
@@ -98,15 +105,16 @@ def evaluate(
     best = min(tried, key=lambda name: float(tried[name].sum()))
     mixes[best] = constants[best]
     other = best if against == BEST else against
+    sums = _measure(readers, mixes, metrics)
     rows: list[dict[str, Any]] = []
     for reader in readers:
         for metric in metrics:
-            sums = dict(zip(mixes, sums_of(reader, [*mixes.values()], metric), strict=True))
+            found = sums[reader.texts.name, metric]
             draws = draws_of(reader, metric, seed)
             for name, mix in mixes.items():
-                estimate = draws.estimate(sums[name])
-                change = draws.estimate(sums[name] - sums[BASE])
-                difference = draws.estimate(sums[name] - sums[other])
+                estimate = draws.estimate(found[name])
+                change = draws.estimate(found[name] - found[BASE])
+                difference = draws.estimate(found[name] - found[other])
                 rows.append(
                     {
                         "gradient": name,
@@ -117,7 +125,7 @@ def evaluate(
                         "difference_low": difference.low,
                         "difference_high": difference.high,
                         "verdict": "" if name == other else verdict(difference),
-                        "mean_weight": float(np.mean(mix.flat())),
+                        "mean_weight": mix.mean,
                         "passages": len(reader.texts),
                         "tokens": int(reader.counts.sum()),
                         "method": "greedy answers" if metric == "exact_match" else "forward",
@@ -128,6 +136,33 @@ def evaluate(
     table.attrs["best_constant"] = best
     table.attrs["against"] = other
     return table
+
+
+def mix_of(model: LiveModel, given: Row) -> Mix:
+    """The mixture of a row, whatever it is given as; see `LiveModel.mix`."""
+    if isinstance(given, (Recipe, Plan)):
+        return model.mix(given)
+    terms = [one for one in given if isinstance(one, Term)]
+    return model.mix(terms or as_gradient(cast("Weights", given)))
+
+
+def _measure(
+    readers: Sequence[Reader], mixes: Mapping[str, Mix], metrics: Sequence[str]
+) -> dict[tuple[str, str], dict[str, Float64[np.ndarray, " passages"]]]:
+    """What each passage has: by the set of texts and the metric, then by the mixture's name."""
+    found: dict[tuple[str, str], dict[str, Float64[np.ndarray, " passages"]]] = defaultdict(dict)
+    for reader in readers:
+        if "exact_match" in metrics:  # all answer side by side
+            answers = sums_of(reader, [*mixes.values()], "exact_match")
+            found[reader.texts.name, "exact_match"] = dict(zip(mixes, answers, strict=True))
+    # One mixture after the other, so that each is merged once for all texts.
+    for name, mix in mixes.items():
+        for reader in readers:
+            for metric in METRICS:
+                if metric in metrics:
+                    (sums,) = sums_of(reader, [mix], metric)
+                    found[reader.texts.name, metric][name] = sums
+    return found
 
 
 def verdict(difference: Estimate) -> str:

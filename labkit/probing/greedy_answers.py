@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float64
@@ -40,11 +41,13 @@ def exact_matches(
                 f"exact_match compares answers, and passage {number} of {shown(texts.name)!r} has "
                 "no prompt; give pairs of prompt and answer, or leave the metric out"
             )
-    for number, passage in enumerate(texts):
+    # What is merged alike stands side by side; the others are merged once each.
+    for columns, (number, passage) in product(model.together(mixes), enumerate(texts)):
         length = len(model.tokenizer(passage.text, add_special_tokens=False).input_ids)
         longest = length + length // 2 + SPARE_TOKENS
-        steps = model.stream(prompt_of(model, passage), mixes, longest)
-        for column, answer in enumerate(whole_answers(steps, len(mixes))):
+        some = [mixes[column] for column in columns]
+        steps = model.stream(prompt_of(model, passage), some, longest)
+        for column, answer in zip(columns, whole_answers(steps, len(some)), strict=True):
             said = model.tokenizer.decode(answer, skip_special_tokens=True)
             found[number, column] = final_line(said) == final_line(passage.text)
     return found

@@ -12,10 +12,9 @@ import numpy as np
 
 from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
-from labkit.inference.live_model import LiveModel, Mix, Weights
+from labkit.inference.live_model import LiveModel, Mix
 from labkit.inference.loading import load_tokenizer
-from labkit.merging.recipe import as_gradient
-from labkit.probing.evaluation import BASE, FULL, name_taken
+from labkit.probing.evaluation import BASE, FULL, Row, mix_of, name_taken
 from labkit.probing.intervals import LEVEL, Bootstrap, Estimate
 from labkit.quiet import quiet
 
@@ -38,7 +37,7 @@ READINGS: tuple[tuple[Callable[[float], float], bool], ...] = (
 def harness(
     model: LiveModel,
     tasks: str | Sequence[str],
-    gradients: Mapping[str, Weights],
+    gradients: Mapping[str, Row],
     *,
     limit: int | None = None,
     shots: int | None = None,
@@ -58,7 +57,7 @@ def harness(
     Args:
         model: the live model. While a gradient is measured, nothing else can use it.
         tasks: names of tasks or groups.
-        gradients: name -> gradient, for every adapter of the model. Base and full LoRA are always
+        gradients: name -> gradient, or a recipe, as in `evaluate`. Base and full LoRA are always
             among the rows.
         limit: so many questions of each task; all if left out. The first ones, as the harness has.
         shots: examples before each question; as the task says if left out.
@@ -82,7 +81,7 @@ def harness(
     for name, weights in gradients.items():
         if name in (BASE, FULL):
             raise name_taken(name)
-        mixes[name] = model.mix(as_gradient(weights))
+        mixes[name] = mix_of(model, weights)
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     if not names:
         raise LabkitError("no tasks to measure; name one, such as stepwise")
@@ -129,7 +128,7 @@ def harness(
                     "from_base": mine.value - base.value,
                     "from_base_low": change.low,
                     "from_base_high": change.high,
-                    "mean_weight": float(np.mean(mixes[name].flat())),
+                    "mean_weight": mixes[name].mean,
                     "passages": len(mine.sums),
                     "tokens": math.nan,  # the harness does not say
                     "method": f"lm_eval {lm_eval.__version__}",

@@ -56,6 +56,7 @@ def sensitivity(
     Raises:
         LabkitError: a gradient of the wrong length, or passages with nothing to predict.
     """
+    model.require_sum("a sensitivity")
     mix = _mix(model, at)
 
     def measure(reader: Reader) -> Float64[np.ndarray, "passages modules"]:
@@ -96,6 +97,7 @@ def attribution(
     """
     if nodes < 1:
         raise LabkitError(f"an attribution takes nodes ≥ 1, found {nodes}")
+    model.require_sum("an attribution")
     mix = model.mix(1.0) if of is None else _mix(model, of)
     weights = np.array(mix.flat())
     places, shares = np.polynomial.legendre.leggauss(nodes)
@@ -145,6 +147,7 @@ def ablation(
     """
     if mode not in ("leave_one_out", "only_one"):
         raise LabkitError(f"mode is {shown(mode)!r}; expected leave_one_out or only_one")
+    model.require_sum("an ablation")
     whole = model.mix(1.0) if of is None else _mix(model, of)
     keys = _keys(model, "layer")
 

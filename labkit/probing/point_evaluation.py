@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from labkit.probing.texts import Texts
 
 if TYPE_CHECKING:
     from labkit.inference.live_model import LiveModel, Mix
+    from labkit.merging.formula import Method
     from labkit.probing.scores import Reader
 
 
@@ -29,8 +29,9 @@ class Evaluation:
     """Measures texts at a point, with the base and adapters that a worker keeps in memory.
 
     A point may have `gradient` and `weights` (for every adapter; 1 everywhere if left out),
-    `strength` (multiplies the gradient), `adapter` (the name of the only one in force; the others
-    have the weight 0), and `seed` (of the intervals' draws). The rows are those of `lk.evaluate`:
+    `strength` (multiplies the gradient), `adapter` (the name of the only one in force), `method`
+    (as a recipe has it: a name, or with parameters as text such as `{ties: {density: 0.5}}`; the
+    sum if left out), and `seed` (of the intervals' draws). The rows are those of `lk.evaluate`:
     `text`, `metric`, `estimate`, `low`, `high`, `from_base` with its interval, `mean_weight`,
     `passages`, `tokens`. Strength 0 is the base, strength 1 without a gradient the full LoRA.
 
@@ -93,8 +94,8 @@ class Evaluation:
         """Measure the texts at a point.
 
         Raises:
-            LabkitError: names in the point that mean nothing here, an adapter that is not there,
-                or a gradient of the wrong length.
+            LabkitError: names in the point that mean nothing here, an adapter or a method that is
+                not there, or a gradient of the wrong length.
         """
         kept = _kept(self)
         mix = self._mix(kept.model, point)
@@ -111,7 +112,7 @@ class Evaluation:
                         "text": reader.texts.name,
                         "metric": metric,
                         **beside_base(estimate, change),
-                        "mean_weight": math.fsum(mix.flat()) / len(mix.flat()),
+                        "mean_weight": mix.mean,
                         "passages": len(reader.texts),
                         "tokens": int(reader.counts.sum()),
                     }
@@ -119,9 +120,9 @@ class Evaluation:
         return rows
 
     def _mix(self, model: LiveModel, point: Point) -> Mix:
-        from labkit.merging.recipe import Term
+        from labkit.merging.recipe import Recipe, Term
 
-        known = (GRADIENT, WEIGHTS, "strength", "adapter", "seed")
+        known = (GRADIENT, WEIGHTS, "strength", "adapter", "method", "seed")
         for name in point:
             if name not in known:
                 raise LabkitError(
@@ -138,12 +139,14 @@ class Evaluation:
         strength = float(point.get("strength", 1.0))
         whole = Gradient.parse(str(point.get(WEIGHTS, f"1x{layers}"))) * strength
         none = Gradient.constant(layers, 0.0)
-        return model.mix(
-            [
-                Term(adapter, whole if chosen in (None, adapter.name) else none)
-                for adapter in model.adapters
-            ]
-        )
+        terms = [
+            Term(adapter, whole if chosen in (None, adapter.name) else none)
+            for adapter in model.adapters
+        ]
+        method = _method_of(point)
+        if not method.linear and chosen is not None:  # a method may count terms without a weight
+            terms = [term for term in terms if term.source.name == chosen]
+        return model.mix(Recipe(model.base, terms, self.rest, method=method))
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,24 @@ def _prepared(evaluation: Evaluation) -> _Kept:
             for reader in readers
         ],
     )
+
+
+def _method_of(point: Point) -> Method:
+    """The method that a point names.
+
+    Raises:
+        LabkitError: no such method, or text that is no mapping of one to its parameters.
+    """
+    import yaml
+
+    from labkit.merging.methods import as_method
+
+    text = str(point.get("method", "sum"))
+    try:
+        return as_method(yaml.safe_load(text))
+    except (LabkitError, yaml.YAMLError) as error:
+        why = "it is no YAML" if isinstance(error, yaml.YAMLError) else error
+        raise LabkitError(f"the method {shown(text)!r} of a point: {why}") from error
 
 
 def _reference(source: Checkpoint | Source | str | Path) -> str:

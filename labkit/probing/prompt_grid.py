@@ -11,10 +11,9 @@ import torch
 from labkit.errors import LabkitError, shown
 from labkit.files.paths import user_path
 from labkit.files.small_files import json_lines, read_text
-from labkit.inference.live_model import LiveModel, Mix, Weights, whole_answers
+from labkit.inference.live_model import LiveModel, Mix, whole_answers
 from labkit.inference.prompts import PLAIN, formatted
-from labkit.merging.recipe import Recipe, as_gradient
-from labkit.probing.evaluation import BASE, FULL, name_taken
+from labkit.probing.evaluation import BASE, FULL, Row, mix_of, name_taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +28,7 @@ KL_TOKENS = 128
 def answers(
     model: LiveModel,
     prompts: Sequence[str] | str | Path,
-    gradients: Mapping[str, Weights | Recipe],
+    gradients: Mapping[str, Row],
     tokens: int = 48,
     temperature: float = 0.0,
     seed: int = 0,
@@ -43,8 +42,8 @@ def answers(
         model: the live model.
         prompts: a list, or a file: a `.txt` with a prompt a line, or a `.jsonl` with an object
             that has a `prompt`, or a text, a line.
-        gradients: name -> gradient for every adapter of the model, or a recipe of its base and
-            adapters.
+        gradients: name -> gradient for every adapter of the model, or a recipe, as in `evaluate`.
+            What is merged in memory is merged anew for each prompt.
         tokens: the longest answer.
         temperature: 0 always takes the most probable token.
         seed: of the random numbers.
@@ -56,8 +55,8 @@ def answers(
 
     Raises:
         LabkitError: no prompts, a file that cannot be read, a name that stands for one of the rows
-            that are always there, a gradient of the wrong length, a recipe whose method is no sum,
-            or an unknown format.
+            that are always there, a gradient of the wrong length, or an unknown format; or as
+            `LiveModel.mix`.
     """
     import pandas as pd
 
@@ -66,13 +65,7 @@ def answers(
     for name, given in gradients.items():
         if name in mixes:
             raise name_taken(name)
-        if isinstance(given, Recipe) and not given.method.linear:
-            raise LabkitError(
-                f"{shown(name)!r} has the method {given.method.name}, which is no sum of what each "
-                "adapter adds, and a live model adds; write it with lk.plan, and give the folder "
-                "to lk.live as a model"
-            )
-        mixes[name] = model.mix(given.terms if isinstance(given, Recipe) else as_gradient(given))
+        mixes[name] = mix_of(model, given)
     rows = answer_each(model, listed, mixes, tokens, temperature, seed, format)
     columns = ["prompt", "gradient", "answer", "tokens", "kl"]
     return pd.DataFrame(list(rows), columns=columns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -184,14 +185,25 @@ class Reader:
     def kl_from_base(self, mix: Mix) -> Float64[np.ndarray, " passages"]:
         """`Σ KL(base ‖ merge)` of the next token, over each passage's tokens that count (nats)."""
         base = self.model.mix(0)
+        # Where each turn would merge the model anew, the base reads as many batches at once as fit.
+        most = 0 if self.model.merged_alike([base, mix]) else KEPT_BYTES
+        sums = np.zeros(len(self.texts))
+        waiting: list[tuple[Batch, Tensor]] = []
+        with torch.no_grad():
+            for batch in self.batches:
+                expected = self._base.of(id(batch), partial(self._counted, batch, base))
+                waiting.append((batch, expected))
+                size = sum(one.numel() * one.element_size() for _, one in waiting)
+                if size >= most or batch is self.batches[-1]:
+                    for read, one in waiting:
+                        found = _by_row(kl_of_tokens(one, self._counted(read, mix)), read)
+                        np.add.at(sums, read.passages.numpy(), found.double().cpu().numpy())
+                    waiting.clear()
+        return sums
 
-        def measure(logits: Tensor, batch: Batch) -> Tensor:
-            expected = self._base.of(
-                id(batch), lambda: counted_logits(self._logits(batch, base), batch)
-            )
-            return kl_of_tokens(expected, counted_logits(logits, batch))
-
-        return self._measure(mix, measure)
+    def _counted(self, batch: Batch, mix: Mix) -> Tensor:
+        """A mixture's logits at the tokens that count."""
+        return counted_logits(self._logits(batch, mix), batch)
 
     def log_probabilities(self, mix: Mix) -> list[Tensor]:
         """What a mixture expects: for each batch `log p`, tokens that count × vocabulary."""

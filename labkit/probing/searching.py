@@ -73,6 +73,7 @@ class Search:
         bar: Any,
         own: bool = False,
     ) -> None:
+        model.require_sum("a fit")
         self._model = model
         self.stopped = False
         self.weights = LayerWeights(model, by)

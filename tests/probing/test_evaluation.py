@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 import labkit as lk
 from labkit.errors import LabkitError
+from labkit.inference.merged_tensors import MergedTensor
 from labkit.probing.intervals import expanded_tail
 from labkit.probing.texts import Texts
+from tests.probing.written import merged
 
 TARGET = Texts("target", ["In the beginning was", "And the earth was void", "Let there be light"])
 KEEP = Texts("keep", ["The train leaves at nine", "We should be early"])
@@ -90,6 +93,73 @@ def test_the_terms_of_a_recipe_with_weights_for_some_modules(loud):
     )
     assert rows["estimate"]["attention"] != pytest.approx(rows["estimate"]["base"], rel=1e-3)
     assert 0 < rows["mean_weight"]["attention"] < 1
+
+
+def test_recipes_are_measured_as_their_written_merges(loud, plain_models, tmp_path, monkeypatch):
+    (lora,) = loud.adapters
+    mine, other = "0,0.5,1,-0.5", "1,0,0.25,1"
+    gradients = {"sum": mine}
+    recipes = {
+        "ties": lk.Recipe(loud.base, [lk.Term(lora, mine)], method="ties"),
+        "twice": lk.plan(
+            lk.Recipe(loud.base, [lk.Term(lora, mine), lk.Term(lora, other)], method="dare")
+        ),
+        "sum by recipe": lk.Recipe(loud.base, [lk.Term(lora, mine)]),
+    }
+    alone = lk.evaluate(loud, gradients, [TARGET, KEEP])
+    put, merges = MergedTensor._put, []
+
+    def counted(one, *rest):
+        merges.append(one.tensor.name)
+        put(one, *rest)
+
+    monkeypatch.setattr(MergedTensor, "_put", counted)
+    table = lk.evaluate(loud, gradients | recipes, [TARGET, KEEP])
+    # Each tensor once for each of the two that are merged, whatever is measured of them.
+    touched = [name for one in (recipes["ties"], recipes["twice"].recipe)
+               for name in lk.plan(one).changes]  # fmt: skip
+    assert sorted(merges) == sorted(touched)
+    # What stands beside them is as ever: gradients, and the sum's own rows.
+    rest = table[~table["gradient"].isin(recipes)].reset_index(drop=True)
+    assert rest.equals(alone)
+    keys = ["text", "metric"]
+    by_name = {name: rows.set_index(keys) for name, rows in table.groupby("gradient")}
+    numbers = ["estimate", "low", "high", "from_base", "mean_weight"]
+    assert by_name["sum by recipe"][numbers].equals(by_name["sum"][numbers])
+    assert by_name["ties"]["mean_weight"].iloc[0] == pytest.approx(0.25)
+    assert by_name["twice"]["mean_weight"].iloc[0] == pytest.approx((0.25 + 0.5625) / 2)
+    for name, recipe in (("ties", recipes["ties"]), ("twice", recipes["twice"].recipe)):
+        model = merged(recipe, tmp_path / name)
+        for texts in (TARGET, KEEP):
+            nll = kl = count = 0.0
+            for passage in texts:
+                tokens = loud.tokens(passage.text)
+                with torch.inference_mode():
+                    base, found = (
+                        one(tokens).logits[0, :-1].double().log_softmax(-1)
+                        for one in (plain_models["base"], model)
+                    )
+                nll -= float(found.gather(1, tokens[0, 1:, None]).sum())
+                kl += float((base.exp() * (base - found)).sum())
+                count += len(found)
+            rows = by_name[name]["estimate"]
+            assert rows[texts.name, "nll"] == pytest.approx(nll / count, rel=1e-5)
+            assert rows[texts.name, "kl"] == pytest.approx(kl / count, rel=1e-4)
+
+
+def test_gradients_are_by_the_method_of_a_model_that_has_one(loud):
+    terms = [lk.Term(loud.adapters[0], "1x4")]
+    of_method = lk.live(lk.Recipe(loud.base, terms, method="ties"), device="cpu")
+    assert of_method is loud
+    table = lk.evaluate(of_method, {"g": "0,0.5,1,1", "t": terms}, TARGET, ["nll"])
+    recipes = {
+        "g": lk.Recipe(loud.base, [lk.Term(loud.adapters[0], "0,0.5,1,1")], method="ties"),
+        "t": lk.Recipe(loud.base, terms, method="ties"),
+    }
+    plain = lk.live(loud.base, loud.adapters[0], device="cpu")
+    assert table.equals(lk.evaluate(plain, recipes, TARGET, ["nll"]))
+    rows = table.set_index("gradient")["estimate"]
+    assert rows["t"] != rows["full LoRA"]  # which is a sum, as the constants are
 
 
 def test_what_cannot_be_evaluated(loud):

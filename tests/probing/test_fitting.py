@@ -324,3 +324,13 @@ def test_histories_of_something_else(quiet, early, tmp_path):
         lk.fit(quiet, early, KEEP, history=file, **QUICK)
     with pytest.raises(LabkitError, match="cannot write the history .*; choose a file"):
         lk.fit(quiet, early, KEEP, history=tmp_path / "missing" / "h.jsonl", **QUICK)
+
+
+def test_nothing_is_fitted_through_a_method(loud):
+    loud.use(lk.Recipe(loud.base, [lk.Term(loud.adapters[0], "1x4")], method="ties"))
+    target = Texts("early", ["In the beginning was", "And the earth was void"])
+    for call in (lk.fit, lk.pareto):
+        with pytest.raises(
+            LabkitError, match="^a fit needs a plain sum, and the model has the method ties in for"
+        ):
+            call(loud, target, KEEP, progress=False)

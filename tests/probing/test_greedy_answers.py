@@ -6,6 +6,7 @@ import torch
 import labkit as lk
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
+from labkit.merging.recipe import Recipe, Term
 from labkit.probing.greedy_answers import exact_matches, final_line
 
 MERGE = Gradient.parse("0,0.5,1,-0.5")
@@ -48,6 +49,19 @@ def test_an_answer_is_right_at_the_mixture_that_gives_it(loud, plain_models, mon
     expected = [answer == said["merged"][:length] for answer in until]
     assert found.tolist() == [[float(one) for one in expected], [0, 0, 0]]
     assert expected == [False, True, False]
+
+
+def test_what_is_merged_answers_all_prompts_before_the_next(loud, monkeypatch):
+    recipe = Recipe(loud.base, [Term(loud.adapters[0], MERGE)], method="ties")
+    mixes = [loud.mix(0.0), loud.mix(recipe), loud.mix(1.0)]
+    right = ["".join(loud.generate(prompt, 3)) for prompt in PROMPTS]
+    texts = lk.Texts("t", list(zip(PROMPTS, right, strict=True)), prompt_format="plain")
+    alone = [exact_matches(loud, texts, [mix])[:, 0].tolist() for mix in mixes]
+    asked, stream = [], loud.stream
+    monkeypatch.setattr(loud, "stream", lambda prompt, some, *rest: asked.append(len(some))
+                        or stream(prompt, some, *rest))  # fmt: skip
+    assert exact_matches(loud, texts, mixes).T.tolist() == alone
+    assert asked == [2] * 3 + [1] * 3
 
 
 def test_exact_match_is_a_share_of_passages_in_the_table(loud, monkeypatch):

@@ -141,3 +141,17 @@ def test_the_columns(loud):
 def test_what_cannot_be_measured(loud, call, message):
     with pytest.raises(LabkitError, match=message):
         call(loud)
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lk.sensitivity, "a sensitivity"),
+        (lk.attribution, "an attribution"),
+        (lk.ablation, "an ablation"),
+    ],
+)
+def test_through_a_method_nothing_is_measured(loud, call, what):
+    loud.use(lk.Recipe(loud.base, [lk.Term(loud.adapters[0], "1x4")], method="ties"))
+    with pytest.raises(LabkitError, match=f"^{what} needs a plain sum, and the model has the meth"):
+        call(loud, TEXTS)

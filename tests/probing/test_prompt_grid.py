@@ -11,6 +11,7 @@ from labkit.gradients.gradient import Gradient
 from labkit.merging.recipe import Recipe, Term
 from labkit.probing import prompt_grid
 from labkit.probing.prompt_grid import prompts_of
+from tests.probing.written import merged
 
 PROMPTS = ["In the", "Out of"]
 MERGE = Gradient.parse("0,0.5,1,-0.5")
@@ -56,12 +57,19 @@ def test_each_answer_is_that_of_its_plain_model(loud, plain_models, monkeypatch)
     assert len(set(table["answer"])) > 4
 
 
-def test_a_recipe_with_a_method_is_not_answered_as_a_sum(loud):
+def test_a_recipe_with_a_method_answers_as_its_written_merge(loud, tmp_path):
     recipe = Recipe(loud.base, [Term(loud.adapters[0], MERGE)], method="ties")
-    with pytest.raises(
-        LabkitError, match="^'mine' has the method ties, which is no sum .* adds; write"
-    ):
-        lk.answers(loud, ["In"], {"mine": recipe})
+    table = lk.answers(loud, PROMPTS, {"mine": recipe, "sum": MERGE}, tokens=6)
+    model = merged(recipe, tmp_path / "merged")
+    ends = loud._end_tokens()
+    for prompt in PROMPTS:
+        rows = table[table["prompt"] == prompt].set_index("gradient")
+        whole = expected(model, loud.tokenizer, prompt, 6)[loud.tokens(prompt).shape[1] :].tolist()
+        answer = [token for token in whole if token not in ends]
+        assert rows["answer"]["mine"] == loud.tokenizer.decode(answer)
+        assert list(rows.index) == ["base", "full LoRA", "mine", "sum"]
+    mine, plain = (list(table["answer"][table["gradient"] == name]) for name in ("mine", "sum"))
+    assert mine != plain
 
 
 def test_the_same_dice(loud):

@@ -9,6 +9,10 @@ import torch
 from labkit.errors import LabkitError
 from labkit.gradients.gradient import Gradient
 from labkit.inference.live_model import live
+from labkit.inference.merged_tensors import MergedTensor
+from labkit.merging.planning import plan
+from labkit.merging.recipe import Recipe, Term
+from labkit.probing import scores
 from labkit.probing.scores import UNCOUNTED, Reader, _windows, tokens_and_labels
 from labkit.probing.texts import Passage, Texts
 
@@ -66,6 +70,33 @@ def test_the_base_is_read_once_for_the_kl_of_several(loud, monkeypatch):
     monkeypatch.setattr(type(loud), "forward_weighted", lambda *a: passes.append(1) or forward(*a))
     np.testing.assert_array_equal(reader.kl_from_base(loud.mix(MERGE)), first)
     assert len(passes) == len(reader.batches) == 1
+
+
+def test_a_merge_in_memory_and_the_base_do_not_take_turns_for_each_batch(loud, monkeypatch):
+    reader = Reader(loud, TEXTS_OF_LETTERS, rows=1)
+    recipe = Recipe(loud.base, [Term(loud.adapters[0], MERGE)], method="ties")
+    expected = reader.kl_from_base(loud.mix(recipe))
+    assert expected.min() > 0
+    merged, merge = [], MergedTensor.merge
+
+    def counted(one, change, *rest):
+        merged.append((one.tensor.name, change is None))
+        merge(one, change, *rest)
+
+    monkeypatch.setattr(MergedTensor, "merge", counted)
+    name = next(iter(plan(recipe).changes))
+    # Nothing of the base fits: it reads one batch, and the merge after it, three times.
+    monkeypatch.setattr(scores, "KEPT_BYTES", 0)
+    again = Reader(loud, TEXTS_OF_LETTERS, rows=1)
+    np.testing.assert_array_equal(again.kl_from_base(loud.mix(recipe)), expected)
+    assert [put_back for one, put_back in merged if one == name] == [True, False] * 3
+    merged.clear()
+    # Two batches fit in one run, and are not kept: two runs.
+    sizes = sorted(97 * 4 * count for count in again.counts)
+    monkeypatch.setattr(scores, "KEPT_BYTES", sum(sizes[:2]))
+    monkeypatch.setattr(scores.BaseLogits, "of", lambda kept, batch, read: read())
+    np.testing.assert_array_equal(again.kl_from_base(loud.mix(recipe)), expected)
+    assert [put_back for one, put_back in merged if one == name] == [True, False] * 2
 
 
 def test_padding_changes_nothing(loud):

@@ -351,6 +351,34 @@ def test_an_adapter_alone_is_that_adapter(tiny_base, words, tiny_adapter, second
     lk.free()
 
 
+def test_points_have_methods(words, tiny_adapter, second_adapter):
+    both = lk.Evaluation(words, [tiny_adapter, second_adapter], TARGET, ["nll"], device="cpu")
+    model = lk.live(words, tiny_adapter, second_adapter, device="cpu")
+    methods = {"sum": "sum", "dare": "dare", "{ties: {density: 0.5}}": {"ties": {"density": 0.5}}}
+    table = lk.sweep(lk.grid(method=methods, gradient={"mine": SHAPES["mine"]}, strength=2), both)
+    names = ["estimate", "low", "high", "from_base", "mean_weight"]
+    twice = lk.Gradient.parse(SHAPES["mine"]) * 2
+
+    def expected(terms, method):
+        recipe = lk.Recipe(words, terms, method=method)
+        rows = lk.evaluate(model, {"mine": recipe}, TARGET, ["nll"])
+        return rows[rows["gradient"] == "mine"].reset_index()[names]
+
+    for text, method in methods.items():
+        mine = table[table["method"] == text].reset_index()[names]
+        theirs = expected([lk.Term(one, twice) for one in model.adapters], method)
+        pd.testing.assert_frame_equal(mine, theirs, rtol=1e-6, atol=1e-7)
+    # A method may count its terms: an adapter alone is the only one.
+    alone = lk.sweep(lk.grid(method="slerp", adapter="second"), both).reset_index()[names]
+    theirs = expected([lk.Term(second_adapter, "1x4")], "slerp")
+    pd.testing.assert_frame_equal(alone, theirs, rtol=1e-6, atol=1e-7)
+    with pytest.warns(UserWarning, match="the method 'tie' of a point: 'tie' is no method of mer"):
+        lk.sweep(lk.grid(method="tie"), both)
+    with pytest.warns(UserWarning, match=r"the method '\{ties' of a point: it is no YAML"):
+        lk.sweep(lk.grid(method="{ties"), both)
+    lk.free()
+
+
 def test_an_evaluation_says_what_it_is_made_of(loud_base, loud_adapter):
     one = lk.Evaluation(loud_base, loud_adapter, TARGET)
     assert pickle.loads(pickle.dumps(one)) == one

@@ -1,8 +1,13 @@
-"""Texts that a model wrote itself, so that the layer weights that suit them are known."""
+"""Texts that a model wrote itself, so that the layer weights that suit them are known.
+
+And merges that labkit wrote.
+"""
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from labkit.gradients.gradient import Gradient
+from labkit.merging.planning import plan
 from labkit.probing.texts import Texts
 
 
@@ -15,3 +20,9 @@ def written(model, name, weights, passages=24, tokens=40, seed=0):
         shares = model.forward(rows, [mix]).logits[:, -1, 1:95].softmax(-1)
         rows = torch.cat([rows, 1 + torch.multinomial(shares, 1, generator=dice)], dim=1)
     return Texts(name, [model.tokenizer.decode(row[1:]) for row in rows])
+
+
+def merged(recipe, folder):
+    """Plain transformers' model, in float32, of the merge that a recipe writes."""
+    plan(recipe).write(folder, progress=False, hashes=False)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
