@@ -127,6 +127,7 @@ class Reader:
         # Of like length together, so that little is padded.
         windows.sort(key=lambda one: len(one[1]))
         self.batches = [_padded(windows[i : i + rows]) for i in range(0, len(windows), rows)]
+        self._kl: dict[object, Float64[np.ndarray, " passages"]] = {}
         self._nll: dict[object, Float64[np.ndarray, " passages"]] = {}
 
     def nll(self, mix: Mix) -> Float64[np.ndarray, " passages"]:
@@ -183,11 +184,21 @@ class Reader:
             return False
 
     def kl_from_base(self, mix: Mix) -> Float64[np.ndarray, " passages"]:
-        """`Σ KL(base ‖ merge)` of the next token, over each passage's tokens that count (nats)."""
+        """`Σ KL(base ‖ merge)` of the next token, over each passage's tokens that count (nats).
+
+        It is remembered, and so is the NLL, which the same pass tells.
+        """
+        if mix.key not in self._kl:
+            self._kl[mix.key], self._nll[mix.key] = self._kl_and_nll(mix)
+        return self._kl[mix.key].copy()
+
+    def _kl_and_nll(
+        self, mix: Mix
+    ) -> tuple[Float64[np.ndarray, " passages"], Float64[np.ndarray, " passages"]]:
         base = self.model.mix(0)
         # Where each turn would merge the model anew, the base reads as many batches at once as fit.
         most = 0 if self.model.merged_alike([base, mix]) else KEPT_BYTES
-        sums = np.zeros(len(self.texts))
+        sums, losses = np.zeros(len(self.texts)), np.zeros(len(self.texts))
         waiting: list[tuple[Batch, Tensor]] = []
         with torch.no_grad():
             for batch in self.batches:
@@ -196,10 +207,15 @@ class Reader:
                 size = sum(one.numel() * one.element_size() for _, one in waiting)
                 if size >= most or batch is self.batches[-1]:
                     for read, one in waiting:
-                        found = _by_row(kl_of_tokens(one, self._counted(read, mix)), read)
-                        np.add.at(sums, read.passages.numpy(), found.double().cpu().numpy())
+                        logits = one if mix.key == base.key else self._counted(read, mix)
+                        for total, of_tokens in (
+                            (sums, kl_of_tokens(one, logits)),
+                            (losses, nll_of_tokens(logits, read)),
+                        ):
+                            found = _by_row(of_tokens, read).double().cpu().numpy()
+                            np.add.at(total, read.passages.numpy(), found)
                     waiting.clear()
-        return sums
+        return sums, losses
 
     def _counted(self, batch: Batch, mix: Mix) -> Tensor:
         """A mixture's logits at the tokens that count."""

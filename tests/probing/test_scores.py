@@ -69,7 +69,19 @@ def test_the_base_is_read_once_for_the_kl_of_several(loud, monkeypatch):
     forward = type(loud).forward_weighted
     monkeypatch.setattr(type(loud), "forward_weighted", lambda *a: passes.append(1) or forward(*a))
     np.testing.assert_array_equal(reader.kl_from_base(loud.mix(MERGE)), first)
+    assert passes == []  # what was measured is remembered
+    reader.kl_from_base(loud.mix(0.5))
     assert len(passes) == len(reader.batches) == 1
+    assert not reader.kl_from_base(loud.mix(0.0)).any()  # of the base, without a pass
+    assert len(passes) == 1
+
+
+def test_the_pass_for_a_kl_tells_the_nll(loud, monkeypatch):
+    expected = Reader(loud, texts_of(loud)).nll(loud.mix(MERGE))
+    reader = Reader(loud, texts_of(loud))
+    reader.kl_from_base(loud.mix(MERGE))
+    monkeypatch.setattr(loud, "forward_weighted", None)
+    np.testing.assert_array_equal(reader.nll(loud.mix(MERGE)), expected)
 
 
 def test_a_merge_in_memory_and_the_base_do_not_take_turns_for_each_batch(loud, monkeypatch):
