@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,10 @@ BLOCK_ELEMENTS = 1 << 20
 OTHER_SHAPE = "left out, as its shape is another: {names}"
 DIFFERS = "left out, though it differs: {names}; {whole} puts it into the adapter"
 NOISE = "left out, as the difference looks like rounding alone: {names}"
+NOISY = (
+    "more than half of the rank is noise of rounding, which a share of the energy counts: {names}; "
+    "the gap in the spectrum gives rank {gaps} in place of {ranks}: leave {energy} out to have that"
+)
 NO_END = (
     f"no end of the spectrum shows among its first {FIRST_RANK} values, as in a full fine-tune, so "
     f"the rank is {FIRST_RANK}: {{names}}; see what is kept, and choose a rank"
@@ -73,8 +77,8 @@ def extract(
         out: the folder to make. It appears when it is whole.
         rank: of every module; the receipt says which share of the change it keeps.
         energy: in its place: of each module as many singular values as have this share of
-            `‖ΔW‖²`. Without both, those that stand out of the noise of rounding, which in models
-            of 16 bits is a part of every difference.
+            `‖ΔW‖²`; the receipt says where most of them are noise of rounding, which in models of
+            16 bits is a part of every difference. Without both, those that stand out of it.
         whole: put embeddings, norms, biases and the head into the adapter whole, where they differ;
             else they are left out, and the receipt says which.
         dtype: of the factors: "float32", "bfloat16" or "float16".
@@ -101,6 +105,7 @@ def extract(
             writer = AdapterWriter(made.folder, dtype)
             work = _Extraction(opened, source.checkpoint, rank, energy, seed)
             left_out: dict[str, list[str]] = defaultdict(list)
+            noisy: dict[str, tuple[int, int]] = {}
             with (
                 writer.parts() as parts,
                 bar_of(opened.nbytes, progress, "extract") as bar,
@@ -111,6 +116,8 @@ def extract(
                     layer = opened.layer_of(tensor.name)
                     if found.factors is not None:
                         writer.add(parts, name, layer, found.factors, found.norm)
+                        if found.gap is not None and found.factors.rank > 2 * found.gap:
+                            noisy[name] = found.gap, found.factors.rank
                     elif whole and found.remark == DIFFERS and found.theirs:
                         writer.add_whole(parts, found.theirs, layer, found.norm)
                         found = NOTHING
@@ -127,7 +134,8 @@ def extract(
                 [
                     remark.format(names=_some(names), whole=whole_said)
                     for remark, names in left_out.items()
-                ],
+                ]
+                + _noise_in(noisy),
                 {"fan_in_fan_out": True} if work.transposed else {},
                 began,
                 _card(target.name, source.checkpoint, opened),
@@ -149,12 +157,15 @@ class _Difference:
         factors: what is kept of it.
         theirs: the model's tensor, where it differs and is no matrix of a layer.
         remark: what is worth saying of it.
+        gap: where a share of the energy was asked for, how many singular values stand out of the
+            noise of rounding; None where all that were looked at do.
     """
 
     norm: float = 0.0
     factors: LowRank | None = None
     theirs: StoredTensor | None = None
     remark: str = ""
+    gap: int | None = None
 
 
 NOTHING = _Difference()
@@ -228,7 +239,10 @@ class _Extraction:
             return _Difference(norm, remark=NOISE)
         roots = np.sqrt(values[:count])
         kept = even(LowRank(left[:, :count] * roots, roots[:, None] * right[:count]))
-        return _Difference(norm, kept, remark=remark)
+        gap = None
+        if self.energy is not None:
+            gap = rank_to_keep(values, squared, None, None, noise.largest_value)
+        return _Difference(norm, kept, remark=remark, gap=gap)
 
 
 class RoundingNoise:
@@ -275,6 +289,18 @@ def _linear_modules(base: Checkpoint) -> list[str]:
         for name, tensor in base.tensors.items()
         if len(tensor.shape) == 2 and name.endswith(".weight") and name not in base.vocabulary
     ]
+
+
+def _noise_in(modules: Mapping[str, tuple[int, int]]) -> list[str]:
+    """What to say of modules, by name, of which most of the rank is noise: the gap's, and it."""
+    if not modules:
+        return []
+    gaps, ranks = (
+        str(min(some)) if min(some) == max(some) else f"{min(some)} to {max(some)}"
+        for some in zip(*modules.values(), strict=True)
+    )
+    energy = spelled("energy", "--energy")
+    return [NOISY.format(names=_some([*modules]), gaps=gaps, ranks=ranks, energy=energy)]
 
 
 def _some(names: list[str]) -> str:
