@@ -42,10 +42,10 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab.widget-box { padding: 4px 8px; border-radius: 6px; }
 .labkit-lab .widget-html, .labkit-lab .widget-html-content { color: inherit; font: inherit;
   line-height: 1.45; overflow: visible; height: auto; }
-.labkit-lab .jupyter-widget-Collapse-header { padding: 5px 10px; }
+.labkit-lab .jupyter-widget-Collapse-header { padding: 5px 10px; color: var(--lab-ink); }
 .labkit-lab .jupyter-widget-Collapse-contents { padding: 6px 10px 8px; }
 .labkit-lab .lab-columns { display: grid; gap: 8px;
-  grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); }
 .labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid var(--lab-base);
   border-radius: 4px; background: var(--lab-card); color: var(--lab-ink); padding: 6px 10px;
   min-height: 108px; }
