@@ -299,7 +299,7 @@ def test_runs_are_sorted_and_those_always_there_stay_first(draw: Draw) -> None:
 def test_in_a_narrow_lab_names_of_runs_are_not_cut(draw: Draw) -> None:
     rows = [row("best constant", fixed=True), row("run 10"), row("full LoRA")]
     page = draw(widget=RunsTable({}, rows=rows, texts=["King James text", "everyday text"]))
-    for width in (424, 380, 900):
+    for width in (418, 380, 900):
         page.locator(".labkit-runs").evaluate(f"one => {{ one.style.width = '{width}px'; }}")
         cut = page.locator(".labkit-runs :is(.name, thead button)").evaluate_all(
             """all => all.filter(one => getComputedStyle(one.closest('th')).display !== 'none'
