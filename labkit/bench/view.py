@@ -70,9 +70,9 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab .lab-problem { background: var(--lab-wrong); color: var(--lab-on-wrong);
   padding: 4px 8px; border-radius: 4px; overflow-wrap: anywhere; }
 .labkit-lab :is(.lab-status, .lab-done) { color: var(--lab-soft); }
-body[data-jp-theme-light="false"] .labkit-lab { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,\
-%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath fill='none' \
-stroke='white' stroke-width='2' d='M4 6.5l5 5 5-5'/%3E%3C/svg%3E"); }
+body[data-jp-theme-light="false"] .labkit-lab { --jp-widgets-dropdown-arrow:
+  url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E\
+%3Cpath fill='none' stroke='white' stroke-width='2' d='M4 6.5l5 5 5-5'/%3E%3C/svg%3E"); }
 .labkit-lab h4 { margin: 6px 0 2px; font-size: 13px; color: var(--lab-ink); }
 """
 STYLE = f"<style>\n{COLORS}{RULES}</style>"
