@@ -22,6 +22,7 @@ from labkit.exporting.export_receipt import KIND, Export
 from labkit.exporting.formats import format_of
 from labkit.exporting.job import Answers, Converted, Format, Job, Questions
 from labkit.exporting.lora_files import LORA, changes_of
+from labkit.exporting.recipe_copy import recipe_for
 from labkit.exporting.staging import require_plain_model, stage
 from labkit.files.atomic_folder import (
     RECEIPT,
@@ -439,13 +440,16 @@ def _compare(chosen: Format, job: Job, converted: Converted, heard: Heard) -> Ch
 
 
 def _files_beside(job: Job) -> tuple[str, ...]:
-    """Copy the licences of what is exported; the recipe of a plan is there already."""
+    """Copy licences and recipe of what is exported; the recipe of a plan is there already."""
     subject = job.subject
     texts = folder_files(subject.folder, subject.name, [], is_legal)
     for name, path in texts.items():
         shutil.copyfile(path, job.out / name)
-    recipe = [RECIPE_NAME] if (job.out / RECIPE_NAME).is_file() else []
-    return *texts, *recipe
+    path = job.out / RECIPE_NAME
+    recipe = None if path.is_file() or job.adapter else recipe_for(job.out, subject.folder)
+    if recipe is not None:
+        path.write_text(recipe, encoding="utf-8")
+    return *texts, *([RECIPE_NAME] if path.is_file() else [])
 
 
 def _receipt(

@@ -168,6 +168,24 @@ def test_a_receipt_of_a_merge_names_its_folder(loud_base, loud_adapter, tmp_path
     assert "recipe.yaml" not in plain_format.seen["staged"]
 
 
+def test_an_export_of_a_folder_tells_the_merges_recipe_as_that_of_a_plan_does(
+    loud_base, loud_adapter, tmp_path, plain_format
+):
+    (tmp_path / "merges").mkdir()
+    plan = lk.plan(loud_base, loud_adapter, lk.Gradient.parse("0,0.5,1,1"))
+    plan.write(tmp_path / "merges" / "out", progress=False)
+    of_folder, of_plan = tmp_path / "by-folder", tmp_path / "by-plan"
+    lk.export(tmp_path / "merges" / "out", of_folder, "plain", check=False, progress=False)
+    plan.export(of_plan, "plain", check=False, progress=False)
+    recipes = [lk.Recipe.load(folder / "recipe.yaml") for folder in (of_folder, of_plan)]
+    assert recipes[0].to_yaml() == recipes[1].to_yaml()
+    again = lk.plan(recipes[0]).write(tmp_path / "again", progress=False)
+    assert hashes(of_folder)["out.copy"] in hashes(again.folder).values()
+    said = json.loads((of_folder / "receipt.json").read_text())
+    assert said["files"] == left_in(of_folder)
+    assert "labkit merge --recipe recipe.yaml" in (of_folder / "README.md").read_text()
+
+
 def test_a_plan_is_exported_and_its_merge_is_not_kept(
     loud_base, loud_adapter, tmp_path, plain_format
 ):
