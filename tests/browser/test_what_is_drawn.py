@@ -301,8 +301,8 @@ def test_in_a_narrow_lab_names_of_runs_are_not_cut(draw: Draw) -> None:
     page = draw(widget=RunsTable({}, rows=rows, texts=["King James text", "everyday text"]))
     for width in (418, 380, 900):
         page.locator(".labkit-runs").evaluate(f"one => {{ one.style.width = '{width}px'; }}")
-        cut = page.locator(".labkit-runs :is(.name, thead button)").evaluate_all(
-            """all => all.filter(one => getComputedStyle(one.closest('th')).display !== 'none'
+        cut = page.locator(".labkit-runs :is(.name, thead button, .shape)").evaluate_all(
+            """all => all.filter(one => getComputedStyle(one.closest('th, td')).display !== 'none'
                 && one.scrollWidth > one.clientWidth).map(one => one.textContent)"""
         )
         assert cut == [], width
