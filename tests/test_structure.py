@@ -25,7 +25,7 @@ TESTED_ELSEWHERE = {
     "tests/bench/test_lab.py": (
         "pieces of the lab, seen through it",
         "bench/conversation bench/many_prompts bench/panel bench/passages bench/remembering "
-        "bench/saving bench/trail",
+        "bench/trail",
     ),
     "tests/cli/test_app.py": (
         "every command is run through the app",

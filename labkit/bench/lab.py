@@ -21,6 +21,7 @@ from labkit.bench.blind_listening import BlindListening, votes_frame
 from labkit.bench.conversation import Conversation, asked
 from labkit.bench.evidence import TOKENS as EVIDENCE_TOKENS
 from labkit.bench.evidence import evidence, quick_copy, said_of
+from labkit.bench.export_choice import ExportChoice
 from labkit.bench.fit_fold import FitFold
 from labkit.bench.many_prompts import ManyPrompts
 from labkit.bench.painting import Painting
@@ -32,6 +33,7 @@ from labkit.bench.saving import Saving
 from labkit.bench.text_choice import TextChoice
 from labkit.bench.trail import Trail
 from labkit.errors import LabkitError, shown, with_kind
+from labkit.exporting.calibration import domains_of
 from labkit.figures import picture_html, recipe_picture
 from labkit.figures.gradient_figure import described
 from labkit.gradients.gradient import Gradient
@@ -152,7 +154,8 @@ class Lab:
         )
         self.painting = Painting(self._painted)
         names = [term.source.name for term in recipe.terms]
-        self.panel = Panel(names, self._scopes(), self.painting)
+        exporting = ExportChoice(domains_of(recipe), self.texts)
+        self.panel = Panel(names, self._scopes(), self.painting, exporting)
         if format not in FORMATS:
             raise LabkitError(f"no prompt format {shown(format)!r}; there are {', '.join(FORMATS)}")
         self._said = {
@@ -250,7 +253,11 @@ class Lab:
         return self._saving.receipt
 
     def write(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the merge in the background. After `wait`, `receipt` holds its receipt."""
+        """Write the merge in the background. After `wait`, `receipt` holds its receipt.
+
+        Raises:
+            LabkitError: the lab writes, bakes or exports something else.
+        """
         self._saving.write(folder, overwrite)
 
     def use(self, terms: Sequence[Term]) -> None:
@@ -562,6 +569,7 @@ class Lab:
     def _use_texts(self, texts: dict[str, Given]) -> None:
         """Read two other texts from now on."""
         self.texts = texts
+        self.panel.exporting.use(texts)
         self.panel.fit_said.value = ""
         self._changed()
         self._ask_what_matters(REST)

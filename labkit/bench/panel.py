@@ -9,9 +9,9 @@ from typing import Any
 import ipywidgets
 
 from labkit.bench import view
+from labkit.bench.export_choice import ExportChoice
 from labkit.bench.painting import Painting
 from labkit.errors import shown
-from labkit.exporting.formats import FORMATS
 from labkit.inference.prompts import CHAT, PLAIN, TEMPLATES
 from labkit.widgets.choice_slider import ChoiceSlider
 
@@ -26,7 +26,13 @@ STRENGTHS = (0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 4.0, 5.0, 7
 class Panel:
     """All controls of a lab; `around` puts them around its editor."""
 
-    def __init__(self, adapters: Sequence[str], scopes: Sequence[str], painting: Painting) -> None:
+    def __init__(
+        self,
+        adapters: Sequence[str],
+        scopes: Sequence[str],
+        painting: Painting,
+        exporting: ExportChoice,
+    ) -> None:
         wide = ipywidgets.Layout(width="auto")  # 100 % and its margins would make a scroll bar
         self.which = ipywidgets.Dropdown(
             options=[(name, index) for index, name in enumerate(adapters)],
@@ -114,21 +120,26 @@ class Panel:
             style={"description_width": "initial"},
         )
         self.write = ipywidgets.Button(
-            description="Write the merge", icon="save", button_style="primary"
+            description="Write the merge",
+            icon="save",
+            tooltip="write the merged model into the folder",
+            button_style="primary",
         )
-        self.cancel = ipywidgets.Button(
-            description="Cancel", icon="times", disabled=True, layout=narrow
-        )
-        self.progress = ipywidgets.FloatProgress(
-            0, min=0, max=1, layout={"width": "140px", "display": "none"}
-        )
+        self.cancel = ipywidgets.Button(description="Cancel", icon="times", layout=narrow)
+        self.progress = ipywidgets.FloatProgress(0, min=0, max=1, layout={"width": "140px"})
+        self._does, self._doing, self._so_far = "", ipywidgets.HTML(), ipywidgets.HTML()
+        self._at_work = row(self.cancel, self.progress, self._doing, self._so_far)
         self.saved = ipywidgets.HTML()
         self.replace = ipywidgets.Button(
             description="Replace", button_style="warning", layout={"width": "80px"}
         )
         self.replace.layout.display = "none"
         saving = {"width": "auto"}
-        self.bake = ipywidgets.Button(description="Bake adapter", layout=saving)
+        self.bake = ipywidgets.Button(
+            description="Bake adapter",
+            tooltip="write the adapter with its gradient inside it",
+            layout=saving,
+        )
         self.save_recipe = ipywidgets.Button(description="Save recipe", layout=saving)
         self.save_picture = ipywidgets.Button(description="Save picture", layout=saving)
         self.save_runs = ipywidgets.Button(
@@ -136,19 +147,16 @@ class Panel:
             tooltip="save the table of runs as a CSV file",
             layout=saving,
         )
-        self.format = ipywidgets.Dropdown(
-            options=list(FORMATS),
-            value="gguf-q4_k_m",
-            description="for other programs",
-            layout={"width": "250px"},
-            style={"description_width": "initial"},
-        )
+        self.exporting = exporting
         self.export = ipywidgets.Button(
             description="Export",
             icon="share",
             tooltip="merge, convert, run it and compare it with the merge; the export alone stays",
             layout=saving,
         )
+        self._makers = {one: one.tooltip for one in (self.write, self.bake, self.export)}
+        exporting.changed = self._show_makers
+        self.working("")
         self.problem, self.status = ipywidgets.HTML(), ipywidgets.HTML()
         self._shown = {name: ipywidgets.HTML() for name in ("columns", "next", "compared")}
         self._shown |= {name: ipywidgets.HTML() for name in ("plan", "rounding", "receipt")}
@@ -253,11 +261,46 @@ class Panel:
         shown_now = None if self.temperature.value > 0 else "none"
         self.seed.layout.display = self.again.layout.display = shown_now
 
-    def writing(self, now: bool) -> None:
-        """Switch between the buttons to write a merge and to cancel one that is being written."""
-        self.write.disabled, self.cancel.disabled = now, not now
+    def working(self, does: str, cancellable: bool = True) -> None:
+        """Show what is being made, which one can cancel, and that other presses wait for it.
+
+        Args:
+            does: what is being made; nothing if that has ended.
+            cancellable: whether it can be cancelled.
+        """
+        self._does = does
+        self._at_work.layout.display = "flex" if does else "none"
+        self.cancel.disabled = not (does and cancellable)
+        self.cancel.tooltip = "end it; nothing is written" if cancellable else "it takes seconds"
         self.progress.value = 0
-        self.progress.layout.display = None if now else "none"
+        self.progress.layout.display = "none"
+        self.tell_work(does)
+        self._show_makers()
+
+    def tell_work(
+        self, said: str, share: float | None = None, seconds: float | None = None
+    ) -> None:
+        """Show how far it is.
+
+        Args:
+            said: in words.
+            share: from 0 to 1; None where nobody knows.
+            seconds: since it began; None where they need not be shown.
+        """
+        self._doing.value = view.status(said) if said else ""
+        # Beside the status, which a screen reader reads out whenever it changes.
+        self._so_far.value = "" if seconds is None else view.remark(f"· {seconds:.0f} s so far")
+        if share is not None:
+            self.progress.value = share
+            self.progress.layout.display = None
+
+    def _show_makers(self) -> None:
+        """Only one thing is made at a time; a button that cannot act says why."""
+        for button, tooltip in self._makers.items():
+            why = f"waits until this has ended: {self._does}" if self._does else ""
+            if button is self.export and not why:
+                why = self.exporting.problem
+            button.disabled, button.tooltip = bool(why), why or tooltip
 
     def runs(self, table: Any) -> ipywidgets.VBox:
         """The fold of the runs: as rows, and two of them beside each other."""
@@ -276,7 +319,7 @@ class Panel:
         """
         choosers = [self.which] if len(self.which.options) > 1 else []
         choosers += [self.scope] if len(self.scope.options) > 2 else []
-        shown = self._shown
+        shown, choice = self._shown, self.exporting
         fit = ipywidgets.VBox(
             [
                 row(self.fit, self.stop_fit, self.fit_progress, self.fit_status),
@@ -309,10 +352,11 @@ class Panel:
                 shown["rounding"],
                 details,
                 row(
-                    *(self.folder, self.write, self.cancel, self.progress),
-                    *(self.bake, self.save_recipe, self.save_picture, self.save_runs),
+                    *(self.folder, self.write, self.bake),
+                    *(self.save_recipe, self.save_picture, self.save_runs),
                 ),
-                row(self.format, self.export),
+                row(choice.format, choice.text, choice.path, self.export, choice.said),
+                self._at_work,
                 row(self.saved, self.replace),
                 shown["receipt"],
             ]

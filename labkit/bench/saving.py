@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _CancelledError(Exception):
-    """Ends a merge that the user called off."""
+    """Ends what the user called off."""
 
 
 class Saving:
@@ -37,8 +38,8 @@ class Saving:
     Attributes:
         receipt: of the last merge that was written.
         error: what went wrong last; None once something is saved again.
-        worker: where merges are written.
-        cancel: set to call off the merge that is being written.
+        worker: where merges and exports are made, one at a time.
+        cancel: set to call off what is being made.
     """
 
     def __init__(
@@ -50,13 +51,14 @@ class Saving:
         self.worker = Latest(self._failed)
         self.cancel = threading.Event()
         self._wanted: Callable[[], None] = lambda: None
-        panel.cancel.on_click(lambda _: self.cancel.set())
+        self._does = ""
+        panel.cancel.on_click(lambda _: self._cancel())
         panel.write.on_click(lambda _: self._save("", self.write))
         panel.bake.on_click(lambda _: self._save("-adapter", self._bake))
         panel.save_recipe.on_click(lambda _: self._save(".yaml", self._save_recipe))
         panel.save_picture.on_click(lambda _: self._save(".png", self._save_picture))
         panel.save_runs.on_click(lambda _: self._save("-runs.csv", self._save_runs))
-        panel.export.on_click(lambda _: self._ask_for_export(str(panel.format.value)))
+        panel.export.on_click(lambda _: self._ask_for_export())
         panel.replace.on_click(lambda _: self._wanted())
         panel.folder.observe(lambda _: panel.tell(""), "value")
 
@@ -82,33 +84,68 @@ class Saving:
         self.error = error
         self._panel.tell(view.problem(error))
 
-    def write(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write the merge in the background. After that, `receipt` holds its receipt."""
-        recipe = self._recipe()
+    def _begin(self, does: str, job: Callable[[], None], cancellable: bool = True) -> None:
+        """Do something in the background.
+
+        Args:
+            does: what, to be said after "the lab".
+            job: does it.
+            cancellable: whether it raises `_CancelledError` soon after `cancel` is set.
+
+        Raises:
+            LabkitError: something else is being done.
+        """
+        if self._does:
+            raise LabkitError(
+                f"the lab {self._does}, and makes one thing at a time; wait for it (lab.wait()), "
+                "or press Cancel"
+            )
+        self._does, self.error = does, None
         self.cancel.clear()
+        self._panel.tell("")
+        self._panel.working(does, cancellable)
 
-        def tell(done: int, total: int) -> None:
-            if self.cancel.is_set():
-                raise _CancelledError
-            self._panel.progress.value = done / max(total, 1)
-
-        def job(_: threading.Event) -> None:
-            self.error = None
-            self._panel.tell("")
-            self._panel.writing(True)
+        def run(_: threading.Event) -> None:
             try:
-                # What the last press wrote and this one would write again is taken over.
-                last = self.receipt.folder if self.receipt else None
-                there = last if last and (last / RECEIPT).is_file() else None
-                options: Any = {"overwrite": overwrite, "reuse": there, "progress": tell}
-                self.receipt = plan(recipe).write(folder, **options)
-                self._panel.show("receipt", self.receipt._repr_html_())
+                job()
             except _CancelledError:
                 self._panel.tell(view.done("cancelled; nothing was written"))
             finally:
-                self._panel.writing(False)
+                self._does = ""
+                self._panel.working("")
 
-        self.worker.submit(job)
+        self.worker.submit(run)
+
+    def _cancel(self) -> None:
+        self.cancel.set()
+        self._panel.cancel.disabled = True
+        self._panel.tell_work(f"ends it: {self._does}")
+
+    def _go_on(self) -> None:
+        if self.cancel.is_set():
+            raise _CancelledError
+
+    def write(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the merge in the background. After that, `receipt` holds its receipt.
+
+        Raises:
+            LabkitError: something else is being written.
+        """
+        recipe, does = self._recipe(), f"writes {shown(folder)}"
+
+        def tell(done: int, total: int) -> None:
+            self._go_on()
+            self._panel.tell_work(does, done / max(total, 1))
+
+        def job() -> None:
+            # What the last press wrote and this one would write again is taken over.
+            last = self.receipt.folder if self.receipt else None
+            there = last if last and (last / RECEIPT).is_file() else None
+            options: Any = {"overwrite": overwrite, "reuse": there, "progress": tell}
+            self.receipt = plan(recipe).write(folder, **options)
+            self._panel.show("receipt", self.receipt._repr_html_())
+
+        self._begin(does, job)
 
     def _bake(self, path: Path, overwrite: bool) -> None:
         """Write the adapter that is shown, with its gradient inside it, in the background."""
@@ -117,29 +154,37 @@ class Saving:
         recipe = self._recipe()
         term = recipe.terms[self._panel.selected[0]]
 
-        def job(_: threading.Event) -> None:
-            self.error = None
+        def job() -> None:
             own = {"weights_for": term.weights_for, "rest": recipe.rest, "overwrite": overwrite}
             bake(term.adapter, term.weights, path, **own)  # type: ignore[arg-type]
             self._saved(path)
 
-        self.worker.submit(job)
+        self._begin(f"bakes {shown(path)}", job, cancellable=False)
 
-    def _ask_for_export(self, format: str) -> None:
+    def _ask_for_export(self) -> None:
+        format = str(self._panel.exporting.format.value)
         self._save(f"-{format}", partial(self._export, format))
 
     def _export(self, format: str, path: Path, overwrite: bool) -> None:
-        """Convert the merge for other programs, in the background; the merge itself is not kept."""
-        recipe = self._recipe()
+        """Convert the merge for other programs, in the background; the merge itself is not kept.
 
-        def job(_: threading.Event) -> None:
-            self.error = None
-            self._panel.tell(view.status(f"merges, converts to {format}, runs it and compares …"))
-            made = plan(recipe).export(path, format, overwrite=overwrite, progress=False)
+        Raises:
+            LabkitError: it must be calibrated, and there is no text for it.
+        """
+        recipe, calibration = self._recipe(), self._panel.exporting.calibration()
+        began = time.monotonic()
+
+        def tell(step: str) -> None:
+            self._go_on()
+            self._panel.tell_work(step, seconds=time.monotonic() - began)
+
+        def job() -> None:
+            options: Any = {"calibration": calibration, "overwrite": overwrite, "progress": tell}
+            made = plan(recipe).export(path, format, **options)
             self._panel.show("receipt", made._repr_html_())
             self._saved(path)
 
-        self.worker.submit(job)
+        self._begin(f"exports to {format}", job)
 
     def _save_recipe(self, path: Path, _: bool) -> None:
         self._recipe().save(path)

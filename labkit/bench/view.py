@@ -42,10 +42,10 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab.widget-box { padding: 4px 8px; border-radius: 6px; }
 .labkit-lab .widget-html, .labkit-lab .widget-html-content { color: inherit; font: inherit;
   line-height: 1.45; overflow: visible; height: auto; }
-.labkit-lab .jupyter-widget-Collapse-header { padding: 5px 10px; }
+.labkit-lab .jupyter-widget-Collapse-header { padding: 5px 10px; color: var(--lab-ink); }
 .labkit-lab .jupyter-widget-Collapse-contents { padding: 6px 10px 8px; }
 .labkit-lab .lab-columns { display: grid; gap: 8px;
-  grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); }
 .labkit-lab .lab-column { border: 1px solid var(--lab-edge); border-top: 6px solid var(--lab-base);
   border-radius: 4px; background: var(--lab-card); color: var(--lab-ink); padding: 6px 10px;
   min-height: 108px; }
@@ -70,6 +70,9 @@ RULES = """.labkit-lab { color: var(--lab-ink); background: var(--lab-paper);
 .labkit-lab .lab-problem { background: var(--lab-wrong); color: var(--lab-on-wrong);
   padding: 4px 8px; border-radius: 4px; overflow-wrap: anywhere; }
 .labkit-lab :is(.lab-status, .lab-done) { color: var(--lab-soft); }
+body[data-jp-theme-light="false"] .labkit-lab { --jp-widgets-dropdown-arrow:
+  url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E\
+%3Cpath fill='none' stroke='white' stroke-width='2' d='M4 6.5l5 5 5-5'/%3E%3C/svg%3E"); }
 .labkit-lab h4 { margin: 6px 0 2px; font-size: 13px; color: var(--lab-ink); }
 """
 STYLE = f"<style>\n{COLORS}{RULES}</style>"

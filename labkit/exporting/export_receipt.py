@@ -28,7 +28,7 @@ class Export(Summary):
         merged: the merged model's name.
         files: name -> bytes of the files that a program runs.
         sha256: name -> SHA-256 of them.
-        beside: the names of others: licences, and the recipe where the merge was not kept.
+        beside: the names of others: licences, and the merge's recipe where it has one.
         runs: the one that a program is given; "." for the folder.
         usage: how to run it, for a shell.
         calibration: the name of the texts it was calibrated on; empty if it was not.

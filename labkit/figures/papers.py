@@ -2,7 +2,8 @@
 
 A figure function draws on the paper that it is told to. Where it is not told, `follows_theme` gives
 its figure the same one on dark paper, and both go into the cell as pictures of which the page shows
-one. Files are always one picture, on light paper unless `dark=True`.
+one. A figure that was built by hand is turned over for the dark one. Files are always one picture,
+on light paper unless `dark=True`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from labkit.figures.picture import picture_bytes
+from labkit.figures.turned_over import turned_over
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,6 +73,22 @@ def on_dark(figure: Figure) -> Figure | None:
     return other if other is not None and _contents(figure) == _contents(other) else None
 
 
+def dark_picture(figure: Figure, pixels: int) -> bytes | None:
+    """A figure on dark paper as a PNG; None for one that does not follow the theme.
+
+    Args:
+        figure: on light paper.
+        pixels: as in `picture_bytes`.
+    """
+    other = on_dark(figure)
+    if other is not None:
+        return picture_bytes(other, pixels=pixels)
+    if not getattr(figure, "by_hand", False):
+        return None
+    with turned_over(figure):
+        return picture_bytes(figure, pixels=pixels)
+
+
 def picture_html(figure: Figure, description: str, caption: str = "", width: int = 500) -> str:
     """A figure and a caption for a notebook cell, which follows the theme where the figure does.
 
@@ -80,12 +98,8 @@ def picture_html(figure: Figure, description: str, caption: str = "", width: int
         caption: HTML under the picture, already escaped.
         width: the picture's width on the page, in pixels.
     """
-    dark = on_dark(figure)
-    return html_of(
-        picture_bytes(figure, pixels=2 * width),
-        None if dark is None else picture_bytes(dark, pixels=2 * width),
-        description, caption, width,
-    )  # fmt: skip
+    light, dark = picture_bytes(figure, pixels=2 * width), dark_picture(figure, 2 * width)
+    return html_of(light, dark, description, caption, width)
 
 
 def html_of(light: bytes, dark: bytes | None, description: str, caption: str, width: int) -> str:

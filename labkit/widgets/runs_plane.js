@@ -123,7 +123,7 @@ function render({ model, el }) {
     return points.filter((one) => one.label).map((one) => {
       const long = 6.2 * one.label.length;
       const [left, top] = [x.at(one.x), y.at(one.y)];
-      const places = [[9, 4], [-9 - long, 4], [-long / 2, -10], [-long / 2, 18], [9, 16]]
+      const places = [[9, 4], [-12 - long, 4], [-long / 2, -10], [-long / 2, 18], [9, 16]]
         .map(([a, b]) => [left + a, top + b])
         .filter(([a, b]) => a >= ROOM.left && a <= WIDTH - ROOM.right - long
           && b >= ROOM.top + 9 && b <= HEIGHT - ROOM.bottom);

@@ -10,7 +10,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,7 @@ from labkit.inference import loading
 from labkit.inference.live_model import free, live
 from labkit.inference.prompts import formats, formatted
 from labkit.merging.methods.weighted_sum import WeightedSum
-from labkit.merging.planning import Plan, plan
+from labkit.merging.planning import plan
 from labkit.merging.recipe import CardOptions, Recipe, Term
 from labkit.models.adapter import Adapter
 from labkit.models.checkpoint import Checkpoint
@@ -251,15 +250,6 @@ def test_an_error_is_a_red_line_and_is_raised_by_wait(lab, tmp_path):
     assert lab.panel.saved.value == ""
 
 
-def test_a_cancelled_merge_leaves_nothing(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(lab._saving.cancel, "clear", lab._saving.cancel.set)
-    lab.write(tmp_path / "ended")
-    lab.wait(60)
-    assert "cancelled" in lab.panel.saved.value
-    assert not (tmp_path / "ended").exists()
-    assert lab.receipt is None
-
-
 def test_recipe_and_picture_are_saved_and_the_recipe_restores_the_lab(lab, tmp_path):
     lab.panel.folder.value = str(tmp_path / "mine")
     lab.panel.save_recipe.click()
@@ -276,41 +266,6 @@ def test_the_adapter_is_baked(lab, tmp_path):
     lab.wait(60)
     assert (tmp_path / "mine-adapter" / "adapter_model.safetensors").exists()
     assert f"saved {tmp_path}/mine-adapter" in lab.panel.saved.value
-
-
-def test_the_merge_is_exported(lab, tmp_path, monkeypatch):
-    asked = []
-
-    def export(resolved, out, format, *, overwrite, progress):
-        asked.append((resolved.recipe.terms[0].weights, out, format, overwrite, progress))
-        out.mkdir(exist_ok=True)
-        return SimpleNamespace(_repr_html_=lambda: "<b>KL 0.05</b>")
-
-    monkeypatch.setattr(Plan, "export", export)
-    lab.panel.folder.value = str(tmp_path / "mine")
-    for wanted in ("gguf-q4_k_m", "gguf-bf16"):
-        lab.panel.format.value = wanted
-        lab.panel.export.click()
-        lab.wait(60)
-        target = tmp_path / f"mine-{wanted}"
-        assert asked.pop() == (HALF, target, wanted, False, False)
-        assert f"saved {target}" in lab.panel.saved.value
-        assert shown(lab, "receipt") == "<b>KL 0.05</b>"
-    lab.panel.export.click()
-    assert "mine-gguf-bf16 is there already; replace it" in lab.panel.saved.value
-    lab.panel.replace.click()
-    lab.wait(60)
-    assert asked == [(HALF, target, "gguf-bf16", True, False)]
-
-
-def test_an_export_that_is_refused_is_said_beside_the_button(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr("labkit.exporting.environments.find_spec", lambda name: None)
-    lab.panel.folder.value = str(tmp_path / "mine")
-    lab.panel.export.click()
-    with pytest.raises(LabkitError, match="not installed"):
-        lab.wait(60)
-    assert "pip install" in lab.panel.saved.value
-    assert list(tmp_path.glob("mine*")) == []
 
 
 def test_what_is_there_is_replaced_only_by_a_press(lab, tmp_path):

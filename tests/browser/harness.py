@@ -254,7 +254,8 @@ class Pages:
 
 def run_all(page: Any) -> None:
     """Runs every cell, once the kernel is there."""
-    page.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for()
+    # In a narrow window JupyterLab folds its name away, with other buttons that do not fit.
+    page.locator(".jp-Toolbar-kernelName", has_text="Python 3").wait_for(state="attached")
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state="attached")
     command(page, "notebook:run-all-cells")
 

@@ -22,7 +22,8 @@ def page(pages: Pages, jupyter: Jupyter) -> Any:
     base = make_base(jupyter.folder / "base", initializer_range=0.3, vocab_size=97)
     make_letters(base)
     make_adapter(jupyter.folder / "lora", base, scale=0.15)
-    opened = pages.notebook([CELL], viewport={"width": 1280, "height": 1500})
+    # A narrow window, in which JupyterLab folds parts of its toolbar away.
+    opened = pages.notebook([CELL], viewport={"width": 900, "height": 1500})
     opened.locator(".labkit-editor .base").wait_for(timeout=SLOW)
     opened.locator(".jupyter-widget-Collapse-header", has_text="Fit").click()
     return opened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import re
 import shutil
 import subprocess
 import sys
@@ -127,12 +128,35 @@ def test_a_gradient_of_attention_is_seen_and_cleared_with_one_press(bench: Bench
     bench.idle()
 
 
-def test_nothing_of_it_scrolls_sideways(bench: Bench) -> None:
+@pytest.mark.parametrize("width", [900, 1280])
+def test_nothing_of_it_scrolls_sideways(bench: Bench, width: int) -> None:
+    bench.page.set_viewport_size({"width": width, "height": 2100})
+    # The three answers stand beside each other, once the page has its new width.
+    bench.page.wait_for_function(
+        """() => new Set([...document.querySelectorAll('.labkit-lab .lab-column')].map(
+            one => one.getBoundingClientRect().top)).size === 1"""
+    )
     wider = bench.lab.evaluate(
         """lab => [lab, ...lab.querySelectorAll('.widget-box')].filter(
             one => one.scrollWidth > one.clientWidth).map(one => one.className)"""
     )
     assert wider == []
+
+
+def test_what_an_export_lacks_is_said_before_the_press(bench: Bench) -> None:
+    lab, export = bench.lab, bench.lab.locator("button", has_text=re.compile("Export$"))
+    calibrated = lab.get_by_label("calibrated on")
+    lab.get_by_label("for other programs").select_option("gptq")
+    until(lambda: export.is_enabled(), export.inner_html)
+    assert calibrated.input_value() == "the training text of kjv"
+    calibrated.select_option("a file …")
+    lab.get_by_text("write the name of a file with texts").wait_for()
+    assert export.is_disabled()
+    assert "write the name of a file" in export.get_attribute("title")
+    calibrated.select_option("the training text of kjv")
+    until(lambda: export.is_enabled(), export.inner_html)
+    lab.get_by_label("for other programs").select_option("gguf-bf16")
+    calibrated.wait_for(state="hidden")
 
 
 def test_no_serious_accessibility_finding(bench: Bench, tmp_path: Path) -> None:

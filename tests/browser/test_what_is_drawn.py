@@ -296,6 +296,18 @@ def test_runs_are_sorted_and_those_always_there_stay_first(draw: Draw) -> None:
     assert boxes(page, ".labkit-runs .frame")[0]["width"] <= 900
 
 
+def test_in_a_narrow_lab_names_of_runs_are_not_cut(draw: Draw) -> None:
+    rows = [row("best constant", fixed=True), row("run 10"), row("full LoRA")]
+    page = draw(widget=RunsTable({}, rows=rows, texts=["King James text", "everyday text"]))
+    for width in (418, 380, 900):
+        page.locator(".labkit-runs").evaluate(f"one => {{ one.style.width = '{width}px'; }}")
+        cut = page.locator(".labkit-runs :is(.name, thead button, .shape)").evaluate_all(
+            """all => all.filter(one => getComputedStyle(one.closest('th, td')).display !== 'none'
+                && one.scrollWidth > one.clientWidth).map(one => one.textContent)"""
+        )
+        assert cut == [], width
+
+
 def test_a_run_is_recalled_starred_renamed_and_compared(draw: Draw) -> None:
     page = draw(widget=RunsTable({}, rows=ROWS, texts=["verse", "prose"]))
 

@@ -168,6 +168,24 @@ def test_a_receipt_of_a_merge_names_its_folder(loud_base, loud_adapter, tmp_path
     assert "recipe.yaml" not in plain_format.seen["staged"]
 
 
+def test_an_export_of_a_folder_tells_the_merges_recipe_as_that_of_a_plan_does(
+    loud_base, loud_adapter, tmp_path, plain_format
+):
+    (tmp_path / "merges").mkdir()
+    plan = lk.plan(loud_base, loud_adapter, lk.Gradient.parse("0,0.5,1,1"))
+    plan.write(tmp_path / "merges" / "out", progress=False)
+    of_folder, of_plan = tmp_path / "by-folder", tmp_path / "by-plan"
+    lk.export(tmp_path / "merges" / "out", of_folder, "plain", check=False, progress=False)
+    plan.export(of_plan, "plain", check=False, progress=False)
+    recipes = [lk.Recipe.load(folder / "recipe.yaml") for folder in (of_folder, of_plan)]
+    assert recipes[0].to_yaml() == recipes[1].to_yaml()
+    again = lk.plan(recipes[0]).write(tmp_path / "again", progress=False)
+    assert hashes(of_folder)["out.copy"] in hashes(again.folder).values()
+    said = json.loads((of_folder / "receipt.json").read_text())
+    assert said["files"] == left_in(of_folder)
+    assert "labkit merge --recipe recipe.yaml" in (of_folder / "README.md").read_text()
+
+
 def test_a_plan_is_exported_and_its_merge_is_not_kept(
     loud_base, loud_adapter, tmp_path, plain_format
 ):
@@ -302,6 +320,63 @@ def test_an_interruption_leaves_nothing(model, tmp_path, plain_format, monkeypat
         lk.export(model, tmp_path / "out", "plain", progress=False)
     assert started.is_set()
     assert left_in(tmp_path) == ["merged"]
+
+
+class CancelledError(Exception):
+    """What a function that is told of the steps raises to end an export."""
+
+
+@pytest.mark.parametrize("step", ["exports out", "reads the texts", "runs it"])
+def test_a_function_that_is_told_the_steps_can_end_the_export_at_each(
+    model, tmp_path, plain_format, step
+):
+    def tell(text):
+        said.append(text)
+        if text.startswith(step):
+            raise CancelledError
+
+    said = []
+    model = model.rename(tmp_path / "out")
+    with pytest.raises(CancelledError):
+        lk.export(model, tmp_path / "made", "plain", texts=TEXTS, progress=tell)
+    assert said[0] == "exports out to plain: about 0.00 GB"
+    assert said[-1].startswith(step)
+    assert left_in(tmp_path) == ["out"]
+
+
+def test_a_function_is_told_again_and_again_and_standard_error_is_not(
+    model, tmp_path, plain_format, monkeypatch, capsys
+):
+    """While the merge reads (3 passages, its own text) and while others convert."""
+    convert = plain_format.convert
+
+    def slow(job):
+        for _ in range(5):
+            job.go_on()
+        return convert(job)
+
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, convert=slow))
+    said = []
+    lk.export(model, tmp_path / "out", "plain", texts=TEXTS, progress=said.append)
+    assert {text: said.count(text) for text in said} == {
+        "exports merged to plain: about 0.00 GB": 1,
+        "reads the texts with the merge": 1 + 48 + 4 + 5,
+        "runs it, and compares it with the merge": 1,
+    }
+    assert "labkit: " not in capsys.readouterr().err
+
+
+def test_the_merge_of_a_plan_can_be_ended_too(loud_base, loud_adapter, tmp_path, plain_format):
+    def tell(text):
+        said.append(text)
+        if len(said) == 3:
+            raise CancelledError
+
+    said = []
+    with pytest.raises(CancelledError):
+        lk.plan(loud_base, loud_adapter, "1x4").export(tmp_path / "out", "plain", progress=tell)
+    assert said == ["merges"] * 3
+    assert left_in(tmp_path) == []
 
 
 def test_calibration_stands_in_receipt_and_card(model, tmp_path, plain_format, monkeypatch):
