@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import labkit as lk
@@ -76,7 +77,7 @@ def documents() -> lk.Texts:
     )
 
 
-def of_formats(folder: Path, kinds: list[tuple[str, str | None]]) -> None:
+def of_formats(folder: Path, kinds: Sequence[tuple[str, str | None]]) -> None:
     base, loras = lk.demo()
     weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
     merged = lk.plan(base, loras["kjv"], weights).write(folder / "merged", progress=False)
@@ -182,11 +183,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("what", choices=["formats", "others", "loras", *SHAPES])
     options.add_argument("--others", action="store_true", help="of a shape: what is not GGUF")
+    options.add_argument("--only", metavar="NAME", help="one format")
     options.add_argument("--folder", type=Path, help="where to write; a temporary folder else")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         if asked.what in ("formats", "others"):
-            of_formats(Path(folder), KINDS if asked.what == "formats" else OTHERS)
+            kinds = KINDS if asked.what == "formats" else OTHERS
+            of_formats(Path(folder), [one for one in kinds if asked.only in (None, one[0])])
         elif asked.what == "loras":
             of_loras(Path(folder))
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from labkit.exporting.job import Answers, Questions
@@ -16,6 +16,7 @@ def ask(
     questions: Questions,
     folder: Path,
     what: str,
+    go_on: Callable[[], None],
     command: Sequence[str] = (sys.executable,),
 ) -> Answers:
     """Ask.
@@ -26,13 +27,14 @@ def ask(
         questions: what to ask.
         folder: a folder to make, for the process and the files.
         what: the runtime's name, for the error.
+        go_on: as in `run`.
         command: as in `run`.
 
     Raises:
         LabkitError: it cannot load the model.
     """
     sequences = [list(one) for one in questions.sequences]
-    done = run(worker, {**told, "sequences": sequences}, folder, what, command)
+    done = run(worker, {**told, "sequences": sequences}, folder, what, go_on, command)
     return Answers(
         log_probabilities=[folder / f"{number}.npy" for number in range(len(sequences))],
         tokens=done.result.get("tokens"),

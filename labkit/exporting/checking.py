@@ -7,7 +7,7 @@ after every token is compared with what the merge does, over the whole vocabular
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,9 @@ def draw(model: LiveModel, sets: Sequence[Texts], calibration: Texts | None) -> 
     return drawn
 
 
-def listen(model: LiveModel, drawn: Sequence[Drawn], folder: Path) -> tuple[Questions, Answers]:
+def listen(
+    model: LiveModel, drawn: Sequence[Drawn], folder: Path, go_on: Callable[[], None]
+) -> tuple[Questions, Answers]:
     """What the runtime is asked, and what the merge says to it.
 
     Asked is to read all passages, and then the merge's own text: the beginning of the first passage
@@ -168,10 +170,11 @@ def listen(model: LiveModel, drawn: Sequence[Drawn], folder: Path) -> tuple[Ques
         model: the merge. After this it is not needed any more: the runtime has the memory then.
         drawn: the passages.
         folder: a folder to make, for what the merge expects.
+        go_on: is called before each passage and each token; `Job.go_on`.
     """
     import torch
 
-    own = _own_text(model, drawn[0].tokens[0][:PROMPT])
+    own = _own_text(model, drawn[0].tokens[0][:PROMPT], go_on)
     questions = Questions(
         sequences=[*(row for one in drawn for row in one.tokens), own],
         texts=[passage.text for one in drawn for passage in one.passages],
@@ -179,6 +182,7 @@ def listen(model: LiveModel, drawn: Sequence[Drawn], folder: Path) -> tuple[Ques
     folder.mkdir()
     files = []
     for number, tokens in enumerate(questions.sequences):
+        go_on()
         logits = model.forward(torch.tensor([tokens])).logits[0].cpu()
         files.append(folder / f"{number}.npy")
         np.save(files[-1], logits.double().log_softmax(-1).float().numpy())
@@ -191,12 +195,13 @@ def listen(model: LiveModel, drawn: Sequence[Drawn], folder: Path) -> tuple[Ques
     )
 
 
-def _own_text(model: LiveModel, start: list[int]) -> list[int]:
+def _own_text(model: LiveModel, start: list[int], go_on: Callable[[], None]) -> list[int]:
     import torch
 
     found = start
     tokens, cache = torch.tensor([found]), None
     for _ in range(STEPS):
+        go_on()
         output = model.forward(tokens, cache=cache)
         cache = output.past_key_values
         found = [*found, int(output.logits[0, -1].argmax())]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,18 +57,22 @@ def in_environment_of(*packages: str) -> tuple[str, ...]:
     )
 
 
-def make_environment(command: tuple[str, ...], tools: str, folder: Path) -> None:
+def make_environment(
+    command: tuple[str, ...], tools: str, folder: Path, go_on: Callable[[], None]
+) -> None:
     """Let uv fetch and install an environment, if it is not in its cache.
 
     Args:
         command: of `in_environment_of`.
         tools: what they are called, for the error.
         folder: a folder to make, for the log.
+        go_on: as in `run`.
 
     Raises:
         LabkitError: uv cannot: there is no network, or no such version for this machine.
     """
     try:
-        run("nothing", {}, folder, f"making an environment for {tools} with uv", command)
+        what = f"making an environment for {tools} with uv"
+        run("nothing", {}, folder, what, go_on, command)
     except LabkitError as error:
         raise LabkitError(f"{error}; it is fetched once, from the package index") from error

@@ -141,6 +141,7 @@ def convert(name: str, job: Job) -> Converted:
         },
         job.work / "convert",
         f"{maker.package}'s conversion",
+        job.go_on,
     )
     return Converted.by(
         done,

@@ -42,6 +42,7 @@ from labkit.models.model_files import ADAPTER_CONFIG, CONFIG, SINGLE, is_legal
 from labkit.probing.texts import Texts
 from labkit.publishing.baking import BakeReceipt
 from labkit.writing.front_matter import CARD
+from labkit.writing.progress import Steps
 from labkit.writing.receipt import Receipt
 from labkit.writing.side_files import folder_files
 
@@ -75,7 +76,7 @@ def export(
     texts: Texts | Sequence[Texts] | None = None,
     check: bool = True,
     overwrite: bool = False,
-    progress: bool = True,
+    progress: Steps = True,
 ) -> Export:
     """Convert a merged model for the programs that run models, and check it by one of them.
 
@@ -98,7 +99,10 @@ def export(
             merge is of the demo's adapters, and plain prose.
         check: whether to run it and compare.
         overwrite: replace an existing export, once the new one is whole.
-        progress: say on standard error what is done, with a forecast.
+        progress: say on standard error what is done, with a forecast; or a function that is told
+            it, at the beginning of each step and several times a second until the next one, from
+            this thread. What it raises ends the export, and leaves nothing behind. (While a step
+            loads the merge into memory, it is not called.)
 
     Raises:
         LabkitError: an unknown format; tools that are not installed; a model that they do not know;
@@ -125,8 +129,8 @@ def export(
     inputs = [model, *([adapter] if adapter else [])]
     needed = forecast_disk(chosen, model, len(sets), adapter)
     _check_target(chosen, inputs, target, overwrite, needed)
-    say = _teller(progress)
-    return _make(chosen, target, lambda _: model, calibrated_on, sets, overwrite, say, adapter)
+    steps = _Telling(progress)
+    return _make(chosen, target, lambda _: model, calibrated_on, sets, overwrite, steps, adapter)
 
 
 def _require_check(check: bool, texts: object) -> None:
@@ -191,7 +195,7 @@ def export_plan(
     texts: Texts | Sequence[Texts] | None,
     check: bool,
     overwrite: bool,
-    progress: bool,
+    progress: Steps,
 ) -> Export:
     """Carry a plan out, export the merge, and keep the export alone; see `Plan.export`."""
     chosen, target = format_of(format), user_path(out).absolute()
@@ -203,17 +207,22 @@ def export_plan(
     inputs = [plan.base, *(term.source for term in plan.recipe.terms)]
     needed = forecast_disk(chosen, plan.base, len(sets)) + plan.forecast().bytes_to_write
     _check_target(chosen, inputs, target, overwrite, needed)
+    steps = _Telling(progress)
 
     def write(work: Path) -> Checkpoint:
         # The name of the folder is the model's in file names and card, which add the format's.
         folder = work / "merge" / target.name.removesuffix(f"-{chosen.name}")
         folder.parent.mkdir()
-        plan.write(folder, progress=progress)
+        if callable(progress):
+            steps("merges")
+            plan.write(folder, progress=lambda done, total: steps.go_on())
+        else:
+            plan.write(folder, progress=progress)
         # What was merged stays known, though the merge does not stay.
         Recipe.load(folder / RECIPE_NAME).save(work.parent / RECIPE_NAME)
         return Checkpoint(folder)
 
-    return _make(chosen, target, write, calibrated_on, sets, overwrite, _teller(progress))
+    return _make(chosen, target, write, calibrated_on, sets, overwrite, steps)
 
 
 def _make(
@@ -223,7 +232,7 @@ def _make(
     calibration: Texts | None,
     sets: Sequence[Texts],
     overwrite: bool,
-    say: Callable[[str], None],
+    steps: _Telling,
     adapter: Adapter | None = None,
 ) -> Export:
     """Build the folder.
@@ -235,7 +244,7 @@ def _make(
         calibration: the texts to calibrate on.
         sets: the texts that the check measures on; none if it is left out.
         overwrite: as `export` takes it.
-        say: is told what is done.
+        steps: is told what is done.
         adapter: the LoRA that is exported; the model is its base then.
     """
     began = time.time()
@@ -245,18 +254,19 @@ def _make(
             work.mkdir()
             model = source(work)
             name = adapter.name if adapter else model.name
-            job = Job(model, name, work / model.name, made.folder, work, calibration, adapter)
-            say(_forecast(chosen, job))
+            folders = work / model.name, made.folder, work
+            job = Job(model, name, *folders, calibration, adapter, steps.go_on)
+            steps(_forecast(chosen, job))
             stage(model, job.staged)
             reader = _reader(chosen, model, bool(sets))
             heard = None
             if isinstance(reader, Reader):
                 # First: what cannot be compared is said before hours of conversion.
-                say("reads the texts with the merge")
+                steps("reads the texts with the merge")
                 heard = _hear(job, reader, sets)
             converted = chosen.convert(job)
             if heard is not None:
-                say("runs it, and compares it with the merge")
+                steps("runs it, and compares it with the merge")
             found = _compare(chosen, job, converted, heard) if heard else str(reader)
             model.require_unchanged()
             job.subject.require_unchanged()
@@ -345,12 +355,23 @@ def _forecast(chosen: Format, job: Job) -> str:
     return said
 
 
-def _teller(progress: bool) -> Callable[[str], None]:
-    def tell(text: str) -> None:
-        if progress:
-            print(f"labkit: {text}", file=sys.stderr, flush=True)  # noqa: T201
+class _Telling:
+    """Says which step an export is at."""
 
-    return tell
+    def __init__(self, progress: Steps) -> None:
+        self._progress, self._at = progress, ""
+
+    def __call__(self, at: str) -> None:
+        """Begin a step."""
+        self._at = at
+        if self._progress is True:
+            print(f"labkit: {at}", file=sys.stderr, flush=True)  # noqa: T201
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Say it again, to whom it may be reason to end the export."""
+        if callable(self._progress):
+            self._progress(self._at)
 
 
 @dataclass(frozen=True)
@@ -405,7 +426,7 @@ def _hear(job: Job, reader: Reader, sets: Sequence[Texts]) -> Heard:
     model = LiveModel(job.model, adapters, 1.0, reader.device, reader.dtype)
     try:
         drawn = draw(model, sets, job.calibration)
-        return Heard(drawn, *listen(model, drawn, job.work / "merge says"), reader.dtype)
+        return Heard(drawn, *listen(model, drawn, job.work / "merge says", job.go_on), reader.dtype)
     finally:
         model.free()
 

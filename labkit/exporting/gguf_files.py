@@ -7,7 +7,7 @@ answers (`workers/llama_answer.py`).
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -86,6 +86,7 @@ def write_model(
         },
         folder,
         "llama.cpp's conversion",
+        job.go_on,
     )
 
 
@@ -95,11 +96,15 @@ def answer(job: Job, converted: Converted, questions: Questions) -> Answers:
     Raises:
         LabkitError: it cannot load the file.
     """
-    return ask_llama(job.out / converted.runs, job.work / "answer", questions)
+    return ask_llama(job.out / converted.runs, job.work / "answer", questions, job.go_on)
 
 
 def ask_llama(
-    model: Path, folder: Path, questions: Questions, adapter: Path | None = None
+    model: Path,
+    folder: Path,
+    questions: Questions,
+    go_on: Callable[[], None],
+    adapter: Path | None = None,
 ) -> Answers:
     """Ask a GGUF file in llama.cpp, perhaps with a LoRA on it.
 
@@ -112,7 +117,7 @@ def ask_llama(
         "texts": list(questions.texts),
         "threads": workers(),
     }
-    return ask("llama_answer", told, questions, folder, "llama.cpp")
+    return ask("llama_answer", told, questions, folder, "llama.cpp", go_on)
 
 
 def _format(

@@ -25,6 +25,7 @@ class Job:
         work: a folder for whatever else is written; it is removed at the end.
         calibration: texts to calibrate on; None where there are none, or the format takes none.
         adapter: the LoRA that is exported; None where it is the model.
+        go_on: is called several times a second while others work; what it raises ends the export.
     """
 
     model: Checkpoint
@@ -34,6 +35,7 @@ class Job:
     work: Path
     calibration: Texts | None = None
     adapter: Adapter | None = None
+    go_on: Callable[[], None] = lambda: None
 
     @property
     def subject(self) -> Adapter | Checkpoint:

@@ -100,6 +100,7 @@ def convert(job: Job) -> Converted:
         },
         job.work / "convert",
         "llama.cpp's conversion",
+        job.go_on,
     )
     return Converted.by(
         done,
@@ -118,7 +119,8 @@ def answer(job: Job, converted: Converted, questions: Questions) -> Answers:
     """
     base = job.work / "base.gguf"
     write_model("BF16", job, base, job.work / "base")
-    return ask_llama(base, job.work / "answer", questions, job.out / converted.runs)
+    path = job.out / converted.runs
+    return ask_llama(base, job.work / "answer", questions, job.go_on, path)
 
 
 LORA = Format(

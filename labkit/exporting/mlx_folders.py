@@ -26,13 +26,14 @@ def convert(job: Job) -> Converted:
             not know it.
     """
     command = in_environment_of(*PACKAGES)
-    make_environment(command, "mlx-lm", job.work / "environment")
+    make_environment(command, "mlx-lm", job.work / "environment", job.go_on)
     size, made = group_size(job.model, GROUP_SIZES), job.work / "made"
     done = run(
         "mlx_convert",
         {"source": str(job.staged), "out": str(made), "group_size": size},
         job.work / "convert",
         "mlx-lm's conversion",
+        job.go_on,
         command,
     )
     return Converted.by(
@@ -51,7 +52,8 @@ def answer(job: Job, converted: Converted, questions: Questions) -> Answers:
         LabkitError: mlx-lm cannot load the folder.
     """
     told, command = {"model": str(job.out)}, in_environment_of(*PACKAGES)
-    return ask("mlx_answer", told, questions, job.work / "answer", "mlx-lm", command)
+    folder = job.work / "answer"
+    return ask("mlx_answer", told, questions, folder, "mlx-lm", job.go_on, command)
 
 
 FORMATS = (

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ LOG, JOB, RESULT = "log.txt", "job.json", "result.json"
 SECONDS_TO_END = 5.0
 """How long a process that is told to end may take."""
 SECONDS_BETWEEN = 0.1
-"""How often it is looked at a process that runs."""
+"""How often it is looked at a process that runs, and `go_on` is called."""
 END_WITH_LABKIT = 'read -r nothing; kill -s KILL -- "-$0"'
 """For the shell: wait until the pipe's other end is closed, then end a group of processes."""
 SIGNALS = range(129, 160)
@@ -68,18 +68,20 @@ def run(
     job: dict[str, Any],
     folder: Path,
     what: str,
+    go_on: Callable[[], None],
     command: Sequence[str] = (sys.executable,),
 ) -> Done:
     """Run a script of `workers/` in a process of its own, and wait for it.
 
-    An interruption ends the process and all that it started, and so does the end of this process,
-    whatever ended it.
+    An interruption ends the process and all that it started, and so do what `go_on` raises, and the
+    end of this process, whatever ended it.
 
     Args:
         worker: the script's name, without `.py`.
         job: what it reads; JSON.
         folder: a folder to make, for the job, the result, the log and whatever the worker writes.
         what: what it does, for the error: "llama.cpp's conversion".
+        go_on: is called ten times a second meanwhile; `Job.go_on`.
         command: the Python to run it with.
 
     Raises:
@@ -107,7 +109,7 @@ def run(
             ) from error
         try:
             with _ending_with_labkit(process.pid):
-                status, usage, peak = _wait(process.pid)
+                status, usage, peak = _wait(process.pid, go_on)
         except BaseException:
             _end(process)
             raise
@@ -142,8 +144,8 @@ def _ending_with_labkit(group: int) -> Iterator[None]:
         watcher.communicate()
 
 
-def _wait(number: int) -> tuple[int, Any, int]:
-    """Wait for a process.
+def _wait(number: int, go_on: Callable[[], None]) -> tuple[int, Any, int]:
+    """Wait for a process, and call a function meanwhile.
 
     Returns:
         its status, what the system says of it and those that it waited for, and bytes of memory
@@ -156,6 +158,7 @@ def _wait(number: int) -> tuple[int, Any, int]:
         ended, status, usage = os.wait4(number, os.WNOHANG)
         if ended:
             return status, usage, peak
+        go_on()
         time.sleep(SECONDS_BETWEEN)
 
 

@@ -69,7 +69,7 @@ def convert_by_llm_compressor(scheme: str, job: Job) -> Converted:
             does not know it.
     """
     command = in_environment_of(LLM_COMPRESSOR)
-    make_environment(command, "llm-compressor", job.work / "environment")
+    make_environment(command, "llm-compressor", job.work / "environment", job.go_on)
     size = group_size(job.model, GROUP_SIZES) if scheme == "W4A16" else None
     return _converted(
         job,
@@ -93,7 +93,7 @@ def _converted(
         "threads": workers(),
         **told,
     }
-    done = run(worker, asked, job.work / "convert", what, command)
+    done = run(worker, asked, job.work / "convert", what, job.go_on, command)
     size = told["group_size"]
     return Converted.by(
         done,
@@ -129,7 +129,8 @@ def answer(
     """
     told = {"model": str(job.out), "threads": workers(), "packages": packages}
     folder = job.work / "answer"
-    return ask("transformers_answer", told, questions, folder, "transformers", command)
+    what = "transformers"
+    return ask("transformers_answer", told, questions, folder, what, job.go_on, command)
 
 
 def _by_gptqmodel(method: str, what: str) -> Format:

@@ -181,7 +181,7 @@ class Plan(Summary):
         texts: Texts | Sequence[Texts] | None = None,
         check: bool = True,
         overwrite: bool = False,
-        progress: bool = True,
+        progress: bool | Callable[[str], None] = True,
     ) -> Export:
         """Carry out the plan, convert the merge for programs that run models, and keep that alone.
 
@@ -194,7 +194,7 @@ class Plan(Summary):
             texts: what the check measures on.
             check: whether to run it and compare it with the merge.
             overwrite: replace an existing export, once the new one is whole.
-            progress: show what is done.
+            progress: show what is done; or a function that is told it, and that can end it.
 
         Raises:
             LabkitError: whatever `write` and `labkit.export` refuse. Nothing is left behind then.

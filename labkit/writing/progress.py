@@ -7,6 +7,8 @@ from typing import Any
 
 Progress = bool | Callable[[int, int], None]
 """Whether to show a bar; or what to tell the bytes done, and of how many."""
+Steps = bool | Callable[[str], None]
+"""Whether to say what is done; or what to tell it, again and again while it lasts."""
 
 
 def bar_of(total: int, progress: Progress, title: str = "merge") -> Any:

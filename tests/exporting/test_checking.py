@@ -36,7 +36,7 @@ def answers_of(model, questions, tmp_path, change=0.0, tokens=None, template=Non
 def checked(model, tmp_path, **more) -> Checked:
     drawn = draw(model, [TEXTS], None)
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
-    questions, merge = listen(model, drawn, folder)
+    questions, merge = listen(model, drawn, folder, lambda: None)
     return compare(
         drawn, questions, merge, answers_of(model, questions, tmp_path, **more), "float32"
     )
@@ -82,7 +82,7 @@ def test_divergence_agreement_and_nll_are_those_of_the_formulas(model, tmp_path)
 
 def test_the_merges_own_text_is_its_greedy_answer(model, tmp_path):
     drawn = draw(model, [TEXTS], None)
-    found = listen(model, drawn, tmp_path / "said")[0].sequences[-1]
+    found = listen(model, drawn, tmp_path / "said", lambda: None)[0].sequences[-1]
     start = drawn[0].tokens[0]
     assert found[: len(start)] == start
     for place in range(len(start), len(found)):
@@ -139,7 +139,7 @@ def test_texts_with_nothing_to_predict_are_refused(model):
 
 def test_an_export_with_another_vocabulary_is_refused(model, tmp_path):
     drawn = draw(model, [TEXTS], None)
-    questions, merge = listen(model, drawn, tmp_path / "said")
+    questions, merge = listen(model, drawn, tmp_path / "said", lambda: None)
     answers = answers_of(model, questions, tmp_path)
     for file in answers.log_probabilities:
         np.save(file, np.load(file)[:, :90])

@@ -40,7 +40,7 @@ def test_versions_and_the_day_are_pinned_and_nothing_of_the_project_is_read():
 
 
 def test_an_environment_is_there_once_a_script_has_run_in_it(tmp_path):
-    make_environment((sys.executable, "-E"), "the tool", tmp_path / "work")
+    make_environment((sys.executable, "-E"), "the tool", tmp_path / "work", lambda: None)
     assert (tmp_path / "work" / "result.json").read_text() == "{}"
 
 
@@ -51,8 +51,9 @@ def test_the_last_words_of_uv_are_the_reason(tmp_path, monkeypatch):
     )
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    command = in_environment_of("tool==1.0")
     with pytest.raises(LabkitError) as caught:
-        make_environment(in_environment_of("tool==1.0"), "the tool", tmp_path / "work")
+        make_environment(command, "the tool", tmp_path / "work", lambda: None)
     assert str(caught.value) == (
         "making an environment for the tool with uv failed: cause: no network; it is fetched once, "
         "from the package index"

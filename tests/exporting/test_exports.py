@@ -304,6 +304,63 @@ def test_an_interruption_leaves_nothing(model, tmp_path, plain_format, monkeypat
     assert left_in(tmp_path) == ["merged"]
 
 
+class CancelledError(Exception):
+    """What a function that is told of the steps raises to end an export."""
+
+
+@pytest.mark.parametrize("step", ["exports out", "reads the texts", "runs it"])
+def test_a_function_that_is_told_the_steps_can_end_the_export_at_each(
+    model, tmp_path, plain_format, step
+):
+    def tell(text):
+        said.append(text)
+        if text.startswith(step):
+            raise CancelledError
+
+    said = []
+    model = model.rename(tmp_path / "out")
+    with pytest.raises(CancelledError):
+        lk.export(model, tmp_path / "made", "plain", texts=TEXTS, progress=tell)
+    assert said[0] == "exports out to plain: about 0.00 GB"
+    assert said[-1].startswith(step)
+    assert left_in(tmp_path) == ["out"]
+
+
+def test_a_function_is_told_again_and_again_and_standard_error_is_not(
+    model, tmp_path, plain_format, monkeypatch, capsys
+):
+    """While the merge reads (3 passages, its own text) and while others convert."""
+    convert = plain_format.convert
+
+    def slow(job):
+        for _ in range(5):
+            job.go_on()
+        return convert(job)
+
+    monkeypatch.setitem(formats.FORMATS, "plain", replace(plain_format, convert=slow))
+    said = []
+    lk.export(model, tmp_path / "out", "plain", texts=TEXTS, progress=said.append)
+    assert {text: said.count(text) for text in said} == {
+        "exports merged to plain: about 0.00 GB": 1,
+        "reads the texts with the merge": 1 + 48 + 4 + 5,
+        "runs it, and compares it with the merge": 1,
+    }
+    assert "labkit: " not in capsys.readouterr().err
+
+
+def test_the_merge_of_a_plan_can_be_ended_too(loud_base, loud_adapter, tmp_path, plain_format):
+    def tell(text):
+        said.append(text)
+        if len(said) == 3:
+            raise CancelledError
+
+    said = []
+    with pytest.raises(CancelledError):
+        lk.plan(loud_base, loud_adapter, "1x4").export(tmp_path / "out", "plain", progress=tell)
+    assert said == ["merges"] * 3
+    assert left_in(tmp_path) == []
+
+
 def test_calibration_stands_in_receipt_and_card(model, tmp_path, plain_format, monkeypatch):
     convert = plain_format.convert
     monkeypatch.setitem(

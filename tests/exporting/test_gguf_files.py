@@ -149,6 +149,21 @@ def test_calibration_makes_columns_that_matter_more_exact(mixed, whole, small_mo
     assert errors[0] < 0.97 * errors[1]
 
 
+def test_a_conversion_that_is_called_off_leaves_nothing(small_model, tmp_path):
+    def tell(text):
+        if text in said:  # at first for the step, and then from the conversion
+            raise Stop
+        said.append(text)
+
+    class Stop(Exception):  # noqa: N818 - what a notebook may call it
+        pass
+
+    said = []
+    with pytest.raises(Stop):
+        lk.export(small_model, tmp_path / "out", "gguf-q8_0", check=False, progress=tell)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_all_of_it_goes_to_the_hub(whole):
     assert not select_files(whole.folder).left
 
@@ -198,5 +213,6 @@ def test_a_factor_follows_only_what_is_done_to_rows():
 
 def test_a_file_that_llama_cpp_cannot_load_says_why(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
+    questions = Questions([[1, 2]], [])
     with pytest.raises(LabkitError, match=r"llama.cpp failed: llama.cpp cannot load the file: \S"):
-        ask_llama(tmp_path / "broken.gguf", tmp_path / "work", Questions([[1, 2]], []))
+        ask_llama(tmp_path / "broken.gguf", tmp_path / "work", questions, lambda: None)

@@ -71,6 +71,7 @@ def test_what_llama_cpp_says_with_it_is_what_peft_says(small_model, whole, tmp_p
                 whole.folder / whole.runs,
                 tmp_path / f"answer {adapter}",
                 Questions([tokens], []),
+                lambda: None,
                 tmp_path / made.runs if adapter else None,
             ).log_probabilities[0]
         )

@@ -20,9 +20,9 @@ ANSWER = "open(os.path.join(folder, 'result.json'), 'w').write(json.dumps({}))\n
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "WORKERS", tmp_path)
 
-    def run(script, job=None, **more):
+    def run(script, job=None, go_on=lambda: None, **more):
         (tmp_path / "tool.py").write_text(HEAD + script)
-        return processes.run("tool", job or {}, tmp_path / "work", "the tool", **more)
+        return processes.run("tool", job or {}, tmp_path / "work", "the tool", go_on, **more)
 
     return run
 
@@ -113,15 +113,17 @@ def test_a_python_that_is_not_there(run):
     assert str(caught.value) == expected
 
 
+TWO_THAT_SLEEP = (
+    "import subprocess\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    "open(os.path.join(folder, 'ids'), 'w').write(f'{os.getpid()} {child.pid}')\n"
+    "os.rename(os.path.join(folder, 'ids'), os.path.join(folder, 'started'))\n"
+    "time.sleep(60)\n"
+)
+
+
 def test_an_interruption_ends_the_worker_and_what_it_started(run, tmp_path):
     """The worker starts a child and both would sleep for a minute; Ctrl-C comes meanwhile."""
-    script = (
-        "import subprocess\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "open(os.path.join(folder, 'ids'), 'w').write(f'{os.getpid()} {child.pid}')\n"
-        "os.rename(os.path.join(folder, 'ids'), os.path.join(folder, 'started'))\n"
-        "time.sleep(60)\n"
-    )
     started = tmp_path / "work" / "started"
 
     def interrupt():
@@ -132,10 +134,41 @@ def test_an_interruption_ends_the_worker_and_what_it_started(run, tmp_path):
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        run(script)
+        run(TWO_THAT_SLEEP)
     thread.join()
     for number in map(int, started.read_text().split()):
         assert has_ended(number)
+
+
+def test_another_thread_can_end_the_worker_and_what_it_started(run, tmp_path):
+    """As a button does while a notebook's cell waits: `go_on` looks whether it was pressed."""
+    started, pressed = tmp_path / "work" / "started", threading.Event()
+
+    def press():
+        while not started.exists():
+            time.sleep(0.02)
+        pressed.set()
+
+    class CancelledError(Exception):
+        pass
+
+    def go_on():
+        if pressed.is_set():
+            raise CancelledError
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(CancelledError):
+        run(TWO_THAT_SLEEP, go_on=go_on)
+    thread.join()
+    for number in map(int, started.read_text().split()):
+        assert has_ended(number)
+
+
+def test_whoever_may_end_it_is_asked_several_times_a_second(run):
+    asked = []
+    run("time.sleep(1)\n" + ANSWER, go_on=lambda: asked.append(time.monotonic()))
+    assert len(asked) >= 3
 
 
 KERNEL = """
@@ -143,7 +176,8 @@ import sys
 from pathlib import Path
 from labkit.exporting import processes
 processes.WORKERS = Path(sys.argv[1])
-processes.run("tool", {}, Path(sys.argv[1]) / "work", "the tool", sys.argv[2:])
+work = Path(sys.argv[1]) / "work"
+processes.run("tool", {}, work, "the tool", lambda: None, sys.argv[2:])
 """
 SLEEPING = """
 import os, subprocess, sys, time
