@@ -12,8 +12,8 @@ and the LoRA baked in two ways, from configs that scale it in three, and with th
 where llama.cpp does not round what enters a matrix. `types` compares files with those that
 llama.cpp's own llama_model_quantize makes, which is not in xllamacpp's library: a shared library of
 llama.cpp has it, such as that in the package @node-llama-cpp/linux-x64 of npm. The last converts a
-Llama of random weights in TinyLlama's shape, for processor time and memory alone; `--others` to
-what is not GGUF.
+Llama of random weights in TinyLlama's shape, for processor time and memory alone; `--kinds
+others` to what is not GGUF, `--kinds calibrated` with the whole model in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,7 +43,9 @@ KINDS = [
     ("gguf-bf16", None),
     ("gguf-q8_0", None),
     ("gguf-q6_k", "none"),
+    ("gguf-q6_k", None),
     ("gguf-q5_k_m", "none"),
+    ("gguf-q5_k_m", None),
     ("gguf-q4_k_m", "none"),
     ("gguf-q4_k_m", None),
 ]
@@ -58,9 +60,12 @@ OTHERS = [
     ("awq", None),
 ]
 """Formats of other programs. "documents" are labkit's own, which nothing is merged for."""
-WITHOUT_TEXTS = ("mlx", "fp8", "w4a16")
-"""Those that random weights can be converted to: to calibrate them says nothing."""
-GGUF = ("gguf-bf16", "gguf-q8_0", "gguf-q4_k_m")
+OF_A_SHAPE = {
+    "gguf": [("gguf-bf16", None), ("gguf-q8_0", None), ("gguf-q4_k_m", None)],
+    "others": [("mlx", None), ("fp8", None), ("w4a16", None)],
+    "calibrated": [("gguf-q4_k_m", "kjv"), ("gptq", "kjv"), ("w4a16", "kjv"), ("awq", "kjv")],
+}
+"""What random weights are converted to, by file; or with the whole model in memory, calibrated."""
 LLAMA_TYPES = {"gguf-q8_0": 7, "gguf-q4_k_m": 15, "gguf-q5_k_m": 17, "gguf-q6_k": 18}
 """Formats -> llama.cpp's numbers for them (`llama_ftype`)."""
 QUANTISE = """
@@ -145,20 +150,17 @@ def of_loras(folder: Path) -> None:
         ),
     ]
     print(HEAD, flush=True)
-    told = {"base": base, "texts": texts, "overwrite": True, "progress": False}
+    told: Any = {"texts": texts, "overwrite": True, "progress": False}
     for name, adapter, alpha_pattern in cases:
-        out = folder / f"baked {name}"
-        baked = lk.bake(adapter, weights, out, alpha_pattern=alpha_pattern)
-        print(row(f"LoRA, baked {name}", lk.export(baked, folder / "out", "gguf", **told)))
-    baked = lk.bake(kjv, weights, folder / "baked")
+        baked = lk.bake(adapter, weights, folder / f"baked {name}", alpha_pattern=alpha_pattern)
+        for within, said in ((nullcontext, ""), (models_in_float32, ", base in float32")):
+            with within():
+                made = lk.export(baked, folder / "out", "gguf", base=base, **told)
+            print(row(f"LoRA, baked {name}{said}", made), flush=True)
     merged = lk.plan(base, kjv, weights).write(folder / "merged", progress=False)
     with models_in_float32():
-        made = lk.export(baked, folder / "out", "gguf", **told)
-        print(row("LoRA, baked into factors, on the base in float32", made))
-        made = lk.export(
-            merged, folder / "out", "gguf-bf16", texts=texts, overwrite=True, progress=False
-        )
-        print(row("the merge in float32", made))
+        made = lk.export(merged, folder / "out", "gguf-bf16", **told)
+    print(row("the merge in float32", made))
 
 
 def scaled(adapter: lk.Adapter, folder: Path, **config: object) -> lk.Adapter:
@@ -222,7 +224,10 @@ def of_types(folder: Path, library: str) -> None:
 
 def exported(model: Path, kind: str, out: Path) -> Path:
     """A model's GGUF file, not calibrated."""
-    made = lk.export(model, out, kind, check=False, overwrite=True, progress=False)
+    told: Any = {"check": False, "overwrite": True, "progress": False}
+    if kind not in ("gguf-bf16", "gguf-q8_0"):  # which take no calibration
+        told["calibration"] = "none"
+    made = lk.export(model, out, kind, **told)
     return made.folder / made.runs
 
 
@@ -240,14 +245,15 @@ def differences(one: Path, other: Path) -> str:
     return f"{len(mine)} | {len(types)} | {len(values)}"
 
 
-def of_a_shape(shape: str, folder: Path, names: tuple[str, ...]) -> None:
+def of_a_shape(shape: str, folder: Path, kinds: Sequence[tuple[str, str | None]]) -> None:
     model = make(shape, folder / "model")
     weights = sum(tensor.elements for tensor in lk.Checkpoint(model).tensors.values()) / 1e9
     print(f"{weights:.2f} billion weights, {model_bytes(model) / 1e9:.2f} GB")
     print("| format | processor time | memory |")
     print("|---|---|---|")
-    for name in names:
-        made = lk.export(model, folder / "out", name, check=False, overwrite=True, progress=False)
+    told: Any = {"check": False, "overwrite": True, "progress": False}
+    for name, calibration in kinds:
+        made = lk.export(model, folder / "out", name, calibration=calibration, **told)
         cost = f"{made.processor_seconds:.0f} s | {made.peak_memory / 1e9:.2f} GB"
         print(f"| {name} | {cost} |", flush=True)
 
@@ -318,21 +324,24 @@ def make(shape: str, folder: Path, few: int | None = None) -> Path:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("what", choices=["formats", "others", "loras", "types", *SHAPES])
-    options.add_argument("--others", action="store_true", help="of a shape: what is not GGUF")
+    options.add_argument(
+        "--kinds", choices=OF_A_SHAPE, default="gguf", help="of a shape: which formats"
+    )
     options.add_argument("--only", metavar="NAME", help="one format")
     options.add_argument("--library", help="of types: llama.cpp's shared library")
     options.add_argument("--folder", type=Path, help="where to write; a temporary folder else")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        all_kinds = {"formats": KINDS, "others": OTHERS}.get(asked.what, OF_A_SHAPE[asked.kinds])
+        kinds = [one for one in all_kinds if asked.only in (None, one[0])]
         if asked.what in ("formats", "others"):
-            kinds = KINDS if asked.what == "formats" else OTHERS
-            of_formats(Path(folder), [one for one in kinds if asked.only in (None, one[0])])
+            of_formats(Path(folder), kinds)
         elif asked.what == "loras":
             of_loras(Path(folder))
         elif asked.what == "types":
             of_types(Path(folder), asked.library)
         else:
-            of_a_shape(asked.what, Path(folder), WITHOUT_TEXTS if asked.others else GGUF)
+            of_a_shape(asked.what, Path(folder), kinds)
 
 
 if __name__ == "__main__":
