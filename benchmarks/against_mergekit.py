@@ -2,6 +2,8 @@
 
 With `--extract` it compares LoRAs out of models instead, on the demo with its LoRA kjv merged: the
 share of `‖ΔW‖²` that the factors keep over all matrices of the layers, and what each program takes.
+With `--extract 1b` that is a model of random weights in TinyLlama's shape with a random LoRA of
+rank 16 merged, and `--layers N` gives it N layers; `--folder` says where all of it is written.
 
 mergekit goes into an environment of its own, since its pins are older than labkit's:
 
@@ -21,13 +23,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
+from benchmarks.merge import SHAPES, make_adapter, make_checkpoint
 from tests.merging.methods.dense import make_pair, numbers_of
 
 FIRST, SECOND = [1.0, 0.25, 0.5], [0.5, 0.75, 2.0]
@@ -85,27 +91,34 @@ def by_mergekit(program: str, base: Path, models: list[Path], case: str, out: Pa
     return out
 
 
-def compare_extraction(program: Path) -> None:
-    """Extract LoRAs of ranks 8 and 16 with both programs."""
-    base, loras = lk.demo()
-    with tempfile.TemporaryDirectory() as temporary:
+def compare_extraction(program: Path, size: str, few: int | None, place: Path | None) -> None:
+    """Extract LoRAs with both programs: of ranks 8 and 16 from the demo, else of rank 16."""
+    with tempfile.TemporaryDirectory(dir=place) as temporary:
         folder = Path(temporary)
         model = folder / "model"
-        lk.plan(base, loras["kjv"], [1.0] * base.layers).write(model, progress=False)
-        old, new = numbers_of(Path(base.folder)), numbers_of(model)
-        for rank in (8, 16):
+        if size == "demo":
+            base, loras = lk.demo()
+            adapter: lk.Adapter = loras["kjv"]
+        else:
+            make_checkpoint(folder / "base", size, few)
+            make_adapter(folder / "lora", size, few=few)
+            base, adapter = lk.Checkpoint(folder / "base"), lk.Adapter(folder / "lora")
+        lk.plan(base, adapter, [1.0] * base.layers).write(model, progress=False)
+        for rank in (8, 16) if size == "demo" else (16,):
             ours, theirs = folder / f"ours{rank}", folder / f"theirs{rank}"
             commands = {
                 ours: [sys.executable, "-m", "labkit", "extract", model, base.folder,
                        "--rank", rank, "--out", ours, "--quiet"],
                 theirs: [program, "--model", model, "--base-model", base.folder,
-                         "--max-rank", rank, "--out-path", theirs, "--quiet"],
+                         "--max-rank", rank, "--out-path", theirs, "--quiet",
+                         *([] if size == "demo" else ["--no-copy-tokenizer"])],
             }  # fmt: skip
             for out, command in commands.items():
                 memory, seconds = resources_of([str(word) for word in command])
                 print(
-                    f"rank {rank}, {out.name}: {share_kept(out, old, new):.4%} kept, "
-                    f"{memory / 1e9:.2f} GB, {seconds:.0f} s of processor time"
+                    f"rank {rank}, {out.name}: {share_kept(out, base.folder, model):.4%} kept, "
+                    f"{memory / 1e9:.2f} GB, {seconds:.0f} s of processor time",
+                    flush=True,
                 )
 
 
@@ -127,13 +140,23 @@ def resources_of(command: list[str]) -> tuple[int, float]:
     return int(memory) * 1024, float(seconds)
 
 
-def share_kept(adapter: Path, old: dict[str, np.ndarray], new: dict[str, np.ndarray]) -> float:
+def tensors_of(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a model, one after another."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                yield name, file.get_tensor(name)
+
+
+def share_kept(adapter: Path, base: Path, model: Path) -> float:
     """The share of `‖ΔW‖²` that a LoRA's factors keep, over the matrices of the layers."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     stored = load_file(adapter / "adapter_model.safetensors")
     whole = left = 0.0
-    for name, values in new.items():
-        if values.ndim != 2 or not LAYER.search(name):
+    for (name, old), (same, new) in zip(tensors_of(base), tensors_of(model), strict=True):
+        if name != same:
+            raise ValueError(f"{name} of the base, {same} of the model")
+        if new.ndim != 2 or not LAYER.search(name):
             continue
         module = name.removesuffix(".weight")
         a, b = (
@@ -145,7 +168,7 @@ def share_kept(adapter: Path, old: dict[str, np.ndarray], new: dict[str, np.ndar
             pattern.get(module, default)
             for pattern, default in zip(patterns, (config["lora_alpha"], config["r"]), strict=True)
         )
-        change = values - old[name]
+        change = (new.double() - old.double()).numpy()
         whole += float(np.sum(change**2))
         left += float(np.sum((change - alpha / rank * (b @ a)) ** 2))
     return 1 - left / whole
@@ -155,11 +178,16 @@ def main() -> None:
     """Compare all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mergekit", help="the program mergekit-yaml")
-    parser.add_argument("--extract", action="store_true", help="compare LoRAs out of models")
+    parser.add_argument(
+        "--extract", nargs="?", const="demo", choices=["demo", *SHAPES], help="LoRAs out of models"
+    )
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder else")
     given = parser.parse_args()
     program = str(Path(given.mergekit).absolute())
     if given.extract:
-        compare_extraction(Path(program).with_name("mergekit-extract-lora"))
+        extracting = Path(program).with_name("mergekit-extract-lora")
+        compare_extraction(extracting, given.extract, given.layers, given.folder)
         return
     for architecture in ("llama", "gpt2"):
         with tempfile.TemporaryDirectory() as temporary:

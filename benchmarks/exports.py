@@ -3,30 +3,49 @@
 OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports formats
 OMP_NUM_THREADS=1 uv run --extra gptq python -m benchmarks.exports others
 OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports loras
+OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports types --library libllama.so
 OMP_NUM_THREADS=1 uv run --extra gguf python -m benchmarks.exports 1b --folder /big/disk
 
 The first three are of the demo, against the merge in transformers in float32: the merge as every
 GGUF type, in the formats of other programs (GPTQ also calibrated on documents of another domain),
-and the LoRA baked in two ways. The last converts a Llama of random weights in TinyLlama's shape,
-for processor time and memory alone; `--others` to what is not GGUF.
+and the LoRA baked in two ways, from configs that scale it in three, and with the base in float32,
+where llama.cpp does not round what enters a matrix. `types` compares files with those that
+llama.cpp's own llama_model_quantize makes, which is not in xllamacpp's library: a shared library of
+llama.cpp has it, such as that in the package @node-llama-cpp/linux-x64 of npm. The last converts a
+Llama of random weights in TinyLlama's shape, for processor time and memory alone; `--kinds
+others` to what is not GGUF, `--kinds calibrated` with the whole model in memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
 
 import labkit as lk
 from benchmarks.merge import SHAPES
+from labkit.exporting import gguf_files, lora_files
+from labkit.exporting.job import Job
+from labkit.exporting.processes import Done
 
 KINDS = [
     ("gguf-bf16", None),
     ("gguf-q8_0", None),
     ("gguf-q6_k", "none"),
+    ("gguf-q6_k", None),
     ("gguf-q5_k_m", "none"),
+    ("gguf-q5_k_m", None),
     ("gguf-q4_k_m", "none"),
     ("gguf-q4_k_m", None),
 ]
@@ -41,9 +60,26 @@ OTHERS = [
     ("awq", None),
 ]
 """Formats of other programs. "documents" are labkit's own, which nothing is merged for."""
-WITHOUT_TEXTS = ("mlx", "fp8", "w4a16")
-"""Those that random weights can be converted to: to calibrate them says nothing."""
-GGUF = ("gguf-bf16", "gguf-q8_0", "gguf-q4_k_m")
+OF_A_SHAPE = {
+    "gguf": [("gguf-bf16", None), ("gguf-q8_0", None), ("gguf-q4_k_m", None)],
+    "others": [("mlx", None), ("fp8", None), ("w4a16", None)],
+    "calibrated": [("gguf-q4_k_m", "kjv"), ("gptq", "kjv"), ("w4a16", "kjv"), ("awq", "kjv")],
+}
+"""What random weights are converted to, by file; or with the whole model in memory, calibrated."""
+LLAMA_TYPES = {"gguf-q8_0": 7, "gguf-q4_k_m": 15, "gguf-q5_k_m": 17, "gguf-q6_k": 18}
+"""Formats -> llama.cpp's numbers for them (`llama_ftype`)."""
+QUANTISE = """
+import ctypes, sys
+class Settings(ctypes.Structure):
+    _fields_ = [("words", ctypes.c_uint32 * 256)]  # larger than llama_model_quantize_params
+library, source, out, kind = sys.argv[1:]
+lib = ctypes.CDLL(library)
+lib.llama_model_quantize_default_params.restype = Settings
+settings = lib.llama_model_quantize_default_params()
+settings.words[0:2] = [1, int(kind)]  # threads, and the type
+sys.exit(lib.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(settings)))
+"""
+"""A program that lets llama.cpp quantise a GGUF file, as its llama-quantize does."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 VOCABULARY = 49152
 
@@ -95,28 +131,129 @@ def of_loras(folder: Path) -> None:
     base, loras = lk.demo()
     weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
     sets = lk.demo_texts()
+    texts = [sets["scripture"], sets["modern prose"]]
+    kjv = loras["kjv"]
+    alpha, rank = kjv.config["lora_alpha"], kjv.config["r"]
+    all_alphas = dict.fromkeys(kjv.config["target_modules"], alpha)
+    cases: list[tuple[str, lk.Adapter, bool]] = [
+        ("into factors", kjv, False),
+        ("into alpha_pattern", kjv, True),
+        (
+            "into factors, of rsLoRA",
+            scaled(kjv, folder / "rslora", use_rslora=True, lora_alpha=alpha / math.sqrt(rank)),
+            False,
+        ),
+        (
+            "into factors, of alpha 0 with alpha_pattern",
+            scaled(kjv, folder / "alpha0", lora_alpha=0, alpha_pattern=all_alphas),
+            False,
+        ),
+    ]
     print(HEAD, flush=True)
-    for name, options in (("factors", {}), ("alpha_pattern", {"alpha_pattern": True})):
-        baked = lk.bake(loras["kjv"], weights, folder / f"baked-{name}", **options)
-        made = lk.export(
-            baked,
-            folder / f"out-{name}",
-            "gguf",
-            base=base,
-            texts=[sets["scripture"], sets["modern prose"]],
-            progress=False,
-        )
-        print(row(f"LoRA, baked into {name}", made), flush=True)
+    told: Any = {"texts": texts, "overwrite": True, "progress": False}
+    for name, adapter, alpha_pattern in cases:
+        baked = lk.bake(adapter, weights, folder / f"baked {name}", alpha_pattern=alpha_pattern)
+        for within, said in ((nullcontext, ""), (models_in_float32, ", base in float32")):
+            with within():
+                made = lk.export(baked, folder / "out", "gguf", base=base, **told)
+            print(row(f"LoRA, baked {name}{said}", made), flush=True)
+    merged = lk.plan(base, kjv, weights).write(folder / "merged", progress=False)
+    with models_in_float32():
+        made = lk.export(merged, folder / "out", "gguf-bf16", **told)
+    print(row("the merge in float32", made))
 
 
-def of_a_shape(shape: str, folder: Path, names: tuple[str, ...]) -> None:
+def scaled(adapter: lk.Adapter, folder: Path, **config: object) -> lk.Adapter:
+    """The same factors with other words for their scaling."""
+    shutil.copytree(adapter.folder, folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return lk.Adapter(folder)
+
+
+@contextmanager
+def models_in_float32() -> Iterator[None]:
+    """Let labkit give llama.cpp files of models whose bfloat16 numbers are kept in float32."""
+    write_model = gguf_files.write_model
+
+    def write(kind: str, job: Job, path: Path, *others: Any) -> Done:
+        done = write_model(kind, job, path.with_suffix(".bf16"), *others)
+        to_float32(path.with_suffix(".bf16"), path)
+        return done
+
+    with (
+        mock.patch.object(gguf_files, "write_model", write),
+        mock.patch.object(lora_files, "write_model", write),
+    ):
+        yield
+
+
+def to_float32(source: Path, out: Path) -> None:
+    """Write a GGUF file's tensors in float32, and all else as it is."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    fields = {name: one for name, one in reader.fields.items() if not name.startswith("GGUF.")}
+    writer = gguf.GGUFWriter(out, fields.pop("general.architecture").contents())
+    for name, field in fields.items():
+        array = field.types[0] == gguf.GGUFValueType.ARRAY
+        sub_type = field.types[-1] if array else None
+        writer.add_key_value(name, field.contents(), field.types[0], sub_type)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source.unlink()
+
+
+def of_types(folder: Path, library: str) -> None:
+    base, loras = lk.demo()
+    weights = lk.Gradient.ramp(base.layers, start=14, stop=16)
+    merged = lk.plan(base, loras["kjv"], weights).write(folder / "merged", progress=False)
+    print("| model | format | tensors | of another type | of other bytes |\n|---|---|---|---|---|")
+    for name, model in (("the demo", merged.folder), ("8 layers", make("1b", folder / "1b", 8))):
+        whole = exported(model, "gguf-bf16", folder / "whole")
+        for kind, number in LLAMA_TYPES.items():
+            ours, theirs = exported(model, kind, folder / "ours"), folder / "theirs.gguf"
+            command = [sys.executable, "-c", QUANTISE, library, whole, theirs, str(number)]
+            subprocess.run(command, check=True, capture_output=True)
+            print(f"| {name} | {kind} | {differences(ours, theirs)} |", flush=True)
+
+
+def exported(model: Path, kind: str, out: Path) -> Path:
+    """A model's GGUF file, not calibrated."""
+    told: Any = {"check": False, "overwrite": True, "progress": False}
+    if kind not in ("gguf-bf16", "gguf-q8_0"):  # which take no calibration
+        told["calibration"] = "none"
+    made = lk.export(model, out, kind, **told)
+    return made.folder / made.runs
+
+
+def differences(one: Path, other: Path) -> str:
+    """How many tensors two GGUF files have, and how many differ in type, and in bytes."""
+    import gguf
+
+    mine, theirs = (
+        {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors} for path in (one, other)
+    )
+    if mine.keys() != theirs.keys():
+        raise ValueError(f"other tensors: {sorted(mine.keys() ^ theirs.keys())}")
+    types = [name for name in mine if mine[name].tensor_type != theirs[name].tensor_type]
+    values = [n for n in mine if not np.array_equal(mine[n].data, theirs[n].data)]
+    return f"{len(mine)} | {len(types)} | {len(values)}"
+
+
+def of_a_shape(shape: str, folder: Path, kinds: Sequence[tuple[str, str | None]]) -> None:
     model = make(shape, folder / "model")
     weights = sum(tensor.elements for tensor in lk.Checkpoint(model).tensors.values()) / 1e9
     print(f"{weights:.2f} billion weights, {model_bytes(model) / 1e9:.2f} GB")
     print("| format | processor time | memory |")
     print("|---|---|---|")
-    for name in names:
-        made = lk.export(model, folder / "out", name, check=False, overwrite=True, progress=False)
+    told: Any = {"check": False, "overwrite": True, "progress": False}
+    for name, calibration in kinds:
+        made = lk.export(model, folder / "out", name, calibration=calibration, **told)
         cost = f"{made.processor_seconds:.0f} s | {made.peak_memory / 1e9:.2f} GB"
         print(f"| {name} | {cost} |", flush=True)
 
@@ -125,14 +262,19 @@ def model_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def make(shape: str, folder: Path) -> Path:
-    """A Llama of random weights with the demo's tokenizer, in files of a layer each."""
-    import json
+def make(shape: str, folder: Path, few: int | None = None) -> Path:
+    """A Llama of random weights with the demo's tokenizer, in files of a layer each.
 
+    Args:
+        shape: one of `SHAPES`.
+        folder: the folder to make.
+        few: how many layers, if fewer than the shape has.
+    """
     import torch
     from safetensors.torch import save_file
 
     hidden, inner, layers, heads = SHAPES[shape]
+    layers = few or layers
     folder.mkdir()
     base, _ = lk.demo()
     for name in TOKENIZER:
@@ -181,19 +323,25 @@ def make(shape: str, folder: Path) -> Path:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("what", choices=["formats", "others", "loras", *SHAPES])
-    options.add_argument("--others", action="store_true", help="of a shape: what is not GGUF")
+    options.add_argument("what", choices=["formats", "others", "loras", "types", *SHAPES])
+    options.add_argument(
+        "--kinds", choices=OF_A_SHAPE, default="gguf", help="of a shape: which formats"
+    )
     options.add_argument("--only", metavar="NAME", help="one format")
+    options.add_argument("--library", help="of types: llama.cpp's shared library")
     options.add_argument("--folder", type=Path, help="where to write; a temporary folder else")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        all_kinds = {"formats": KINDS, "others": OTHERS}.get(asked.what, OF_A_SHAPE[asked.kinds])
+        kinds = [one for one in all_kinds if asked.only in (None, one[0])]
         if asked.what in ("formats", "others"):
-            kinds = KINDS if asked.what == "formats" else OTHERS
-            of_formats(Path(folder), [one for one in kinds if asked.only in (None, one[0])])
+            of_formats(Path(folder), kinds)
         elif asked.what == "loras":
             of_loras(Path(folder))
+        elif asked.what == "types":
+            of_types(Path(folder), asked.library)
         else:
-            of_a_shape(asked.what, Path(folder), WITHOUT_TEXTS if asked.others else GGUF)
+            of_a_shape(asked.what, Path(folder), kinds)
 
 
 if __name__ == "__main__":

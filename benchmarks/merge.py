@@ -54,11 +54,13 @@ PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out
 """
 
 
-def make_checkpoint(folder: Path, size: str) -> None:
+def make_checkpoint(folder: Path, size: str, few: int | None = None) -> None:
+    """Make a model of random weights; of fewer layers than its shape has, where that is asked."""
     import torch
     from safetensors.torch import save_file
 
     hidden, intermediate, layers, heads = SHAPES[size]
+    layers = few or layers
     folder.mkdir()
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
     for layer in range(layers):
@@ -113,11 +115,12 @@ def make_checkpoint(folder: Path, size: str) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def make_adapter(folder: Path, size: str, seed: int = 1) -> None:
+def make_adapter(folder: Path, size: str, seed: int = 1, few: int | None = None) -> None:
     import torch
     from safetensors.torch import save_file
 
     hidden, intermediate, layers, _ = SHAPES[size]
+    layers = few or layers
     folder.mkdir()
     modules = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
     modules |= {"mlp.gate_proj": (intermediate, hidden), "mlp.up_proj": (intermediate, hidden)}

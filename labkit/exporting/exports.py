@@ -265,6 +265,7 @@ def _make(
                 # First: what cannot be compared is said before hours of conversion.
                 steps("reads the texts with the merge")
                 heard = _hear(job, reader, sets)
+                steps("converts it")
             converted = chosen.convert(job)
             if heard is not None:
                 steps("runs it, and compares it with the merge")

@@ -36,7 +36,7 @@ from labkit.writing.progress import Progress, bar_of
 
 FIRST_RANK = 64
 """Singular values that are looked at first where no rank is asked for."""
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 16
 
 OTHER_SHAPE = "left out, as its shape is another: {names}"
 DIFFERS = "left out, though it differs: {names}; {whole} puts it into the adapter"
@@ -206,13 +206,15 @@ class _Extraction:
 
     def _factors(self, tensor: StoredTensor, theirs: StoredTensor, layer: int) -> _Difference:
         delta = np.empty(tensor.shape, np.float32)
-        squared, noise = 0.0, RoundingNoise(theirs)
+        squared = 0.0
+        noise = RoundingNoise(theirs) if self.rank is None and self.energy is None else None
         with np.errstate(invalid="ignore", over="ignore"):  # refused in words
             for start, mine, other in _blocks(tensor, theirs):
                 block = other - mine
                 squared += float(np.square(block).sum())
                 delta[start : start + len(block)] = block
-                noise.look_at(start, other)
+                if noise:
+                    noise.look_at(start, other)
         if not math.isfinite(squared):
             raise LabkitError(
                 f"{shown(tensor.name)!r} of {shown(self.base.name)} or {shown(self.model.name)} "
@@ -222,11 +224,12 @@ class _Extraction:
             return NOTHING
         if self.transposed:
             delta = np.ascontiguousarray(delta.T)
+        rounding = noise.largest_value if noise else 0.0
         dice = np.random.default_rng([self.seed, layer, *tensor.name.encode()])
         wanted, remark = self.rank or FIRST_RANK, ""
         while True:
             left, values, right = largest_values(delta, wanted, dice)
-            count = rank_to_keep(values, squared, self.rank, self.energy, noise.largest_value)
+            count = rank_to_keep(values, squared, self.rank, self.energy, rounding)
             if count is not None or wanted >= min(tensor.shape):
                 break
             if self.energy is None:

@@ -155,6 +155,7 @@ def test_what_is_done_is_said_on_standard_error(model, tmp_path, plain_format, c
     assert lines == [
         "labkit: exports merged to plain: about 0.00 GB",
         "labkit: reads the texts with the merge",
+        "labkit: converts it",
         "labkit: runs it, and compares it with the merge",
     ]
 
@@ -326,7 +327,7 @@ class CancelledError(Exception):
     """What a function that is told of the steps raises to end an export."""
 
 
-@pytest.mark.parametrize("step", ["exports out", "reads the texts", "runs it"])
+@pytest.mark.parametrize("step", ["exports out", "reads the texts", "converts it", "runs it"])
 def test_a_function_that_is_told_the_steps_can_end_the_export_at_each(
     model, tmp_path, plain_format, step
 ):
@@ -360,7 +361,8 @@ def test_a_function_is_told_again_and_again_and_standard_error_is_not(
     lk.export(model, tmp_path / "out", "plain", texts=TEXTS, progress=said.append)
     assert {text: said.count(text) for text in said} == {
         "exports merged to plain: about 0.00 GB": 1,
-        "reads the texts with the merge": 1 + 48 + 4 + 5,
+        "reads the texts with the merge": 1 + 48 + 4,
+        "converts it": 1 + 5,
         "runs it, and compares it with the merge": 1,
     }
     assert "labkit: " not in capsys.readouterr().err
