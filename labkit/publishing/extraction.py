@@ -207,7 +207,7 @@ class _Extraction:
     def _factors(self, tensor: StoredTensor, theirs: StoredTensor, layer: int) -> _Difference:
         delta = np.empty(tensor.shape, np.float32)
         squared = 0.0
-        noise = RoundingNoise(theirs) if self.rank is None and self.energy is None else None
+        noise = RoundingNoise(theirs) if self.rank is None else None
         with np.errstate(invalid="ignore", over="ignore"):  # refused in words
             for start, mine, other in _blocks(tensor, theirs):
                 block = other - mine
@@ -244,7 +244,7 @@ class _Extraction:
         kept = even(LowRank(left[:, :count] * roots, roots[:, None] * right[:count]))
         gap = None
         if self.energy is not None:
-            gap = rank_to_keep(values, squared, None, None, noise.largest_value)
+            gap = rank_to_keep(values, squared, None, None, rounding)
         return _Difference(norm, kept, remark=remark, gap=gap)
 
 
