@@ -35,8 +35,14 @@ import numpy as np
 
 import labkit as lk
 from benchmarks.merge import SHAPES
+
+# What they convert is compared, and looked at, before an export is whole.
 from labkit.exporting import gguf_files, lora_files
+
+# A conversion takes a job, and
 from labkit.exporting.job import Job
+
+# is done in a process of its own.
 from labkit.exporting.processes import Done
 
 KINDS = [

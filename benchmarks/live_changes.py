@@ -21,12 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 import labkit as lk
-from labkit.inference.live_model import LiveModel
+
+# The forecast of memory is held against what is taken.
 from labkit.inference.mixtures import memory_to_merge
 
 ROUNDS = 5
@@ -69,9 +71,7 @@ def largest() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def row_of(
-    model: LiveModel, changes: dict[str, lk.Gradient], half: lk.Gradient, rounds: int
-) -> str:
+def row_of(model: Any, changes: dict[str, lk.Gradient], half: lk.Gradient, rounds: int) -> str:
     """Time changes of a live model, every one from `half`."""
 
     def turn(gradient: lk.Gradient) -> None:
