@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
+from labkit.files.tensor_file import FLOATS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,6 +30,20 @@ def on_device(device: str, values: Array) -> Tensor:
     import torch
 
     return torch.as_tensor(values, device=device)
+
+
+def as_torch(stored: np.ndarray, dtype: str) -> Tensor:
+    """A file's numbers in numpy's array (`labkit.files.floats.ARRAYS`) as torch's, without a copy.
+
+    Args:
+        stored: the numbers.
+        dtype: theirs, by safetensors' name.
+    """
+    import torch
+
+    # numpy knows no bfloat16, and torch no whole numbers of 16 bits without a sign.
+    bits = torch.from_numpy(stored.view(np.int16) if dtype == "BF16" else stored)
+    return bits.view(getattr(torch, FLOATS[dtype]))
 
 
 def as_numpy(values: Array) -> np.ndarray:
@@ -107,11 +123,6 @@ def shifted(bits: Array, count: int) -> Array:
 def all_finite(values: Array) -> bool:
     """Whether no number is NaN or infinite."""
     return bool((np.isfinite(values) if of_numpy(values) else values.isfinite()).all())
-
-
-def any_of_row(marks: Array) -> Array:
-    """Whether there is a mark in each row."""
-    return marks.any(axis=1)
 
 
 def sorted_rows(numbers: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,6 +21,13 @@ Rule = Callable[[list[Array], Array, Array, list[float]], tuple[Array, Array | N
 bound, how far its elements may be off. Gives what is added; and marks of the elements where it
 would be another number, and not only one with other last bits, if the deltas were off by so much.
 None for no such element. It is written for numpy's arrays and torch's tensors alike."""
+
+
+def rule_slices(values: Array) -> Iterator[slice]:
+    """Where the pieces of a flat array lie; on another device than the processor it is one."""
+    step = RULE_ELEMENTS if of_numpy(values) else max(1, len(values))
+    for start in range(0, len(values), step):
+        yield slice(start, min(start + step, len(values)))
 
 
 class Elementwise(BaseDependent):
@@ -80,9 +87,7 @@ class Elementwise(BaseDependent):
         numbers: Array = base.reshape(-1)
         change = zeros(numbers.shape, numbers)
         first = start * base.shape[1]
-        step = RULE_ELEMENTS if of_numpy(base) else max(1, len(numbers))
-        for begin in range(0, len(numbers), step):
-            some = slice(begin, min(begin + step, len(numbers)))
+        for some in rule_slices(numbers):
             positions = places(first + some.start, first + some.stop, base)
             values = [one.reshape(-1)[some] for one in rows]
             change[some], marks = self.rule(values, numbers[some], positions, bounds)

@@ -73,7 +73,7 @@ def near_blocks(delta: Delta, base: StoredTensor) -> Iterator[NearBlock]:
         base: the base's tensor.
     """
     count, columns = base.matrix_shape
-    step = max(1, NORM_ELEMENTS // max(1, columns))
+    step = block_rows(columns)
     for start in range(0, count, step):
         yield near_rows(delta, base, start, min(start + step, count))
 
@@ -101,12 +101,17 @@ def add_nearly(delta: Delta, values: Array, start: int, numbers: Array) -> float
     return bound
 
 
+def block_rows(columns: int) -> int:
+    """How many rows a block has."""
+    return max(1, NORM_ELEMENTS // max(1, columns))
+
+
 def rows_at_once(columns: int, on_processor: bool) -> int:
     """How many rows are made at a time: a block of them; on another device some blocks.
 
     A vector is one row, and a block of it stays one.
     """
-    block = max(1, NORM_ELEMENTS // max(1, columns))
+    block = block_rows(columns)
     return block if on_processor or columns == 1 else block * BLOCKS_ON_DEVICE
 
 
@@ -143,13 +148,11 @@ def block_sums(values: Array, columns: int) -> list[float]:
         values: the elements of whole rows, flat, from the beginning of a block on.
         columns: how many there are in a row.
     """
-    block = max(1, NORM_ELEMENTS // max(1, columns)) * max(1, columns)
+    block = block_rows(columns) * max(1, columns)
     whole = len(values) // block
-    sums = []
-    for some in (values[: whole * block].reshape(whole, block), values[None, whole * block :]):
-        if some.shape[0] and some.shape[1]:
-            sums += _sums_in_order(some).tolist()
-    return sums
+    blocks, rest = values[: whole * block].reshape(whole, block), values[whole * block :]
+    sums: list[float] = _sums_in_order(blocks).tolist()
+    return [*sums, sum_in_order(rest)] if len(rest) else sums
 
 
 def sum_in_order(values: Array) -> float:
@@ -335,7 +338,7 @@ def _cut_of_equals(
     reached = np.cumsum(counts)
     number = int(np.flatnonzero(reached >= wanted)[0])
     rows, columns = base.matrix_shape
-    step = max(1, NORM_ELEMENTS // max(1, columns))
+    step = block_rows(columns)
     start = number * step
     block = near_rows(delta, base, start, min(start + step, rows))
     here = np.flatnonzero(_bits(block.values.reshape(-1)) == _edge(magnitude))

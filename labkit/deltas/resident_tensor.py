@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from labkit.deltas.arrays import Array, on_device
+from labkit.deltas.arrays import Array, as_torch
 from labkit.files.floats import ARRAYS
-from labkit.files.tensor_file import FLOATS, StoredTensor
+from labkit.files.tensor_file import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,10 @@ class ResidentTensor(StoredTensor):
         Raises:
             LabkitError: as `StoredTensor.read`.
         """
-        import torch
-
         with self._reading:  # several threads merge the rows of one tensor
             if not self._held:
-                dtype = {"BF16": np.int16}.get(self.float_dtype, ARRAYS[self.float_dtype])
-                stored = np.frombuffer(self.read_bytes(), dtype)
-                there = on_device(self.device, stored).view(getattr(torch, FLOATS[self.dtype]))
+                stored = np.frombuffer(self.read_bytes(), ARRAYS[self.float_dtype])
+                there = as_torch(stored, self.dtype).to(self.device)
                 self._held["values"] = there.view(self.matrix_shape)
             return self._held["values"]
 

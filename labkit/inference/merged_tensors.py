@@ -27,7 +27,7 @@ from labkit.deltas.delta import NORM_ELEMENTS, Delta
 from labkit.errors import LabkitError, shown
 from labkit.files.floats import ARRAYS, LARGEST, wide
 from labkit.files.tensor_file import FLOAT_CODES, FLOATS, StoredTensor
-from labkit.inference.mixtures import Mix
+from labkit.inference.mixtures import Mix, require_tokens
 from labkit.inference.places import Places, as_torch, require_equal
 from labkit.machine import in_parallel
 from labkit.merging.planning import Change, Contribution, Plan
@@ -176,13 +176,7 @@ class MergedTensors:
             found = self._hold(change.tensor)
             if found is None:
                 continue
-            if change.shape != change.tensor.shape:
-                raise LabkitError(
-                    f"{shown(self._sources[change.contributions[0].term].name)} changes the number "
-                    f"of tokens from {change.tensor.shape[0]} to {change.shape[0]}, which a live "
-                    "model keeps; leave what is outside the layers out (rest=0), or merge it "
-                    "instead (lk.plan)"
-                )
+            require_tokens(change, self._sources)
             found.change = change
 
     def _hold(self, tensor: StoredTensor) -> MergedTensor | None:

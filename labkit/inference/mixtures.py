@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from labkit.errors import LabkitError, shown
 from labkit.files.tensor_file import FLOAT_CODES, FLOATS
 from labkit.machine import workers
-from labkit.merging.planning import Plan
+from labkit.merging.planning import Change, Plan
 from labkit.merging.rounding import BUFFER_BYTES
+from labkit.models.source import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +58,27 @@ def require_form(plan: Plan) -> None:
             "the recipe unties embedding and head, which a live model keeps as one tensor; leave "
             "untie out, or write it (lk.plan)"
         )
+    sources = [term.source for term in recipe.terms]
     for name in outside:
-        change = plan.changes[name]
-        if change.shape != change.tensor.shape:
-            source = recipe.terms[change.contributions[0].term].source
-            raise LabkitError(
-                f"{shown(source.name)} changes the number of tokens from {change.tensor.shape[0]} "
-                f"to {change.shape[0]}, which a live model keeps; leave what is outside the layers "
-                "out (rest=0), or merge it instead (lk.plan)"
-            )
+        require_tokens(plan.changes[name], sources)
+
+
+def require_tokens(change: Change, sources: Sequence[Source]) -> None:
+    """Check that a tensor keeps its rows.
+
+    Args:
+        change: what is added to it.
+        sources: the terms' sources, in order.
+
+    Raises:
+        LabkitError: it gets other tokens than the base's.
+    """
+    if change.shape != change.tensor.shape:
+        raise LabkitError(
+            f"{shown(sources[change.contributions[0].term].name)} changes the number of tokens "
+            f"from {change.tensor.shape[0]} to {change.shape[0]}, which a live model keeps; leave "
+            "what is outside the layers out (rest=0), or merge it instead (lk.plan)"
+        )
 
 
 def require_dtype(plan: Plan, dtype: str) -> None:

@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from labkit.deltas.arrays import as_torch
 from labkit.deltas.delta import BaseDependent, Delta
-from labkit.files.floats import ARRAYS, SIGNIFICAND_BITS, wide
+from labkit.files.floats import SIGNIFICAND_BITS, wide
 from labkit.files.tensor_file import FLOATS
 from labkit.merging.rounding import merge_all_exactly, merge_exactly, near_halfway_in_float64
 
@@ -63,7 +64,7 @@ class DeviceMerger:
         out: np.ndarray,
     ) -> tuple[float, float, float]:
         """Merge some rows; give the three sums of squares."""
-        original = total = _tensor(base, base_dtype).to(self.device).double()
+        original = total = as_torch(base, base_dtype).to(self.device).double()
         if update is not None:
             total = torch.empty_like(original)
             self._on_device(update).write_sum_to(total, original, start)
@@ -74,7 +75,7 @@ class DeviceMerger:
         if update is not None and not update.by_element:
             marks |= _unsure(total, merged)
         unsure = marks.view(-1).nonzero().view(-1)
-        _tensor(out, dtype).copy_(merged)
+        as_torch(out, dtype).copy_(merged)
         result = merged.double()
         change, lacks = result - original, result - total
         for one in (change, lacks):  # counted when they are merged exactly
@@ -123,9 +124,3 @@ def _unsure(total: Float64[Tensor, "rows columns"], merged: Float[Tensor, "rows 
     # Below float16's normal numbers the last place stays 2⁻²⁴, whatever the exponent.
     small = merged.abs() <= 2.0**-14
     return halfway | (small & ((single.abs() * 2.0**24) % 1 == 0.5))
-
-
-def _tensor(values: np.ndarray, dtype: str) -> Tensor:
-    """Numpy's array as torch's, of the same memory."""
-    bits = torch.from_numpy(values.view({"BF16": np.int16}.get(dtype, ARRAYS[dtype])))
-    return bits.view(getattr(torch, FLOATS[dtype]))

@@ -85,44 +85,35 @@ def test_an_export_that_is_refused_is_said_beside_the_button(lab, tmp_path, monk
     assert not lab.panel.export.disabled
 
 
-def test_a_cancelled_merge_leaves_nothing(lab, tmp_path, monkeypatch):
-    write, begun = Plan.write, threading.Event()
+def cancel_once_begun(lab, monkeypatch, name):
+    """Press a plan's button, and Cancel as soon as the plan tells how far it is."""
+    make, begun = getattr(Plan, name), threading.Event()
 
-    def slowly(resolved, out, *, progress, **options):
-        def tell(done, total):
+    def slowly(*given, progress, **options):
+        def tell(*said):
             begun.set()
             assert lab._saving.cancel.wait(60)
-            progress(done, total)
+            progress(*said)
 
-        return write(resolved, out, progress=tell, **options)
+        return make(*given, progress=tell, **options)
 
-    monkeypatch.setattr(Plan, "write", slowly)
-    lab.panel.write.click()
+    monkeypatch.setattr(Plan, name, slowly)
+    getattr(lab.panel, name).click()
     assert begun.wait(60)
     lab.panel.cancel.click()
     lab.wait(60)
+
+
+def test_a_cancelled_merge_leaves_nothing(lab, tmp_path, monkeypatch):
+    cancel_once_begun(lab, monkeypatch, "write")
     assert "cancelled; nothing was written" in lab.panel.saved.value
     assert list(tmp_path.glob("*mine*")) == []
     assert lab.receipt is None
 
 
 def test_a_cancelled_export_leaves_nothing(lab, tmp_path, monkeypatch):
-    export, begun = Plan.export, threading.Event()
-
-    def slowly(resolved, out, format, *, progress, **options):
-        def tell(step):
-            begun.set()
-            assert lab._saving.cancel.wait(60)
-            progress(step)
-
-        return export(resolved, out, format, progress=tell, **options)
-
-    monkeypatch.setattr(Plan, "export", slowly)
     monkeypatch.setattr("labkit.exporting.environments.find_spec", lambda name: True)
-    lab.panel.export.click()
-    assert begun.wait(60)
-    lab.panel.cancel.click()
-    lab.wait(60)
+    cancel_once_begun(lab, monkeypatch, "export")
     assert "cancelled; nothing was written" in lab.panel.saved.value
     assert list(tmp_path.glob("*mine*")) == []
     assert not lab.panel.export.disabled

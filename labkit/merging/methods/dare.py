@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from labkit.deltas.arrays import Array, of_numpy, only, places, shifted, zeros
+from labkit.deltas.arrays import Array, only, places, shifted, zeros
 from labkit.deltas.delta import NORM_ELEMENTS, Delta
-from labkit.deltas.elementwise import RULE_ELEMENTS, Elementwise
+from labkit.deltas.elementwise import Elementwise, rule_slices
 from labkit.deltas.passes import block_sums, ordered_blocks
 from labkit.errors import LabkitError, shown
 from labkit.gradients.gradient import Gradient
@@ -132,9 +132,8 @@ class Sums:
 
 
 def pieces(values: Array) -> Iterator[Array]:
-    """The array in pieces that a processor's cache holds; on another device in one."""
-    step = RULE_ELEMENTS if of_numpy(values) else max(1, len(values))
-    return (values[at : at + step] for at in range(0, len(values), step))
+    """The array in the pieces that a rule is given."""
+    return (values[some] for some in rule_slices(values))
 
 
 class Keeps(Protocol):

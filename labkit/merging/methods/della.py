@@ -13,7 +13,6 @@ import numpy as np
 
 from labkit.deltas.arrays import (
     Array,
-    any_of_row,
     as_numpy,
     bits_of,
     marks_of,
@@ -113,7 +112,7 @@ class Della(Dare):
         keys = sorted_rows((bits & ~low) | places(0, columns, rows))
         limits = put_in_rows(keys & low, of_rank)
         alike = ((keys[:, 1:] ^ keys[:, :-1]) & ~low) == 0
-        unsure = places_where(any_of_row(alike) & any_of_row((bits & low) != 0))
+        unsure = places_where(alike.any(axis=1) & ((bits & low) != 0).any(axis=1))
         if len(unsure):  # numbers that differ in the lowest bits alone
             limits[unsure] = put_in_rows(stable_order(rows[unsure]), of_rank)
         return limits.reshape(-1)
